@@ -1,0 +1,192 @@
+//! What can go wrong with a video, classed by what to do about it, and when to try again.
+
+use std::fmt;
+use std::time::Duration;
+
+/// What may be done about a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The pushed files are wrong: tried again when one of their blobs changes, on redelivery or retry.
+    Content,
+    /// A setting outside the files is wrong: reported at once, tried hourly and by every sweep.
+    Environment,
+    /// Likely to go away by itself: tried again on [`retry_delay`]'s schedule.
+    Passing,
+    /// Something that should have come did not: tried again when something is pushed.
+    Time,
+}
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal, $class:ident;)*) => {
+        /// Why a video is not ready. The texts are part of the contract.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Code { $($(#[$doc])* $variant,)* }
+
+        impl Code {
+            /// Every code there is.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The code as rows, API and logs spell it.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+
+            /// What may be done about it.
+            pub const fn class(self) -> Class {
+                match self { $(Self::$variant => Class::$class,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The JSON is no object with the agreed fields, or is over 64 KiB.
+    BadMetadata = "bad_metadata", Content;
+    /// The JSON names another lesson or video than the file's name.
+    MetadataMismatch = "metadata_mismatch", Content;
+    /// Under 8 bytes, or the first box is not `ftyp`.
+    NotAnMp4 = "not_an_mp4", Content;
+    /// A top-level box passes the end of the file, or the index is missing.
+    Truncated = "truncated", Content;
+    /// No track with pictures in it.
+    NoVideoTrack = "no_video_track", Content;
+    /// The row of that id is another lesson's, or is not a video.
+    RowMismatch = "row_mismatch", Content;
+
+    /// The storage bucket does not exist.
+    BucketMissing = "bucket_missing", Environment;
+    /// The bucket's allowed types lack `video/mp4`.
+    MimeNotAllowed = "mime_not_allowed", Environment;
+    /// The storage refuses our key.
+    StorageDenied = "storage_denied", Environment;
+    /// GitHub refuses our token, or shows us no such repository.
+    GithubDenied = "github_denied", Environment;
+    /// Over the bucket's or our own limit.
+    TooLarge = "too_large", Environment;
+    /// The pointer is there, the object is not.
+    LfsObjectMissing = "lfs_object_missing", Environment;
+
+    /// The bytes that came are not the bytes that were pushed.
+    CorruptDownload = "corrupt_download", Passing;
+    /// GitHub (or its LFS storage) did not answer as it should.
+    GithubUnavailable = "github_unavailable", Passing;
+    /// GitHub asked us to wait.
+    RateLimited = "rate_limited", Passing;
+    /// The storage did not answer as it should.
+    StorageUnavailable = "storage_unavailable", Passing;
+    /// Our own database did not answer as it should.
+    DatabaseUnavailable = "database_unavailable", Passing;
+    /// Too little room for a download in `DATA_DIR`.
+    DiskFull = "disk_full", Passing;
+    /// The process that had the video stopped before it was done.
+    LeaseExpired = "lease_expired", Passing;
+    /// A defect of ours; the log has the details.
+    Internal = "internal", Passing;
+
+    /// A passing failure that lasted for [`GIVE_UP_AFTER`].
+    GaveUp = "gave_up", Time;
+    /// No row with that id.
+    NoRow = "no_row", Time;
+    /// The MP4 was not pushed, or is gone again.
+    VideoMissing = "video_missing", Time;
+    /// Waiting for the JSON beside the MP4.
+    MetadataMissing = "metadata_missing", Time;
+    /// The agent failed.
+    GenerationFailed = "generation_failed", Time;
+    /// The deadline passed and nothing was pushed.
+    GenerationTimeout = "generation_timeout", Time;
+    /// The agent finished and nothing was pushed.
+    FinishedWithoutVideo = "finished_without_video", Time;
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why one attempt at a video ended without it: the code says what to do, the message says it to a person.
+///
+/// The message may be shown to anybody who may see the video: no secret, no address of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What to do about it.
+    pub code: Code,
+    /// One sentence for a person, with what to do next where that is not obvious.
+    pub message: String,
+    /// How long the other side asked us to wait; such a wait is not an attempt.
+    pub retry_after: Option<Duration>,
+}
+
+impl Failure {
+    /// A failure without a wait asked for by the other side.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+
+    /// The same failure, not to be tried again before `wait` has passed.
+    pub fn after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait.min(RETRY_AFTER_MAX));
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// The longest wait another service may ask of us.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(6 * 3600);
+
+/// How long passing failures are tried again before a person must look.
+pub const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// How often a failure of the environment is tried again.
+pub const ENVIRONMENT_RETRY: Duration = Duration::from_secs(3600);
+
+/// The waits after the first, second, … counted attempt, in seconds; the last one repeats.
+const RETRY_SECONDS: [u64; 6] = [5, 15, 60, 300, 900, 3600];
+
+/// How long to wait after the `attempts`-th attempt (from 1) failed in passing.
+///
+/// `random` in `[0, 1)` spreads the wait by up to a tenth either way, so that videos that failed
+/// together do not come back together.
+pub fn retry_delay(attempts: u32, random: f64) -> Duration {
+    let step = (attempts.max(1) as usize - 1).min(RETRY_SECONDS.len() - 1);
+    Duration::from_secs(RETRY_SECONDS[step]).mul_f64(0.9 + random * 0.2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schedule_is_the_contracts() {
+        let seconds: Vec<u64> = (1..=8)
+            .map(|n| retry_delay(n, 0.5).as_secs_f64().round() as u64)
+            .collect();
+        assert_eq!(seconds, [5, 15, 60, 300, 900, 3600, 3600, 3600]);
+    }
+
+    #[test]
+    fn the_jitter_stays_within_a_tenth() {
+        assert_eq!(retry_delay(3, 0.0), Duration::from_secs(54));
+        assert!(retry_delay(3, 0.999_999) < Duration::from_secs(66));
+    }
+
+    #[test]
+    fn codes_are_spelled_once() {
+        let mut texts: Vec<_> = Code::ALL.iter().map(|c| c.as_str()).collect();
+        texts.sort_unstable();
+        texts.dedup();
+        assert_eq!(texts.len(), Code::ALL.len());
+    }
+}
