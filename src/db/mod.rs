@@ -1,1 +1,314 @@
-//! (to come)
+//! Everything we keep, and the only room with SQL in it.
+//!
+//! *What do we store and why?* Of a delivery: that it came and what it asked for, so that a person
+//! can see what became of it. Of a video: what was asked, what was observed and stored, and when to
+//! look again; the row is the job, there is no second queue. The app's own table `lesson_assets` is
+//! touched by the named statements of [`rows`] and [`videos::finish`](Db::finish) only.
+//!
+//! One set of statements serves SQLite and Postgres: ids and JSON as text, times as milliseconds
+//! since the epoch, flags as 0 and 1. What differs is spelled by a few tokens, see [`Db::query`].
+
+mod deliveries;
+mod rows;
+mod videos;
+mod views;
+
+use std::path::Path;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::any::{AnyArguments, AnyPoolOptions};
+use sqlx::pool::PoolConnection;
+use sqlx::query::Query;
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Row as _, Transaction};
+
+use crate::clock::Clock;
+
+pub use deliveries::{Delivery, Scan};
+pub use rows::{Row, RowOwner};
+pub use videos::{Claim, End, Lost, Published, Request, Source, Step};
+pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
+
+/// How long a request may wait for a connection before it is answered with 503.
+pub const ACQUIRE_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// Connections to Postgres, and readers of SQLite (which has one writer).
+const POOL_CONNECTIONS_MAX: u32 = 8;
+
+/// A connection that was idle for longer is tried before it is used again.
+const TRUST_IDLE_FOR: Duration = Duration::from_secs(1);
+
+/// The port of Supabase's transaction pooler, where a connection is ours for one transaction only.
+/// Source: Supabase's guide "Connect to your database".
+const TRANSACTION_POOLER_PORT: u16 = 6543;
+
+/// Any key, as long as every replica uses the same: replicas that start together migrate in turn.
+const MIGRATION_LOCK: i64 = 0x7669_6465_6f69_6e67;
+
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        both: include_str!("migrations/0001_init.sql"),
+        embedded: include_str!("migrations/0001_embedded.sql"),
+    },
+];
+
+struct Migration {
+    version: i64,
+    both: &'static str,
+    embedded: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dialect {
+    Sqlite,
+    Postgres,
+}
+
+/// The database did not do what was asked; nothing of the statement or transaction took effect,
+/// unless the connection broke while it committed. Worth trying again.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// No answer, or a refusal.
+    #[error("the database did not answer as it should")]
+    Sqlx(#[from] sqlx::Error),
+    /// The database is not as we need it; the text says what to do.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+impl From<DbError> for crate::domain::failure::Failure {
+    fn from(error: DbError) -> Self {
+        tracing::warn!(error = &error as &dyn std::error::Error, "database");
+        Self::new(
+            crate::domain::failure::Code::DatabaseUnavailable,
+            "our database did not answer; it will be tried again",
+        )
+    }
+}
+
+/// The database, through its connections.
+#[derive(Clone, Debug)]
+pub struct Db {
+    dialect: Dialect,
+    /// Behind a transaction pooler: no prepared statement and no session outlives a transaction.
+    pooled: bool,
+    write: AnyPool,
+    read: AnyPool,
+    clock: Clock,
+}
+
+impl Db {
+    /// Opens (and creates) the embedded database in `data_dir`.
+    pub async fn sqlite(data_dir: &Path, clock: Clock) -> Result<Self, DbError> {
+        sqlx::any::install_default_drivers();
+        let path = data_dir.join("video-ingest.sqlite");
+        let url = reqwest::Url::from_file_path(std::path::absolute(&path).unwrap_or(path))
+            .map_err(|()| DbError::Unfit("DATA_DIR is not a path that SQLite can open".into()))?;
+        let url = format!("sqlite://{}?mode=rwc", url.path());
+        let options = |connections| {
+            AnyPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .test_before_acquire(false)
+                .after_connect(|connection, _| {
+                    Box::pin(async move {
+                        sqlx::raw_sql(
+                            "pragma journal_mode = wal; pragma synchronous = full; \
+                             pragma busy_timeout = 1500; pragma foreign_keys = on;",
+                        )
+                        .execute(connection)
+                        .await
+                        .map(drop)
+                    })
+                })
+        };
+        Ok(Self {
+            dialect: Dialect::Sqlite,
+            pooled: false,
+            write: options(1).connect(&url).await?,
+            read: options(POOL_CONNECTIONS_MAX).connect_lazy(&url)?,
+            clock,
+        })
+    }
+
+    /// Connects to Postgres, directly, through a session pooler or through a transaction pooler.
+    pub async fn postgres(url: &SecretString, clock: Clock) -> Result<Self, DbError> {
+        sqlx::any::install_default_drivers();
+        let parsed = reqwest::Url::parse(url.expose_secret())
+            .map_err(|_| DbError::Unfit("DATABASE_URL is not a URL".into()))?;
+        let pooled = parsed.port() == Some(TRANSACTION_POOLER_PORT)
+            || parsed.query_pairs().any(|(k, v)| k == "statement-cache-capacity" && v == "0");
+        let pool = AnyPoolOptions::new()
+            .max_connections(POOL_CONNECTIONS_MAX)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    match meta.idle_for < TRUST_IDLE_FOR {
+                        true => Ok(true),
+                        false => connection.ping().await.map(|()| true),
+                    }
+                })
+            })
+            .connect(url.expose_secret())
+            .await?;
+        Ok(Self {
+            dialect: Dialect::Postgres,
+            pooled,
+            write: pool.clone(),
+            read: pool,
+            clock,
+        })
+    }
+
+    /// Brings our own tables up to this program's version. Safe when replicas start together.
+    pub async fn migrate(&self) -> Result<(), DbError> {
+        let mut tx = self.transaction().await?;
+        if self.dialect == Dialect::Postgres {
+            sqlx::query("select pg_advisory_xact_lock($1)")
+                .persistent(false)
+                .bind(MIGRATION_LOCK)
+                .execute(tx.connection())
+                .await?;
+            let exists = "select count(*) from pg_namespace where nspname = 'video_ingest'";
+            let schemas: i64 = self.query(exists).fetch_one(tx.connection()).await?.get(0);
+            if schemas == 0 {
+                self.query("create schema video_ingest").execute(tx.connection()).await?;
+            }
+        }
+        self.query("create table if not exists video_ingest.migrations (version bigint primary key, at bigint not null)")
+            .execute(tx.connection())
+            .await?;
+        let applied: i64 = self
+            .query("select coalesce(max(version), 0) from video_ingest.migrations")
+            .fetch_one(tx.connection())
+            .await?
+            .get(0);
+        for migration in MIGRATIONS.iter().filter(|m| m.version > applied) {
+            sqlx::raw_sql(AssertSqlSafe(self.spell(migration.both)))
+                .execute(tx.connection())
+                .await?;
+            if self.dialect == Dialect::Sqlite {
+                sqlx::raw_sql(migration.embedded).execute(tx.connection()).await?;
+            }
+            self.query("insert into video_ingest.migrations (version, at) values ($1, {now})")
+                .bind(migration.version)
+                .execute(tx.connection())
+                .await?;
+        }
+        tx.commit().await?;
+        self.check_app_tables().await
+    }
+
+    /// Refuses an app database that lacks what we write, naming the SQL that adds it.
+    async fn check_app_tables(&self) -> Result<(), DbError> {
+        let mut unit = self.unit(&self.read).await?;
+        let probe = "select conversation_id, metadata, duration_ms, storage_bucket from lesson_assets where false";
+        let found = self.query(probe).fetch_optional(unit.connection()).await;
+        match found {
+            Ok(_) => Ok(unit.commit().await?),
+            Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("42703") => {
+                Err(DbError::Unfit(format!(
+                    "lesson_assets lacks a column ({}): run deploy/supabase/columns.sql once",
+                    e.message()
+                )))
+            }
+            Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("42P01") => {
+                Err(DbError::Unfit(
+                    "there is no table lesson_assets on this connection's search_path: \
+                     is DATABASE_URL the app's database?"
+                        .into(),
+                ))
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Whether the database answers at all.
+    pub async fn ping(&self) -> Result<(), DbError> {
+        let mut unit = self.unit(&self.write).await?;
+        self.query("select 1").execute(unit.connection()).await?;
+        Ok(unit.commit().await?)
+    }
+
+    /// Closes the connections, after what they are doing.
+    pub async fn close(&self) {
+        self.write.close().await;
+        self.read.close().await;
+    }
+
+    /// A statement of ours, spelled for this database.
+    ///
+    /// | token | SQLite | Postgres |
+    /// |---|---|---|
+    /// | `{now}` | the database's time in ms, plus the clock's offset | the same |
+    /// | `{each}(x)` | `json_each(x)` | `jsonb_array_elements(x)` |
+    /// | `{jsonb}` `{uuid}` `{text}` | nothing | the cast |
+    /// | `{skip_locked}` | nothing: there is one writer | `for update skip locked` |
+    /// | `video_ingest.` | nothing | the schema |
+    fn query<'q>(&self, text: &str) -> Query<'q, Any, AnyArguments> {
+        sqlx::query(AssertSqlSafe(self.spell(text))).persistent(!self.pooled)
+    }
+
+    fn spell(&self, text: &str) -> String {
+        let offset = self.clock.offset_ms();
+        match self.dialect {
+            Dialect::Sqlite => text
+                .replace("{now}", &format!("(cast(unixepoch('subsec') * 1000 as integer) + {offset})"))
+                .replace("{each}", "json_each")
+                .replace("{jsonb}", "")
+                .replace("{uuid}", "")
+                .replace("{text}", "")
+                .replace("{skip_locked}", "")
+                .replace("video_ingest.", ""),
+            Dialect::Postgres => text
+                .replace("{now}", &format!("((extract(epoch from statement_timestamp()) * 1000)::bigint + {offset})"))
+                .replace("{each}", "jsonb_array_elements")
+                .replace("{jsonb}", "::jsonb")
+                .replace("{uuid}", "::uuid")
+                .replace("{text}", "::text")
+                .replace("{skip_locked}", "for update skip locked"),
+        }
+    }
+
+    /// For one statement: its own commit, except behind a transaction pooler, where a statement is
+    /// prepared and executed in two steps that only a transaction keeps on one connection.
+    async fn unit(&self, pool: &AnyPool) -> Result<Unit, sqlx::Error> {
+        match self.pooled {
+            true => Ok(Unit::Transaction(pool.begin().await?)),
+            false => Ok(Unit::Statement(pool.acquire().await?)),
+        }
+    }
+
+    /// For several statements that take effect together.
+    async fn transaction(&self) -> Result<Unit, sqlx::Error> {
+        let tx = match self.dialect {
+            Dialect::Sqlite => self.write.begin_with("begin immediate").await?,
+            Dialect::Postgres => self.write.begin().await?,
+        };
+        Ok(Unit::Transaction(tx))
+    }
+}
+
+/// A connection, with or without a transaction around what it is used for. Dropped, it rolls back.
+enum Unit {
+    Statement(PoolConnection<Any>),
+    Transaction(Transaction<'static, Any>),
+}
+
+impl Unit {
+    fn connection(&mut self) -> &mut AnyConnection {
+        match self {
+            Self::Statement(connection) => connection,
+            Self::Transaction(transaction) => transaction,
+        }
+    }
+
+    async fn commit(self) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Statement(_) => Ok(()),
+            Self::Transaction(transaction) => transaction.commit().await,
+        }
+    }
+}

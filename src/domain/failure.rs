@@ -31,6 +31,11 @@ macro_rules! codes {
                 match self { $(Self::$variant => $text,)* }
             }
 
+            /// The code that is spelled so.
+            pub fn parse(text: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|code| code.as_str() == text)
+            }
+
             /// What may be done about it.
             pub const fn class(self) -> Class {
                 match self { $(Self::$variant => Class::$class,)* }

@@ -1,0 +1,588 @@
+//! A video's row: asked for, claimed, worked on, finished.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::json;
+use sqlx::Row as _;
+use sqlx::any::AnyRow;
+use tokio::time::Instant;
+
+use super::{Db, DbError, Unit};
+use crate::domain::failure::{Code, Failure};
+use crate::domain::ids::{GitSha, VideoKey};
+
+/// Who asked for a video.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A push named it.
+    Push,
+    /// A sweep, or the look at the whole tree that a push asked for, found it.
+    Sweep,
+    /// A person asked.
+    Retry,
+    /// A worker that lost its lease while it uploaded: what it wrote late is put right.
+    Repair,
+}
+
+impl Source {
+    /// As rows and the API spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Push => "push",
+            Self::Sweep => "sweep",
+            Self::Retry => "retry",
+            Self::Repair => "repair",
+        }
+    }
+}
+
+/// *Look at this video, for this reason.* Everything that starts work is one of these.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Which video.
+    pub key: VideoKey,
+    /// Who asks.
+    pub source: Source,
+    /// Why, in words, for the timeline.
+    pub detail: String,
+    /// The pushes that the branch must contain before it is believed; none: any look will do.
+    pub wanted: Vec<GitSha>,
+    /// Look again even at blobs that were rejected.
+    pub forced: bool,
+    /// The GUIDs of the deliveries that ask; one that is known already forces.
+    pub deliveries: Vec<String>,
+}
+
+impl Request {
+    /// A push named the video.
+    pub fn pushed(key: VideoKey, after: GitSha, guid: &str) -> Self {
+        Self {
+            key,
+            source: Source::Push,
+            detail: format!("pushed with {}", &after.to_string()[..7]),
+            wanted: vec![after],
+            forced: false,
+            deliveries: vec![guid.to_owned()],
+        }
+    }
+
+    /// Somebody else asks: a sweep, a person, a repair.
+    pub fn asked(key: VideoKey, source: Source, detail: impl Into<String>) -> Self {
+        Self {
+            key,
+            source,
+            detail: detail.into(),
+            wanted: Vec::new(),
+            forced: matches!(source, Source::Retry | Source::Repair),
+            deliveries: Vec::new(),
+        }
+    }
+}
+
+/// How many characters of `wanted` are kept: the newest eight commits. A push that is older than
+/// seven others of the same video, all within the two minutes in which it matters, is not waited for.
+const WANTED_CHARS_MAX: usize = 8 * 41 - 1;
+
+/// Upserts requests. `$1`: JSON as [`merged`] makes it.
+pub(super) const ASK: &str = "insert into video_ingest.videos as videos
+        (video_id, lesson_id, state, source, due_at, requested, requested_at, wanted, forced, created_at, updated_at)
+    select k.value ->> 'video_id', k.value ->> 'lesson_id', 'queued', k.value ->> 'source', {now}, 1, {now},
+        k.value ->> 'wanted',
+        case when k.value ->> 'forced' = '1' or exists (
+            select 1 from {each}(k.value -> 'deliveries') as g
+            join video_ingest.deliveries as known on known.guid = g.value ->> 'guid') then 1 else 0 end,
+        {now}, {now}
+    from {each}($1{jsonb}) as k
+    where true
+    on conflict (video_id, lesson_id) do update set
+        requested = videos.requested + 1,
+        requested_at = excluded.requested_at,
+        source = excluded.source,
+        wanted = case
+            when videos.requested = videos.observed then excluded.wanted
+            when videos.wanted like '%' || excluded.wanted || '%' then videos.wanted
+            else substr(excluded.wanted || ' ' || videos.wanted, 1, 327) end,
+        forced = case when videos.forced + excluded.forced > 0 then 1 else 0 end,
+        attempts = case when videos.state = 'running' then videos.attempts else 0 end,
+        failing_since = case when videos.state = 'running' then videos.failing_since end,
+        due_at = case when videos.state = 'running' then videos.due_at else excluded.due_at end,
+        state = case when videos.state = 'running' then 'running' else 'queued' end,
+        updated_at = excluded.updated_at";
+
+/// Writes the requests into the timelines. `$1`: as for [`ASK`].
+pub(super) const TELL: &str = "insert into video_ingest.events
+        (video_id, lesson_id, at, seq, step, detail, delivery)
+    select k.value ->> 'video_id', k.value ->> 'lesson_id', {now}, 0,
+        case when k.value ->> 'source' = 'push' then 'received' else 'requested' end,
+        k.value ->> 'detail', g.value ->> 'guid'
+    from {each}($1{jsonb}) as k left join {each}(k.value -> 'deliveries') as g on true";
+
+/// Requests as [`ASK`] and [`TELL`] read them: one per video, since one statement may touch a row
+/// only once.
+pub(super) fn merged(requests: impl Iterator<Item = Request>) -> String {
+    let mut by_video: BTreeMap<VideoKey, Request> = BTreeMap::new();
+    for request in requests {
+        by_video
+            .entry(request.key)
+            .and_modify(|known| {
+                known.forced |= request.forced;
+                known.deliveries.extend_from_slice(&request.deliveries);
+                for sha in &request.wanted {
+                    if !known.wanted.contains(sha) {
+                        known.wanted.insert(0, *sha);
+                    }
+                }
+            })
+            .or_insert(request);
+    }
+    let rows: Vec<_> = by_video.values().map(to_json).collect();
+    serde_json::Value::from(rows).to_string()
+}
+
+fn to_json(request: &Request) -> serde_json::Value {
+    let wanted: Vec<String> = request.wanted.iter().map(GitSha::to_string).collect();
+    let mut wanted = wanted.join(" ");
+    wanted.truncate(WANTED_CHARS_MAX);
+    let deliveries: Vec<_> = request.deliveries.iter().map(|guid| json!({"guid": guid})).collect();
+    json!({
+        "video_id": request.key.video_id,
+        "lesson_id": request.key.lesson_id,
+        "source": request.source.as_str(),
+        "detail": request.detail,
+        "wanted": wanted,
+        "forced": i64::from(request.forced),
+        "deliveries": deliveries,
+    })
+}
+
+/// The right to work on one video until its lease ends, and what is known of it.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Which video.
+    pub key: VideoKey,
+    token: String,
+    /// Up to which request this claim answers.
+    requested: i64,
+    /// How long ago it was last asked for.
+    pub asked: Duration,
+    /// When that was, at the latest: a listing must have begun after it.
+    pub asked_at: Instant,
+    /// The pushes that the branch must contain.
+    pub wanted: Vec<GitSha>,
+    /// Look again even at a rejected blob.
+    pub forced: bool,
+    /// Who asked last.
+    pub source: String,
+    /// Counted attempts before this one.
+    pub attempts: u32,
+    /// For how long it has been failing in passing.
+    pub failing: Option<Duration>,
+    /// What it last failed of or waited for.
+    pub code: Option<String>,
+    /// What that was, in words.
+    pub message: Option<String>,
+    /// For how long it has been waiting for what `code` says.
+    pub waited: Duration,
+    /// The blobs last observed: MP4 and JSON.
+    pub observed: (Option<GitSha>, Option<GitSha>),
+    /// The blob that the store holds, with what we know of it.
+    pub stored: Option<Published>,
+}
+
+/// Everything that is known of a video whose bytes are in the store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Published {
+    /// The head that was read.
+    pub commit: GitSha,
+    /// The MP4's blob (for LFS: the pointer's).
+    pub blob_sha: GitSha,
+    /// Of the video's bytes, hex.
+    pub sha256: String,
+    /// Of the video's bytes.
+    pub size_bytes: u64,
+    /// From the container.
+    pub duration_ms: u64,
+    /// In pixels.
+    pub width: u32,
+    /// In pixels.
+    pub height: u32,
+    /// Within the bucket.
+    pub storage_path: String,
+    /// Where the JSON disagrees with the container.
+    pub warnings: Vec<String>,
+    /// The JSON's fields that may be shown.
+    pub metadata: serde_json::Value,
+    /// The agent's conversation, if the JSON names a plausible one.
+    pub conversation_id: Option<String>,
+    /// The JSON's `generated_at`.
+    pub generated_at: Option<String>,
+}
+
+/// How a claim ends.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// The stored object was confirmed: the row is made ready, guarded by what was read of it.
+    Ready {
+        /// What goes into the row.
+        published: Box<Published>,
+        /// The row's owner when the storage path was made.
+        user_id: uuid::Uuid,
+        /// Where the object is.
+        bucket: String,
+    },
+    /// It was ready before and still is; the branch holds nothing else for it.
+    Unchanged,
+    /// Something has to come first.
+    Waiting {
+        /// What.
+        code: Code,
+        /// In words.
+        message: String,
+        /// When to look again, if nothing comes.
+        look_again: Duration,
+    },
+    /// Not now: tried again after `wait`.
+    Retry {
+        /// Why.
+        failure: Failure,
+        /// From now.
+        wait: Duration,
+        /// Whether it counts as an attempt.
+        counted: bool,
+    },
+    /// Failed, said in the row. `look_again`: hourly, for what may be mended outside the files.
+    Failed {
+        /// Why.
+        failure: Failure,
+        /// When to look again without being asked.
+        look_again: Option<Duration>,
+    },
+}
+
+/// One step of an attempt, for the timeline.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Step {
+    /// When it ended, in milliseconds since the epoch.
+    pub at: i64,
+    /// `listed`, `fetched`, `checked`, `stored`, `ready`, …
+    pub step: &'static str,
+    /// In words.
+    pub detail: String,
+    /// How long it took, in milliseconds.
+    pub ms: Option<i64>,
+}
+
+/// Why the end of a claim was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum Lost {
+    /// Somebody else has the video now, or nobody: this worker must stop.
+    #[error("the lease is lost")]
+    Lease,
+    /// The app's row is gone, or is no longer the one that was read.
+    #[error("the row is gone")]
+    Row,
+    /// Not written, as far as we know.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+impl From<sqlx::Error> for Lost {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Db(error.into())
+    }
+}
+
+impl Db {
+    /// Asks for videos. The one function behind every sweep, retry and repair; a push does the same
+    /// in [`Db::record`].
+    pub async fn request(&self, requests: impl IntoIterator<Item = Request>) -> Result<(), DbError> {
+        let requests = merged(requests.into_iter());
+        let mut tx = self.transaction().await?;
+        for statement in [ASK, TELL] {
+            self.query(statement)
+                .bind(requests.as_str())
+                .execute(tx.connection())
+                .await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// Takes the video that has been due for longest.
+    pub async fn claim(&self, lease: Duration) -> Result<Option<Claim>, DbError> {
+        self.claim_where("state <> 'running'", lease).await
+    }
+
+    /// Takes a video whose worker let its lease end.
+    pub async fn claim_expired(&self, lease: Duration) -> Result<Option<Claim>, DbError> {
+        self.claim_where("state = 'running'", lease).await
+    }
+
+    async fn claim_where(
+        &self,
+        condition: &'static str,
+        lease: Duration,
+    ) -> Result<Option<Claim>, DbError> {
+        let statement = "update video_ingest.videos set
+                state = 'running', lease_token = $1, due_at = {now} + $2
+            where (video_id, lesson_id) = (
+                select video_id, lesson_id from video_ingest.videos
+                where due_at <= {now} and {condition}
+                order by due_at limit 1 {skip_locked})
+            returning video_id, lesson_id, requested, {now} - requested_at as asked, wanted, forced,
+                source, attempts, {now} - failing_since as failing, code, message,
+                {now} - waiting_since as waited, mp4_sha, json_sha, stored_sha, commit_sha, sha256,
+                size_bytes, duration_ms, width, height, storage_path, metadata, warnings"
+            .replace("{condition}", condition);
+        let token = uuid::Uuid::new_v4().simple().to_string();
+        let mut unit = self.unit(&self.write).await?;
+        let row = self
+            .query(&statement)
+            .bind(token.as_str())
+            .bind(lease.as_millis() as i64)
+            .fetch_optional(unit.connection())
+            .await?;
+        let claim = row.map(|row| claimed(&row, token)).transpose()?;
+        unit.commit().await?;
+        Ok(claim)
+    }
+
+    /// Prolongs a lease. `Err(Lost::Lease)`: somebody else may have the video; stop.
+    pub async fn renew(&self, claim: &Claim, lease: Duration) -> Result<(), Lost> {
+        let statement = "update video_ingest.videos set due_at = {now} + $4
+            where video_id = $1 and lesson_id = $2 and lease_token = $3 and state = 'running'";
+        let mut unit = self.unit(&self.write).await?;
+        let done = self
+            .query(statement)
+            .bind(claim.key.video_id.to_string())
+            .bind(claim.key.lesson_id.to_string())
+            .bind(claim.token.as_str())
+            .bind(lease.as_millis() as i64)
+            .execute(unit.connection())
+            .await?;
+        unit.commit().await?;
+        match done.rows_affected() {
+            0 => Err(Lost::Lease),
+            _ => Ok(()),
+        }
+    }
+
+    /// Hands a video back untouched, for the next worker to take at once.
+    pub async fn hand_back(&self, claim: &Claim) -> Result<(), DbError> {
+        let statement = "update video_ingest.videos set state = 'queued', due_at = {now}, lease_token = null
+            where video_id = $1 and lesson_id = $2 and lease_token = $3 and state = 'running'";
+        let mut unit = self.unit(&self.write).await?;
+        self.query(statement)
+            .bind(claim.key.video_id.to_string())
+            .bind(claim.key.lesson_id.to_string())
+            .bind(claim.token.as_str())
+            .execute(unit.connection())
+            .await?;
+        Ok(unit.commit().await?)
+    }
+
+    /// Writes how a claim ended: our row, the app's row and the timeline, in one commit, fenced by
+    /// the lease. If more was asked for meanwhile, the video is queued again.
+    pub async fn finish(
+        &self,
+        claim: &Claim,
+        pair: Option<(Option<GitSha>, Option<GitSha>)>,
+        end: &End,
+        steps: &[Step],
+    ) -> Result<(), Lost> {
+        let mut tx = self.transaction().await?;
+        self.finish_video(&mut tx, claim, pair, end).await?;
+        match end {
+            End::Ready { published, user_id, .. } => {
+                self.publish(&mut tx, claim.key, published, *user_id).await?;
+            }
+            End::Failed { failure, .. } => {
+                let blob = pair.unwrap_or(claim.observed).0;
+                self.report(&mut tx, claim.key, failure, blob).await?;
+            }
+            End::Unchanged | End::Waiting { .. } | End::Retry { .. } => {}
+        }
+        if !steps.is_empty() {
+            let statement = "insert into video_ingest.events (video_id, lesson_id, at, seq, step, detail, ms)
+                select $1, $2, cast(s.value ->> 'at' as bigint), cast(s.value ->> 'seq' as bigint),
+                    s.value ->> 'step', s.value ->> 'detail', cast(s.value ->> 'ms' as bigint)
+                from {each}($3{jsonb}) as s";
+            let steps: Vec<_> = steps
+                .iter()
+                .zip(1..)
+                .map(|(s, seq): (_, i64)| {
+                    json!({"at": s.at, "seq": seq, "step": s.step, "detail": s.detail, "ms": s.ms})
+                })
+                .collect();
+            self.query(statement)
+                .bind(claim.key.video_id.to_string())
+                .bind(claim.key.lesson_id.to_string())
+                .bind(serde_json::Value::from(steps).to_string())
+                .execute(tx.connection())
+                .await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    async fn finish_video(
+        &self,
+        tx: &mut Unit,
+        claim: &Claim,
+        pair: Option<(Option<GitSha>, Option<GitSha>)>,
+        end: &End,
+    ) -> Result<(), Lost> {
+        let (state, code, message, look_again) = match end {
+            End::Ready { .. } | End::Unchanged => ("ready", None, None, None),
+            End::Waiting { code, message, look_again } => {
+                ("waiting", Some(code.as_str()), Some(message.as_str()), Some(*look_again))
+            }
+            End::Retry { failure, wait, .. } => {
+                ("queued", Some(failure.code.as_str()), Some(failure.message.as_str()), Some(*wait))
+            }
+            End::Failed { failure, look_again } => {
+                ("failed", Some(failure.code.as_str()), Some(failure.message.as_str()), *look_again)
+            }
+        };
+        let again = matches!(end, End::Retry { .. });
+        let counted = match end {
+            End::Retry { counted, .. } => *counted,
+            End::Ready { .. } | End::Failed { .. } => true,
+            End::Unchanged | End::Waiting { .. } => false,
+        };
+        let observed = pair.unwrap_or(claim.observed);
+        let statement = "update video_ingest.videos set
+                state = case when requested > $4 then 'queued' else $5 end,
+                due_at = case when requested > $4 then {now} when $6 < 0 then null else {now} + $6 end,
+                lease_token = null,
+                observed = case when $7 = 1 then observed else $4 end,
+                forced = case when $7 = 1 or requested > $4 then forced else 0 end,
+                attempts = attempts + $8,
+                failing_since = case
+                    when $7 = 0 then null
+                    when $8 = 1 then coalesce(failing_since, {now})
+                    else failing_since end,
+                waiting_since = case
+                    when $5 <> 'waiting' then null
+                    when code = $9 then coalesce(waiting_since, {now})
+                    else {now} end,
+                code = $9, message = $10, mp4_sha = $11, json_sha = $12,
+                updated_at = {now}
+            where video_id = $1 and lesson_id = $2 and lease_token = $3 and state = 'running'";
+        let done = self
+            .query(statement)
+            .bind(claim.key.video_id.to_string())
+            .bind(claim.key.lesson_id.to_string())
+            .bind(claim.token.as_str())
+            .bind(claim.requested)
+            .bind(state)
+            .bind(look_again.map_or(-1, |wait| wait.as_millis() as i64))
+            .bind(i64::from(again))
+            .bind(i64::from(counted))
+            .bind(code)
+            .bind(message)
+            .bind(observed.0.map(|sha| sha.to_string()))
+            .bind(observed.1.map(|sha| sha.to_string()))
+            .execute(tx.connection())
+            .await?;
+        match done.rows_affected() {
+            0 => Err(Lost::Lease),
+            _ => Ok(()),
+        }
+    }
+
+    /// The app's row and our record of it. The lease was checked in this transaction.
+    async fn publish(
+        &self,
+        tx: &mut Unit,
+        key: VideoKey,
+        published: &Published,
+        user_id: uuid::Uuid,
+    ) -> Result<(), Lost> {
+        let statement = "update video_ingest.videos set
+                stored_sha = $3, commit_sha = $4, sha256 = $5, size_bytes = $6, duration_ms = $7,
+                width = $8, height = $9, storage_path = $10, metadata = $11, warnings = $12,
+                ready_at = {now}
+            where video_id = $1 and lesson_id = $2";
+        let warnings = json!(published.warnings);
+        self.query(statement)
+            .bind(key.video_id.to_string())
+            .bind(key.lesson_id.to_string())
+            .bind(published.blob_sha.to_string())
+            .bind(published.commit.to_string())
+            .bind(published.sha256.as_str())
+            .bind(published.size_bytes as i64)
+            .bind(published.duration_ms as i64)
+            .bind(i64::from(published.width))
+            .bind(i64::from(published.height))
+            .bind(published.storage_path.as_str())
+            .bind(published.metadata.to_string())
+            .bind(warnings.to_string())
+            .execute(tx.connection())
+            .await?;
+        match self.make_row_ready(tx, key, published, user_id).await? {
+            true => Ok(()),
+            false => Err(Lost::Row),
+        }
+    }
+}
+
+fn claimed(row: &AnyRow, token: String) -> Result<Claim, sqlx::Error> {
+    let id = |column: &str| -> Result<uuid::Uuid, sqlx::Error> {
+        let text: String = row.try_get(column)?;
+        uuid::Uuid::try_parse(&text).map_err(|e| sqlx::Error::Decode(e.into()))
+    };
+    let sha = |column: &str| -> Result<Option<GitSha>, sqlx::Error> {
+        let text: Option<String> = row.try_get(column)?;
+        Ok(text.and_then(|t| t.parse().ok()))
+    };
+    let ago = |column: &str| -> Result<Option<Duration>, sqlx::Error> {
+        let ms: Option<i64> = row.try_get(column)?;
+        Ok(ms.map(|ms| Duration::from_millis(ms.max(0) as u64)))
+    };
+    let number = |column: &str| row.try_get::<Option<i64>, _>(column).map(Option::unwrap_or_default);
+    let text = |column: &str| row.try_get::<Option<String>, _>(column).map(Option::unwrap_or_default);
+    let stored = match (sha("stored_sha")?, sha("commit_sha")?) {
+        (Some(blob_sha), Some(commit)) => {
+            let metadata: serde_json::Value = serde_json::from_str(&text("metadata")?).unwrap_or_default();
+            let field = |name: &str| metadata[name].as_str().map(str::to_owned);
+            Some(Published {
+                commit,
+                blob_sha,
+                sha256: text("sha256")?,
+                size_bytes: number("size_bytes")? as u64,
+                duration_ms: number("duration_ms")? as u64,
+                width: number("width")? as u32,
+                height: number("height")? as u32,
+                storage_path: text("storage_path")?,
+                warnings: serde_json::from_str(&text("warnings")?).unwrap_or_default(),
+                conversation_id: field("conversation_id"),
+                generated_at: field("generated_at"),
+                metadata,
+            })
+        }
+        _ => None,
+    };
+    let wanted: String = row.try_get("wanted")?;
+    let asked = ago("asked")?.unwrap_or_default();
+    let now = Instant::now();
+    Ok(Claim {
+        key: VideoKey {
+            lesson_id: id("lesson_id")?,
+            video_id: id("video_id")?,
+        },
+        token,
+        requested: row.try_get("requested")?,
+        asked,
+        asked_at: now.checked_sub(asked).unwrap_or(now),
+        wanted: wanted.split(' ').filter_map(|sha| sha.parse().ok()).collect(),
+        forced: row.try_get::<i64, _>("forced")? == 1,
+        source: row.try_get("source")?,
+        attempts: row.try_get::<i64, _>("attempts")? as u32,
+        failing: ago("failing")?,
+        code: row.try_get("code")?,
+        message: row.try_get("message")?,
+        waited: ago("waited")?.unwrap_or_default(),
+        observed: (sha("mp4_sha")?, sha("json_sha")?),
+        stored,
+    })
+}
