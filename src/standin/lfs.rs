@@ -1,12 +1,16 @@
 //! LFS: the batch call at the repository's clone URL, and the storage that its answers point at.
 
+use std::path::Path;
+
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tokio_util::io::ReaderStream;
 
 use super::{Shared, State};
 
@@ -41,7 +45,7 @@ pub(super) async fn batch(
     }
     if !may_read(&shared.state(), &parts.headers) {
         let mut response = refuse(StatusCode::UNAUTHORIZED, "Credentials needed");
-        let challenge = header::HeaderValue::from_static("Basic realm=\"GitHub\"");
+        let challenge = HeaderValue::from_static("Basic realm=\"GitHub\"");
         response.headers_mut().insert("lfs-authenticate", challenge);
         return response;
     }
@@ -89,17 +93,15 @@ async fn link(shared: &Shared, wanted: &Wanted) -> Value {
         None => error(404, "Object does not exist on the server"),
         Some(stored) if stored != *size => error(422, "The size does not match the object's"),
         Some(_) => {
-            let ticket = format!("RemoteAuth {}", uuid::Uuid::new_v4().simple());
-            let mut state = shared.state();
-            state.lfs_tickets.insert(ticket.clone());
-            let href = format!("{}/lfs-storage/{oid}", state.storage_url);
+            let storage = shared.state().storage_url.clone();
+            let href = format!("{storage}/lfs-storage/{oid}");
             json!({
                 "oid": oid,
                 "size": size,
                 "authenticated": true,
                 "actions": {"download": {
                     "href": href,
-                    "header": {"Authorization": ticket},
+                    "header": {"Authorization": ticket(oid)},
                     "expires_in": LINK_SECONDS,
                 }},
             })
@@ -110,13 +112,11 @@ async fn link(shared: &Shared, wanted: &Wanted) -> Value {
 async fn stored_size(shared: &Shared, oid: &str) -> Option<u64> {
     let path = {
         let state = shared.state();
-        match state.local.as_ref().filter(|_| is_oid(oid)) {
-            Some(local) => local.lfs_object(oid),
-            None => {
-                let object = state.repository.lfs.get(oid)?;
-                return object.bytes.as_ref().map(|_| object.size);
-            }
+        if let Some(object) = state.repository.lfs.get(oid) {
+            return object.bytes.as_ref().map(|_| object.size);
         }
+        let local = state.local.as_ref().filter(|_| is_oid(oid))?;
+        local.lfs_object(oid)
     };
     Some(tokio::fs::metadata(path).await.ok()?.len())
 }
@@ -124,7 +124,7 @@ async fn stored_size(shared: &Shared, oid: &str) -> Option<u64> {
 /// `GET <storage>/lfs-storage/{oid}`: needs the header that came with the link, and no other credential.
 pub(super) async fn download(shared: &Shared, oid: &str, parts: &Parts) -> Response {
     let sent = header_text(&parts.headers, header::AUTHORIZATION);
-    let (known, leaked, bytes, local) = {
+    let (leaked, bytes, local) = {
         let state = shared.state();
         let leaked = state
             .token
@@ -133,7 +133,7 @@ pub(super) async fn download(shared: &Shared, oid: &str, parts: &Parts) -> Respo
         let object = state.repository.lfs.get(oid);
         let bytes = object.and_then(|object| object.bytes.clone());
         let local = state.local.clone();
-        (state.lfs_tickets.contains(&sent), leaked, bytes, local)
+        (leaked, bytes, local)
     };
     if leaked {
         return refuse(
@@ -141,29 +141,29 @@ pub(super) async fn download(shared: &Shared, oid: &str, parts: &Parts) -> Respo
             "The API token was sent to the storage",
         );
     }
-    if !known {
+    if sent != ticket(oid) {
         return refuse(StatusCode::FORBIDDEN, "The header of the link is missing");
     }
-    match (bytes, local) {
-        (Some(bytes), _) => bytes.into_response(),
-        (None, Some(local)) if is_oid(oid) => {
-            match tokio::fs::File::open(local.lfs_object(oid)).await {
-                Ok(file) => {
-                    let size = file.metadata().await.map(|metadata| metadata.len()).ok();
-                    let stream = tokio_util::io::ReaderStream::new(file);
-                    let mut response = Body::from_stream(stream).into_response();
-                    if let Some(size) = size {
-                        response
-                            .headers_mut()
-                            .insert(header::CONTENT_LENGTH, size.into());
-                    }
-                    response
-                }
-                Err(_) => refuse(StatusCode::NOT_FOUND, "Not Found"),
-            }
-        }
-        (None, _) => refuse(StatusCode::NOT_FOUND, "Not Found"),
-    }
+    let found = match (bytes, local) {
+        (Some(bytes), _) => Some(bytes.into_response()),
+        (None, Some(local)) if is_oid(oid) => from_disk(&local.lfs_object(oid)).await.ok(),
+        (None, _) => None,
+    };
+    found.unwrap_or_else(|| refuse(StatusCode::NOT_FOUND, "Not Found"))
+}
+
+async fn from_disk(path: &Path) -> std::io::Result<Response> {
+    let file = tokio::fs::File::open(path).await?;
+    let size = HeaderValue::from(file.metadata().await?.len());
+    let length = [(header::CONTENT_LENGTH, size)];
+    let body = Body::from_stream(ReaderStream::new(file));
+    Ok((length, body).into_response())
+}
+
+/// The credential that a link carries, good for its object only.
+fn ticket(oid: &str) -> String {
+    let digest = Sha256::digest(format!("link to {oid}"));
+    format!("RemoteAuth {}", hex::encode(digest))
 }
 
 /// Git and LFS want HTTP Basic with the token as the password; a bearer token is not looked at.

@@ -14,7 +14,6 @@ mod routes;
 mod tests;
 mod webhooks;
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -65,8 +64,6 @@ struct State {
     /// Calls left, and the Unix second at which there are more.
     quota: Option<(u32, u64)>,
     tree_entries_max: usize,
-    /// `Authorization` values that the batch endpoint gave out.
-    lfs_tickets: HashSet<String>,
 }
 
 impl State {
@@ -117,7 +114,6 @@ impl GithubStandin {
             token: None,
             quota: None,
             tree_entries_max: routes::TREE_ENTRIES_MAX,
-            lfs_tickets: HashSet::new(),
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -244,7 +240,7 @@ impl GithubStandin {
         self.shared.state().tree_entries_max = entries;
     }
 
-    /// Serves LFS objects from another host (127.0.0.2), as GitHub does.
+    /// Serves LFS objects (`/lfs-storage/<oid>`) from another host, 127.0.0.2, as GitHub does.
     ///
     /// # Errors
     /// On systems where only 127.0.0.1 is loopback.

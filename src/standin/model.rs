@@ -313,11 +313,9 @@ impl Repository {
     /// The newest commit that two commits share.
     pub(super) fn merge_base(&self, a: GitSha, b: GitSha) -> Option<GitSha> {
         let mine = self.reachable(a);
-        let shared = mine
-            .intersection(&self.reachable(b))
+        mine.intersection(&self.reachable(b))
             .copied()
-            .max_by_key(|sha| self.commit(*sha).map(|c| c.at));
-        shared
+            .max_by_key(|sha| self.commit(*sha).map(|c| c.at))
     }
 
     /// What changed from one commit (or nothing) to another.
