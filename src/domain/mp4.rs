@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::mem;
 
 use mp4_atom::{
-    Atom, Decode, DecodeMaybe, FourCC, Ftyp, Hdlr, Header, Mdat, Mdhd, Mdia, Mehd, Minf, Moof,
-    Moov, Mvex, Mvhd, Stbl, Stsd, Stts, Tfhd, Tkhd, Traf, Trak, Trex, Trun, TrunSamples, Visual,
+    Atom, Decode, DecodeMaybe, Edts, Elst, FourCC, Ftyp, Hdlr, Header, Mdat, Mdhd, Mdia, Mehd,
+    Minf, Moof, Moov, Mvex, Mvhd, Stbl, Stsd, Stts, Tfdt, Tfhd, Tkhd, Traf, Trak, Trex, Trun,
+    TrunSamples, Visual,
 };
 
 use super::failure::{Code, Failure};
@@ -260,8 +261,10 @@ struct Track {
     timescale: u32,
     /// How long a sample lasts where its fragment does not say, in ticks.
     default_sample_duration: u32,
-    /// How long all samples so far last, in ticks.
-    duration: u64,
+    /// Where the last sample so far ends, in ticks.
+    end: u64,
+    /// How long after the others the track begins to play, in ticks of the whole file.
+    delay: u64,
 }
 
 impl Index {
@@ -297,13 +300,19 @@ impl Index {
         let tkhd: Tkhd = decode(trak, &[])?;
         let mdhd: Mdhd = decode(trak, &[Mdia::KIND])?;
         let stts: Option<Stts> = decode(trak, &STBL);
-        let samples = stts.iter().flat_map(|stts| &stts.entries);
+        let runs = stts.iter().flat_map(|stts| &stts.entries);
+        let elst: Option<Elst> = decode(trak, &[Edts::KIND]);
+        let first_edit = elst.and_then(|elst| elst.entries.into_iter().next());
         let track = Track {
             timescale: mdhd.timescale,
-            duration: samples.fold(0, |sum: u64, run| {
-                sum.saturating_add(u64::from(run.sample_count) * u64::from(run.sample_delta))
-            }),
             default_sample_duration: 0,
+            end: runs.fold(0, |end: u64, run| {
+                end.saturating_add(u64::from(run.sample_count) * u64::from(run.sample_delta))
+            }),
+            // An edit that shows nothing of the track stands for "later than the others".
+            delay: first_edit
+                .filter(|edit| edit.media_time.is_none())
+                .map_or(0, |edit| edit.segment_duration),
         };
         self.tracks.insert(tkhd.track_id, track);
         if self.pictures.is_none() && is_video(trak) {
@@ -327,31 +336,37 @@ impl Index {
             let default = tfhd
                 .default_sample_duration
                 .unwrap_or(track.default_sample_duration);
+            // A fragment need not begin where the one before it ended.
+            if let Some(tfdt) = decode::<Tfdt>(traf, &[]) {
+                track.end = tfdt.base_media_decode_time;
+            }
             for (kind, body) in boxes(traf).filter(|(kind, _)| *kind == Trun::KIND) {
-                let added = match parse::<Trun>(kind, body)?.samples {
+                let run = match parse::<Trun>(kind, body)?.samples {
                     TrunSamples::Inherited { count, .. } => u64::from(count) * u64::from(default),
                     TrunSamples::Explicit(samples) => samples
                         .iter()
                         .map(|sample| u64::from(sample.duration.unwrap_or(default)))
                         .sum(),
                 };
-                track.duration = track.duration.saturating_add(added);
+                track.end = track.end.saturating_add(run);
             }
         }
         Some(())
     }
 
-    /// What the index says, else how long the longest track's samples last.
+    /// What the index says, else where the last track ends.
     fn duration_ms(&self) -> u64 {
-        let longest = || {
-            let tracks = self.tracks.values().filter(|track| track.timescale > 0);
-            tracks
-                .map(|track| to_ms(track.duration, track.timescale))
-                .max()
-                .unwrap_or(0)
-        };
-        self.duration
-            .map_or_else(longest, |ticks| to_ms(ticks, self.timescale))
+        let ends = self
+            .tracks
+            .values()
+            .filter(|track| track.timescale > 0)
+            .map(|track| {
+                to_ms(track.end, track.timescale).saturating_add(to_ms(track.delay, self.timescale))
+            });
+        match self.duration {
+            Some(ticks) => to_ms(ticks, self.timescale),
+            None => ends.max().unwrap_or(0),
+        }
     }
 }
 
@@ -481,6 +496,8 @@ mod tests {
             (fixture!("trailing_free.mp4"), 1500),
             (FRAGMENTED, 1546),
             (HYBRID, 1546),
+            (fixture!("fragmented_frames.mp4"), 1546),
+            (fixture!("fragmented_late_sound.mp4"), 2499),
         ] {
             let expected = Probe {
                 duration_ms: milliseconds,
