@@ -1,1 +1,410 @@
-//! (to come)
+//! The JSON beside a video: strict about which video it is for, lenient about the rest.
+
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::failure::{Code, Failure};
+use super::ids::VideoKey;
+use super::mp4::{Probe, grouped};
+
+/// The largest JSON that is read, in bytes.
+pub const METADATA_BYTES_MAX: usize = 64 * 1024;
+
+/// The longest text that is kept of a field, in bytes; every value that we know is shorter.
+const FIELD_BYTES_MAX: usize = 100;
+
+/// How far `duration_sec` may be from the video's own duration, in milliseconds.
+const DURATION_TOLERANCE_MS: f64 = 500.0;
+
+/// What the agent says about the video it rendered. Nothing of it is trusted over the video itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metadata {
+    /// The video it is for: the one that it was parsed for.
+    pub key: VideoKey,
+    /// When the video was rendered: RFC 3339, as it was written.
+    pub generated_at: Option<String>,
+    /// How long the video should be, in seconds.
+    pub duration_sec: Option<f64>,
+    /// The container, such as `mp4`.
+    pub format: Option<String>,
+    /// Width and height, in pixels.
+    pub resolution: Option<(u32, u32)>,
+    /// The MP4's length in bytes.
+    pub file_size: Option<u64>,
+    /// The OpenHands conversation: a UUID or 32 hexadecimal digits.
+    pub conversation_id: Option<String>,
+    /// Optional fields that are there but make no sense.
+    ignored: Vec<&'static str>,
+}
+
+impl Metadata {
+    /// Reads the JSON pushed beside the video `key`. Of a repeated field the last counts, as in JavaScript.
+    ///
+    /// # Errors
+    /// `bad_metadata` if it is no JSON object that names a lesson and a video, `metadata_mismatch` if it names others.
+    pub fn parse(bytes: &[u8], key: &VideoKey) -> Result<Self, Failure> {
+        if bytes.len() > METADATA_BYTES_MAX {
+            return Err(bad(format!(
+                "it has {} bytes, at most {} are read",
+                grouped(bytes.len() as u64),
+                grouped(METADATA_BYTES_MAX as u64)
+            )));
+        }
+        // Editors on Windows put a byte order mark before the text.
+        let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        // Not straight into a map: the error would quote what is there instead of an object.
+        let value =
+            serde_json::from_slice(text).map_err(|error| bad(format!("it is no JSON: {error}")))?;
+        let Value::Object(fields) = value else {
+            return Err(bad("it is no JSON object".into()));
+        };
+        identity(&fields, "lesson_id", key.lesson_id)?;
+        identity(&fields, "video_id", key.video_id)?;
+
+        let mut reader = Lenient {
+            fields,
+            ignored: Vec::new(),
+        };
+        Ok(Self {
+            key: *key,
+            generated_at: reader.take("generated_at", |value| text_if(value, is_rfc3339)),
+            duration_sec: reader.take("duration_sec", |value| {
+                value.as_f64().filter(|seconds| *seconds >= 0.0)
+            }),
+            format: reader.take("format", |value| text_if(value, |_| true)),
+            resolution: reader.take("resolution", parse_resolution),
+            file_size: reader.take("file_size", Value::as_u64),
+            conversation_id: reader.take("conversation_id", |value| {
+                text_if(value, is_conversation_id)
+            }),
+            ignored: reader.ignored,
+        })
+    }
+
+    /// Where the JSON makes no sense or disagrees with the video, which is `size_bytes` long; in words, for a person.
+    pub fn warnings(&self, probe: &Probe, size_bytes: u64) -> Vec<String> {
+        let mut warnings: Vec<String> = self
+            .ignored
+            .iter()
+            .map(|field| format!("the JSON's {field} makes no sense and is ignored"))
+            .collect();
+        if let Some(seconds) = self.duration_sec
+            && (seconds * 1000.0 - probe.duration_ms as f64).abs() > DURATION_TOLERANCE_MS
+        {
+            let actual = probe.duration_ms as f64 / 1000.0;
+            warnings.push(format!(
+                "the JSON says {seconds} s, the video lasts {actual} s"
+            ));
+        }
+        let actual = (probe.width, probe.height);
+        if let Some(resolution) = self.resolution.filter(|said| *said != actual) {
+            let (said, actual) = (by(resolution), by(actual));
+            warnings.push(format!("the JSON says {said}, the video is {actual}"));
+        }
+        if let Some(said) = self.file_size.filter(|said| *said != size_bytes) {
+            let (said, actual) = (grouped(said), grouped(size_bytes));
+            warnings.push(format!(
+                "the JSON says {said} bytes, the video has {actual}"
+            ));
+        }
+        if let Some(said) = self
+            .format
+            .as_ref()
+            .filter(|said| !said.eq_ignore_ascii_case("mp4"))
+        {
+            warnings.push(format!(
+                "the JSON says the format is {said:?}, the video is mp4"
+            ));
+        }
+        warnings
+    }
+
+    /// The fields that pages and the API may show. Others never get here: they may hold tokens.
+    pub fn public(&self) -> Value {
+        let mut public = json!({"lesson_id": self.key.lesson_id, "video_id": self.key.video_id});
+        let optional = [
+            ("generated_at", self.generated_at.clone().map(Value::from)),
+            ("duration_sec", self.duration_sec.map(Value::from)),
+            ("format", self.format.clone().map(Value::from)),
+            (
+                "resolution",
+                self.resolution.map(|pixels| by(pixels).into()),
+            ),
+            ("file_size", self.file_size.map(Value::from)),
+            (
+                "conversation_id",
+                self.conversation_id.clone().map(Value::from),
+            ),
+        ];
+        for (name, value) in optional {
+            if let Some(value) = value {
+                public[name] = value;
+            }
+        }
+        public
+    }
+}
+
+/// Takes optional fields out of the JSON, noting those that cannot be used.
+struct Lenient {
+    fields: Map<String, Value>,
+    ignored: Vec<&'static str>,
+}
+
+impl Lenient {
+    fn take<T>(&mut self, name: &'static str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
+        let value = self.fields.get(name).filter(|value| !value.is_null())?;
+        let read = read(value);
+        if read.is_none() {
+            self.ignored.push(name);
+        }
+        read
+    }
+}
+
+/// Checks one of the two ids that must be there and must be the file name's.
+fn identity(fields: &Map<String, Value>, name: &str, expected: Uuid) -> Result<(), Failure> {
+    let said = match fields.get(name) {
+        Some(Value::String(said)) => said,
+        Some(_) => return Err(bad(format!("its {name} is not a string"))),
+        None => return Err(bad(format!("it has no {name}"))),
+    };
+    if *said == expected.to_string() {
+        return Ok(());
+    }
+    let said: String = said.chars().take(FIELD_BYTES_MAX).collect();
+    Err(Failure::new(
+        Code::MetadataMismatch,
+        format!("the JSON's {name} is {said:?}, the file name says {expected}"),
+    ))
+}
+
+fn text_if(value: &Value, accept: impl FnOnce(&str) -> bool) -> Option<String> {
+    let text = value.as_str()?;
+    (text.len() <= FIELD_BYTES_MAX && accept(text)).then(|| text.to_owned())
+}
+
+fn is_rfc3339(text: &str) -> bool {
+    text.parse::<jiff::Timestamp>().is_ok()
+}
+
+fn is_conversation_id(text: &str) -> bool {
+    matches!(text.len(), 32 | 36) && Uuid::try_parse(text).is_ok()
+}
+
+fn parse_resolution(value: &Value) -> Option<(u32, u32)> {
+    let (width, height) = value.as_str()?.split_once(['x', 'X', '×'])?;
+    Some((width.trim().parse().ok()?, height.trim().parse().ok()?))
+}
+
+fn by((width, height): (u32, u32)) -> String {
+    format!("{width}x{height}")
+}
+
+fn bad(why: String) -> Failure {
+    Failure::new(
+        Code::BadMetadata,
+        format!("the JSON beside the video is bad: {why}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LESSON: &str = "34b9a0c7-62d7-4002-a642-00488b2c7f7c";
+    const VIDEO: &str = "0beee2d2-ace7-4ccf-81a7-41a6c43c1a75";
+    const CONVERSATION: &str = "5f1d6c0e8a7b4c3d9e2f1a0b9c8d7e6f";
+
+    fn key() -> VideoKey {
+        VideoKey::parse_stem(&format!("{LESSON}_{VIDEO}")).unwrap()
+    }
+
+    fn parse(json: &Value) -> Result<Metadata, Failure> {
+        Metadata::parse(json.to_string().as_bytes(), &key())
+    }
+
+    /// The agent's JSON with one field changed.
+    fn with(name: &str, value: Value) -> Value {
+        let mut json = json!({
+            "lesson_id": LESSON,
+            "video_id": VIDEO,
+            "generated_at": "2026-01-28T21:12:12+00:00",
+            "duration_sec": 30,
+            "format": "mp4",
+            "resolution": "1280x720",
+            "file_size": 2_007_071,
+            "conversation_id": CONVERSATION,
+        });
+        json[name] = value;
+        json
+    }
+
+    fn without(name: &str) -> Value {
+        let mut json = with(name, Value::Null);
+        json.as_object_mut().unwrap().remove(name);
+        json
+    }
+
+    fn refusal(json: &str) -> (Code, String) {
+        let failure = Metadata::parse(json.as_bytes(), &key()).unwrap_err();
+        (failure.code, failure.message)
+    }
+
+    const PROBE: Probe = Probe {
+        duration_ms: 30_059,
+        width: 1280,
+        height: 720,
+    };
+
+    fn warnings(json: &Value) -> Vec<String> {
+        parse(json).unwrap().warnings(&PROBE, 2_007_071)
+    }
+
+    #[test]
+    fn the_agents_json_is_read_and_shown_again() {
+        let json = with("file_size", json!(2_007_071));
+        let mut shown = json.clone();
+        shown["duration_sec"] = json!(30.0);
+        assert_eq!(parse(&json).unwrap().public(), shown);
+        assert_eq!(warnings(&json), [""; 0]);
+    }
+
+    #[test]
+    fn only_the_identity_is_needed() {
+        let json = json!({"lesson_id": LESSON, "video_id": VIDEO});
+        assert_eq!(parse(&json).unwrap().public(), json);
+        assert_eq!(warnings(&json), [""; 0]);
+    }
+
+    #[test]
+    fn another_videos_json_is_a_mismatch() {
+        for (name, value) in [
+            ("lesson_id", VIDEO.to_string()),
+            ("video_id", VIDEO.to_uppercase()),
+            ("video_id", format!("{VIDEO} ")),
+        ] {
+            let (code, message) = refusal(&with(name, json!(value)).to_string());
+            assert_eq!(code, Code::MetadataMismatch);
+            assert!(
+                message.starts_with(&format!("the JSON's {name} is \"{value}\", the file")),
+                "{message}"
+            );
+        }
+        let (_, message) = refusal(&with("lesson_id", json!("é".repeat(9000))).to_string());
+        assert!(message.chars().count() < 300);
+    }
+
+    #[test]
+    fn what_names_no_video_is_bad() {
+        let nested = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
+        for json in [
+            "",
+            "null",
+            "[]",
+            "<!DOCTYPE html>",
+            &json!("s3cret".repeat(100)).to_string(),
+            "{\"lesson_id\":",
+            &without("lesson_id").to_string(),
+            &without("video_id").to_string(),
+            &with("video_id", json!(7)).to_string(),
+            &with("video_id", Value::Null).to_string(),
+            &format!("{} {{}}", with("format", json!("mp4"))),
+            &format!("{{\"lesson_id\":{nested}}}"),
+            &format!("{{\"x\":1e{}}}", "9".repeat(60_000)),
+            &with("note", json!("x".repeat(METADATA_BYTES_MAX))).to_string(),
+        ] {
+            let (code, message) = refusal(json);
+            assert_eq!(code, Code::BadMetadata, "{message}");
+            assert!(message.len() < 200, "{message}");
+        }
+        let not_utf8 = Metadata::parse(b"{\"lesson_id\":\"\xff\"}", &key()).unwrap_err();
+        assert_eq!(not_utf8.code, Code::BadMetadata);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped_and_the_last_of_two_fields_counts() {
+        let json = format!(
+            "\u{feff}{{\"video_id\":\"other\",\"lesson_id\":\"{LESSON}\",\"video_id\":\"{VIDEO}\"}}"
+        );
+        assert!(Metadata::parse(json.as_bytes(), &key()).is_ok());
+    }
+
+    #[test]
+    fn a_field_that_makes_no_sense_is_ignored_with_a_warning() {
+        for (name, value) in [
+            ("generated_at", json!("yesterday")),
+            ("generated_at", json!("2026-01-28T21:12:12")),
+            ("duration_sec", json!("30")),
+            ("duration_sec", json!(-1)),
+            ("format", json!(["mp4"])),
+            ("format", json!("x".repeat(101))),
+            ("resolution", json!("720p")),
+            ("resolution", json!("1280x-720")),
+            ("file_size", json!(1.5)),
+            ("file_size", json!(-1)),
+            ("conversation_id", json!("../../secrets")),
+            ("conversation_id", json!(format!("{{{VIDEO}}}"))),
+            ("conversation_id", json!(&CONVERSATION[1..])),
+        ] {
+            let json = with(name, value);
+            assert_eq!(
+                warnings(&json),
+                [format!("the JSON's {name} makes no sense and is ignored")]
+            );
+            assert_eq!(parse(&json).unwrap().public().get(name), None);
+        }
+        assert_eq!(warnings(&with("conversation_id", Value::Null)), [""; 0]);
+        assert_eq!(warnings(&with("conversation_id", json!(VIDEO))), [""; 0]);
+    }
+
+    #[test]
+    fn a_disagreement_with_the_video_is_a_warning() {
+        assert_eq!(warnings(&with("duration_sec", json!(29.56))), [""; 0]);
+        for (name, value, warning) in [
+            (
+                "duration_sec",
+                json!(29.5),
+                "the JSON says 29.5 s, the video lasts 30.059 s",
+            ),
+            (
+                "resolution",
+                json!("1920x1080"),
+                "the JSON says 1920x1080, the video is 1280x720",
+            ),
+            (
+                "file_size",
+                json!(1),
+                "the JSON says 1 bytes, the video has 2,007,071",
+            ),
+            (
+                "format",
+                json!("webm"),
+                "the JSON says the format is \"webm\", the video is mp4",
+            ),
+        ] {
+            assert_eq!(warnings(&with(name, value)), [warning]);
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_never_shown() {
+        let json = with("upload_token", json!("s3cret"));
+        let metadata = parse(&json).unwrap();
+        assert!(!metadata.public().to_string().contains("s3cret"));
+        assert!(!format!("{metadata:?}").contains("s3cret"));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_pushed_gets_a_verdict(bytes in prop::collection::vec(any::<u8>(), 0..300), field: String) {
+            let _ = Metadata::parse(&bytes, &key());
+            for name in ["generated_at", "format", "resolution", "conversation_id"] {
+                let metadata = parse(&with(name, json!(field))).unwrap();
+                prop_assert!(metadata.warnings(&PROBE, 1).len() >= 1);
+            }
+        }
+    }
+}

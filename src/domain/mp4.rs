@@ -1,1 +1,712 @@
-//! (to come)
+//! Whether a file is a whole MP4 with pictures in it, and how long it plays, found while its bytes pass by.
+//!
+//! An MP4 is a row of boxes, each a size, a four-letter kind and content (ISO/IEC 14496-12, 4.2). The walk
+//! skips all but the index (`moov`, which may come last) and the indexes of fragments (`moof`). In those it
+//! reads only the fields it needs, so that no box that is new or odd makes a playable video fail.
+
+use std::collections::BTreeMap;
+use std::mem;
+
+use mp4_atom::{
+    Atom, Decode, DecodeMaybe, Edts, Elst, FourCC, Ftyp, Hdlr, Header, Mdat, Mdhd, Mdia, Mehd,
+    Minf, Moof, Moov, Mvex, Mvhd, Stbl, Stsd, Stts, Tfdt, Tfhd, Tkhd, Traf, Trak, Trex, Trun,
+    TrunSamples, Visual,
+};
+
+use super::failure::{Code, Failure};
+
+/// The largest index that is read, in bytes: that of several hours of video.
+pub const MOOV_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// The largest index of one fragment that is read, in bytes. Decoded it takes up to ten times as much.
+pub const MOOF_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The longest video, in milliseconds (24 days): `lesson_assets.duration_ms` is a 32-bit integer.
+pub const DURATION_MS_MAX: u64 = i32::MAX as u64;
+
+/// The smallest box: a 32-bit size and a kind, in bytes.
+const HEADER_BYTES_MIN: u64 = 8;
+
+/// What a whole MP4 says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// How long it plays, in milliseconds; what ffprobe calls `format.duration`.
+    pub duration_ms: u64,
+    /// Width of the pictures as stored, in pixels.
+    pub width: u32,
+    /// Height of the pictures as stored, in pixels.
+    pub height: u32,
+}
+
+/// A walk over the boxes of one file, fed chunk by chunk; how the file is cut into chunks makes no difference.
+///
+/// Holds one `moov` or `moof` at a time and one small record per track.
+pub struct BoxWalk {
+    /// The file's length in bytes.
+    total_len: u64,
+    /// How many bytes have been fed.
+    offset: u64,
+    state: State,
+    index: Option<Index>,
+    has_media: bool,
+}
+
+enum State {
+    /// Between boxes, or within the next one's header: the bytes of it so far.
+    Header(Vec<u8>),
+    /// Within a box that does not matter.
+    Skip { left: u64 },
+    /// Within an index.
+    Keep {
+        kind: FourCC,
+        left: u64,
+        body: Vec<u8>,
+    },
+    /// What follows cannot change the verdict.
+    Refused(Failure),
+}
+
+impl BoxWalk {
+    /// A walk over a file of `total_len` bytes, none of which has been seen.
+    pub fn new(total_len: u64) -> Self {
+        Self {
+            total_len,
+            offset: 0,
+            state: State::Header(Vec::new()),
+            index: None,
+            has_media: false,
+        }
+    }
+
+    /// Takes the next bytes of the file; those beyond its length are ignored.
+    pub fn feed(&mut self, chunk: &[u8]) {
+        let room = usize::try_from(self.total_len - self.offset).unwrap_or(usize::MAX);
+        let mut rest = &chunk[..chunk.len().min(room)];
+        while !rest.is_empty() {
+            let taken = match &mut self.state {
+                State::Header(seen) => {
+                    seen.push(rest[0]);
+                    1
+                }
+                State::Skip { left } => take(left, rest).len(),
+                State::Keep { left, body, .. } => {
+                    let taken = take(left, rest);
+                    body.extend_from_slice(taken);
+                    taken.len()
+                }
+                State::Refused(_) => rest.len(),
+            };
+            rest = &rest[taken..];
+            self.offset += taken as u64;
+            self.advance();
+        }
+    }
+
+    /// The verdict, once every byte has been fed.
+    ///
+    /// # Errors
+    /// `not_an_mp4`, `truncated` or `no_video_track`, with words for whoever rendered the file.
+    pub fn finish(self) -> Result<Probe, Failure> {
+        match &self.state {
+            State::Refused(failure) => return Err(failure.clone()),
+            _ if self.total_len == 0 => return Err(not_an_mp4("the file is empty".into())),
+            _ if self.total_len < HEADER_BYTES_MIN => {
+                return Err(not_an_mp4(format!(
+                    "the file has {} bytes, too few for an MP4",
+                    self.total_len
+                )));
+            }
+            _ if self.offset < self.total_len => {
+                return Err(truncated(format!(
+                    "the file should have {} bytes but {} arrived",
+                    grouped(self.total_len),
+                    grouped(self.offset)
+                )));
+            }
+            // Up to seven zeros after the last box are padding that players ignore.
+            State::Header(seen) if seen.iter().all(|&byte| byte == 0) => {}
+            _ => return Err(truncated("the file ends within the header of a box".into())),
+        }
+        let index = self
+            .index
+            .ok_or_else(|| truncated("the index (moov) is missing".into()))?;
+        let (width, height) = index.pictures.ok_or_else(|| {
+            Failure::new(
+                Code::NoVideoTrack,
+                "the MP4 has no video track: nothing to see in it",
+            )
+        })?;
+        if !self.has_media {
+            return Err(truncated(
+                "there is an index but no pictures or sound (mdat)".into(),
+            ));
+        }
+        let duration_ms = index.duration_ms();
+        if duration_ms > DURATION_MS_MAX {
+            return Err(damaged("index (moov): it claims over 24 days"));
+        }
+        Ok(Probe {
+            duration_ms,
+            width,
+            height,
+        })
+    }
+
+    /// Goes to the next state if the current one is complete.
+    fn advance(&mut self) {
+        let next = match mem::replace(&mut self.state, State::Header(Vec::new())) {
+            State::Header(seen) => self.read_header(seen),
+            State::Keep {
+                kind,
+                left: 0,
+                body,
+            } => self.read_index(kind, &body),
+            State::Skip { left: 0 } => Ok(State::Header(Vec::new())),
+            incomplete => Ok(incomplete),
+        };
+        self.state = next.unwrap_or_else(State::Refused);
+    }
+
+    /// Goes into the box whose header is `seen`, unless more of the header has to come.
+    fn read_header(&mut self, seen: Vec<u8>) -> Result<State, Failure> {
+        let start = self.offset - seen.len() as u64;
+        if start == 0
+            && seen.len() as u64 == HEADER_BYTES_MIN
+            && !seen.ends_with(&<[u8; 4]>::from(Ftyp::KIND))
+        {
+            let begin = seen.escape_ascii();
+            return Err(not_an_mp4(format!(
+                "it begins with \"{begin}\" where an MP4 has \"ftyp\""
+            )));
+        }
+        let header = match Header::decode_maybe(&mut seen.as_slice()) {
+            Ok(Some(header)) => header,
+            Ok(None) => return Ok(State::Header(seen)),
+            Err(_) => {
+                return Err(damaged(&format!(
+                    "file: no box can have the size at byte {}",
+                    grouped(start)
+                )));
+            }
+        };
+        let left_in_file = self.total_len - self.offset;
+        // No size means "to the end of the file".
+        let left = header.size.map_or(left_in_file, |size| size as u64);
+        if left > left_in_file {
+            let kind = <[u8; 4]>::from(header.kind);
+            return Err(truncated(format!(
+                "the file ends at byte {}, but its \"{}\" box should go on to byte {}",
+                grouped(self.total_len),
+                kind.escape_ascii(),
+                grouped(self.offset.saturating_add(left))
+            )));
+        }
+        self.has_media |= header.kind == Mdat::KIND;
+        let bytes_max = match header.kind {
+            // Players take the first index and skip another.
+            Moov::KIND if self.index.is_none() => MOOV_BYTES_MAX,
+            Moof::KIND => MOOF_BYTES_MAX,
+            _ if left == 0 => return Ok(State::Header(Vec::new())),
+            _ => return Ok(State::Skip { left }),
+        };
+        if left > bytes_max {
+            return Err(not_an_mp4(format!(
+                "its index ({}) has {} bytes; at most {} are read",
+                header.kind,
+                grouped(left),
+                grouped(bytes_max)
+            )));
+        }
+        let body = Vec::new();
+        if left == 0 {
+            return self.read_index(header.kind, &body);
+        }
+        Ok(State::Keep {
+            kind: header.kind,
+            left,
+            body,
+        })
+    }
+
+    /// Takes in a whole `moov` or `moof`.
+    fn read_index(&mut self, kind: FourCC, body: &[u8]) -> Result<State, Failure> {
+        match &mut self.index {
+            Some(index) => index
+                .add_fragment(body)
+                .ok_or_else(|| damaged("index of a fragment (moof)"))?,
+            None if kind == Moov::KIND => {
+                self.index = Some(Index::read(body).ok_or_else(|| damaged("index (moov)"))?)
+            }
+            // Without the index before it a fragment means nothing.
+            None => {}
+        }
+        Ok(State::Header(Vec::new()))
+    }
+}
+
+/// What is needed of `moov`, and what the fragments after it add.
+struct Index {
+    /// Ticks per second of `duration`.
+    timescale: u32,
+    /// How long everything plays, in ticks, where the index says so.
+    duration: Option<u64>,
+    /// Width and height, in pixels, of the first video track.
+    pictures: Option<(u32, u32)>,
+    tracks: BTreeMap<u32, Track>,
+}
+
+#[derive(Default)]
+struct Track {
+    /// Ticks per second.
+    timescale: u32,
+    /// How long a sample lasts where its fragment does not say, in ticks.
+    default_sample_duration: u32,
+    /// Where the last sample so far ends, in ticks.
+    end: u64,
+    /// How long after the others the track begins to play, in ticks of the whole file.
+    delay: u64,
+}
+
+impl Index {
+    /// Reads the content of a `moov`; `None` if what every `moov` has is missing or broken.
+    fn read(moov: &[u8]) -> Option<Self> {
+        let mvhd: Mvhd = decode(moov, &[])?;
+        let mut index = Self {
+            timescale: mvhd.timescale,
+            duration: Some(mvhd.duration),
+            pictures: None,
+            tracks: BTreeMap::new(),
+        };
+        for (_, trak) in boxes(moov).filter(|(kind, _)| *kind == Trak::KIND) {
+            index.add_track(trak)?;
+        }
+        if let Some(mvex) = find(moov, &[Mvex::KIND]) {
+            index.duration = decode(mvex, &[]).map(|mehd: Mehd| mehd.fragment_duration);
+            for trex in boxes(mvex).filter_map(|(kind, body)| parse::<Trex>(kind, body)) {
+                if let Some(track) = index.tracks.get_mut(&trex.track_id) {
+                    track.default_sample_duration = trex.default_sample_duration;
+                }
+            }
+        }
+        // Writers that cannot go back leave zero, or all ones in either width, for "not known".
+        index.duration = index
+            .duration
+            .filter(|ticks| ![0, u64::from(u32::MAX), u64::MAX].contains(ticks));
+        (index.timescale > 0).then_some(index)
+    }
+
+    fn add_track(&mut self, trak: &[u8]) -> Option<()> {
+        const STBL: [FourCC; 3] = [Mdia::KIND, Minf::KIND, Stbl::KIND];
+        let tkhd: Tkhd = decode(trak, &[])?;
+        let mdhd: Mdhd = decode(trak, &[Mdia::KIND])?;
+        let stts: Option<Stts> = decode(trak, &STBL);
+        let runs = stts.iter().flat_map(|stts| &stts.entries);
+        let elst: Option<Elst> = decode(trak, &[Edts::KIND]);
+        let first_edit = elst.and_then(|elst| elst.entries.into_iter().next());
+        let track = Track {
+            timescale: mdhd.timescale,
+            default_sample_duration: 0,
+            end: runs.fold(0, |end: u64, run| {
+                end.saturating_add(u64::from(run.sample_count) * u64::from(run.sample_delta))
+            }),
+            // An edit that shows nothing of the track stands for "later than the others".
+            delay: first_edit
+                .filter(|edit| edit.media_time.is_none())
+                .map_or(0, |edit| edit.segment_duration),
+        };
+        self.tracks.insert(tkhd.track_id, track);
+        if self.pictures.is_none() && is_video(trak) {
+            // After version, flags and count, the first sample entry is a box that begins like any other codec's.
+            let entries =
+                find(trak, &[Mdia::KIND, Minf::KIND, Stbl::KIND, Stsd::KIND])?.get(8..)?;
+            let (_, mut entry) = boxes(entries).next()?;
+            let visual = Visual::decode(&mut entry).ok()?;
+            self.pictures = Some((visual.width.into(), visual.height.into()));
+        }
+        Some(())
+    }
+
+    /// Reads the content of a `moof`; `None` if it is broken.
+    fn add_fragment(&mut self, moof: &[u8]) -> Option<()> {
+        for (_, traf) in boxes(moof).filter(|(kind, _)| *kind == Traf::KIND) {
+            let tfhd: Tfhd = decode(traf, &[])?;
+            let Some(track) = self.tracks.get_mut(&tfhd.track_id) else {
+                continue;
+            };
+            let default = tfhd
+                .default_sample_duration
+                .unwrap_or(track.default_sample_duration);
+            // A fragment need not begin where the one before it ended.
+            if let Some(tfdt) = decode::<Tfdt>(traf, &[]) {
+                track.end = tfdt.base_media_decode_time;
+            }
+            for (kind, body) in boxes(traf).filter(|(kind, _)| *kind == Trun::KIND) {
+                let run = match parse::<Trun>(kind, body)?.samples {
+                    TrunSamples::Inherited { count, .. } => u64::from(count) * u64::from(default),
+                    TrunSamples::Explicit(samples) => samples
+                        .iter()
+                        .map(|sample| u64::from(sample.duration.unwrap_or(default)))
+                        .sum(),
+                };
+                track.end = track.end.saturating_add(run);
+            }
+        }
+        Some(())
+    }
+
+    /// What the index says, else where the last track ends.
+    fn duration_ms(&self) -> u64 {
+        let ends = self
+            .tracks
+            .values()
+            .filter(|track| track.timescale > 0)
+            .map(|track| {
+                to_ms(track.end, track.timescale).saturating_add(to_ms(track.delay, self.timescale))
+            });
+        match self.duration {
+            Some(ticks) => to_ms(ticks, self.timescale),
+            None => ends.max().unwrap_or(0),
+        }
+    }
+}
+
+/// Whether a track's handler says that it holds pictures. Its name, which need not be UTF-8, is not read.
+fn is_video(trak: &[u8]) -> bool {
+    find(trak, &[Mdia::KIND, Hdlr::KIND]).and_then(|hdlr| hdlr.get(8..12)) == Some(b"vide")
+}
+
+/// The boxes in a row: kind and content. Ends before the first that does not fit.
+fn boxes(mut row: &[u8]) -> impl Iterator<Item = (FourCC, &[u8])> {
+    std::iter::from_fn(move || {
+        let header = Header::decode_maybe(&mut row).ok()??;
+        let (body, rest) = row.split_at_checked(header.size.unwrap_or(row.len()))?;
+        row = rest;
+        Some((header.kind, body))
+    })
+}
+
+/// The content of the first box at the end of a path of kinds.
+fn find<'a>(row: &'a [u8], path: &[FourCC]) -> Option<&'a [u8]> {
+    path.iter().try_fold(row, |row, wanted| {
+        boxes(row)
+            .find(|(kind, _)| kind == wanted)
+            .map(|(_, body)| body)
+    })
+}
+
+/// The first box of type `T` in the box at the end of a path.
+fn decode<T: Atom>(row: &[u8], path: &[FourCC]) -> Option<T> {
+    parse(T::KIND, find(find(row, path)?, &[T::KIND])?)
+}
+
+/// A box of type `T`. Bytes after the fields that `T` knows are allowed, as the format demands of readers.
+fn parse<T: Atom>(kind: FourCC, mut body: &[u8]) -> Option<T> {
+    (kind == T::KIND).then(|| T::decode_body(&mut body).ok())?
+}
+
+/// Cuts what belongs to the current box off `rest`.
+fn take<'a>(left: &mut u64, rest: &'a [u8]) -> &'a [u8] {
+    let taken = &rest[..rest.len().min(usize::try_from(*left).unwrap_or(usize::MAX))];
+    *left -= taken.len() as u64;
+    taken
+}
+
+fn to_ms(ticks: u64, timescale: u32) -> u64 {
+    let (ticks, timescale) = (u128::from(ticks), u128::from(timescale));
+    u64::try_from((ticks * 1000 + timescale / 2) / timescale).unwrap_or(u64::MAX)
+}
+
+/// A count with its thousands apart, for messages.
+pub(crate) fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn not_an_mp4(why: String) -> Failure {
+    Failure::new(Code::NotAnMp4, format!("not an MP4: {why}"))
+}
+
+fn truncated(why: String) -> Failure {
+    Failure::new(Code::Truncated, format!("{why}; render and push it again"))
+}
+
+fn damaged(what: &str) -> Failure {
+    truncated(format!("damaged {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    macro_rules! fixture {
+        ($name:literal) => {
+            include_bytes!(concat!("../../fixtures/videos/", $name))
+        };
+    }
+
+    const GOOD: &[u8] = fixture!("good.mp4");
+    const FRAGMENTED: &[u8] = fixture!("fragmented.mp4");
+    const HYBRID: &[u8] = fixture!("fragmented_hybrid.mp4");
+
+    fn probe(file: &[u8]) -> Result<Probe, Failure> {
+        let mut walk = BoxWalk::new(file.len() as u64);
+        walk.feed(file);
+        walk.finish()
+    }
+
+    fn refusal(file: &[u8]) -> (Code, String) {
+        let failure = probe(file).unwrap_err();
+        (failure.code, failure.message)
+    }
+
+    fn mp4_box(kind: &[u8; 4], content: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(8 + content.len()).unwrap();
+        [&size.to_be_bytes(), kind.as_slice(), content].concat()
+    }
+
+    /// Where a box of the kind begins in a file that has only one.
+    fn position(file: &[u8], kind: &[u8; 4]) -> usize {
+        file.windows(4).position(|w| w == kind).unwrap() - 4
+    }
+
+    /// Makes the box of that kind `by` bytes longer, by its header only.
+    fn grow(file: &mut [u8], kind: &[u8; 4], by: u32) {
+        let at = position(file, kind);
+        let size = u32::from_be_bytes(file[at..at + 4].try_into().unwrap()) + by;
+        file[at..at + 4].copy_from_slice(&size.to_be_bytes());
+    }
+
+    #[test]
+    fn durations_and_sizes_are_what_ffprobe_says() {
+        for (file, milliseconds) in [
+            (GOOD, 1500),
+            (fixture!("second.mp4"), 1000),
+            (fixture!("third.mp4"), 2000),
+            (fixture!("reordered.mp4"), 1500),
+            (fixture!("moov_last.mp4"), 1500),
+            (fixture!("trailing_free.mp4"), 1500),
+            (FRAGMENTED, 1546),
+            (HYBRID, 1546),
+            (fixture!("fragmented_frames.mp4"), 1546),
+            (fixture!("fragmented_late_sound.mp4"), 2499),
+        ] {
+            let expected = Probe {
+                duration_ms: milliseconds,
+                width: 160,
+                height: 90,
+            };
+            assert_eq!(probe(file), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_wrong() {
+        assert_eq!(
+            refusal(b""),
+            (Code::NotAnMp4, "not an MP4: the file is empty".into())
+        );
+        assert_eq!(refusal(&GOOD[..7]).0, Code::NotAnMp4);
+        assert_eq!(
+            refusal(fixture!("not_a_video.mp4")),
+            (
+                Code::NotAnMp4,
+                r#"not an MP4: it begins with "<!DOCTYP" where an MP4 has "ftyp""#.into()
+            )
+        );
+        assert_eq!(refusal(fixture!("lfs_pointer.mp4")).0, Code::NotAnMp4);
+        assert_eq!(
+            refusal(fixture!("truncated.mp4")),
+            (
+                Code::Truncated,
+                r#"the file ends at byte 9,000, but its "mdat" box should go on to byte 12,522; render and push it again"#
+                    .into()
+            )
+        );
+        assert_eq!(
+            refusal(fixture!("audio_only.mp4")),
+            (
+                Code::NoVideoTrack,
+                "the MP4 has no video track: nothing to see in it".into()
+            )
+        );
+    }
+
+    #[test]
+    fn a_file_without_index_or_without_pictures_is_truncated() {
+        let (moov, mdat) = (position(GOOD, b"moov"), position(GOOD, b"mdat"));
+        let without_index = [&GOOD[..moov], &GOOD[mdat..]].concat();
+        assert!(
+            refusal(&without_index)
+                .1
+                .starts_with("the index (moov) is missing")
+        );
+        let (code, message) = refusal(&GOOD[..mdat]);
+        assert_eq!(code, Code::Truncated);
+        assert!(
+            message.starts_with("there is an index but no pictures"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn bytes_that_did_not_arrive_are_missed() {
+        let mut walk = BoxWalk::new(GOOD.len() as u64);
+        walk.feed(&GOOD[..10_000]);
+        let failure = walk.finish().unwrap_err();
+        assert_eq!(failure.code, Code::Truncated);
+        assert!(
+            failure
+                .message
+                .starts_with("the file should have 12,522 bytes but 10,000 arrived")
+        );
+    }
+
+    #[test]
+    fn a_box_may_say_its_size_in_64_bits_or_reach_to_the_end() {
+        let mdat = position(GOOD, b"mdat");
+        let (before, content) = (&GOOD[..mdat], &GOOD[mdat + 8..]);
+        let to_the_end = [before, b"\0\0\0\0mdat", content].concat();
+        assert_eq!(probe(&to_the_end), probe(GOOD));
+
+        let wide = |size: u64| [before, b"\0\0\0\x01mdat", &size.to_be_bytes(), content].concat();
+        assert_eq!(probe(&wide(16 + content.len() as u64)), probe(GOOD));
+        for impossible in [15, 17 + content.len() as u64, u64::MAX] {
+            assert_eq!(
+                refusal(&wide(impossible)).0,
+                Code::Truncated,
+                "{impossible}"
+            );
+        }
+    }
+
+    #[test]
+    fn padding_after_the_last_box_is_not_a_box() {
+        assert_eq!(probe(&[GOOD, &[0; 5]].concat()), probe(GOOD));
+        assert_eq!(
+            refusal(&[GOOD, b"\0\0\0\x08mda"].concat()).0,
+            Code::Truncated
+        );
+    }
+
+    #[test]
+    fn a_fragmented_file_may_say_how_long_it_is() {
+        // Only other packagers write mehd: here 7000 of mvhd's ticks, a thousand to the second.
+        let mehd = mp4_box(b"mehd", &[0, 0, 0, 0, 0, 0, 0x1b, 0x58]);
+        let mut file = FRAGMENTED.to_vec();
+        grow(&mut file, b"moov", mehd.len() as u32);
+        grow(&mut file, b"mvex", mehd.len() as u32);
+        let content = position(&file, b"mvex") + 8;
+        file.splice(content..content, mehd.clone());
+        assert_eq!(probe(&file).unwrap().duration_ms, 7000);
+
+        // Zero is what a live packager leaves there.
+        let value = content + 12;
+        file[value..value + 4].fill(0);
+        assert_eq!(probe(&file), probe(FRAGMENTED));
+    }
+
+    #[test]
+    fn samples_are_counted_where_the_index_does_not_know() {
+        let mut file = GOOD.to_vec();
+        let duration = position(&file, b"mvhd") + 8 + 16;
+        for unknown in [0, u32::MAX] {
+            file[duration..duration + 4].copy_from_slice(&unknown.to_be_bytes());
+            // The sound's last samples are 46 ms of padding that an edit list would hide.
+            assert_eq!(probe(&file).unwrap().duration_ms, 1546);
+        }
+    }
+
+    #[test]
+    fn an_index_is_read_up_to_a_limit() {
+        let huge = mp4_box(b"moov", &vec![0; MOOV_BYTES_MAX as usize + 1]);
+        let ftyp = mp4_box(b"ftyp", b"isom");
+        let (code, message) = refusal(&[ftyp, huge].concat());
+        assert_eq!(code, Code::NotAnMp4);
+        assert!(
+            message.contains("4,194,305 bytes; at most 4,194,304"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_million_claimed_samples_cost_nothing() {
+        // Without fields per sample, a run is only a count.
+        let trun = mp4_box(b"trun", &[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+        let tfhd = mp4_box(b"tfhd", &[0, 0, 0, 8, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff]);
+        let moof = mp4_box(b"moof", &mp4_box(b"traf", &[tfhd, trun].concat()));
+        assert_eq!(refusal(&[FRAGMENTED, &moof].concat()).0, Code::Truncated);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Mutation {
+        Flip(prop::sample::Index, u8),
+        Insert(prop::sample::Index, Vec<u8>),
+        Delete(prop::sample::Index, usize),
+        Truncate(prop::sample::Index),
+    }
+
+    fn mutation() -> impl Strategy<Value = Mutation> {
+        let at = any::<prop::sample::Index>;
+        prop_oneof![
+            4 => (at(), 1..=u8::MAX).prop_map(|(at, bits)| Mutation::Flip(at, bits)),
+            1 => (at(), prop::collection::vec(any::<u8>(), 1..16)).prop_map(|(at, new)| Mutation::Insert(at, new)),
+            1 => (at(), 1usize..16).prop_map(|(at, count)| Mutation::Delete(at, count)),
+            1 => at().prop_map(Mutation::Truncate),
+        ]
+    }
+
+    fn mutate(file: &mut Vec<u8>, mutation: Mutation) {
+        if file.is_empty() {
+            return;
+        }
+        match mutation {
+            Mutation::Flip(at, bits) => *at.get_mut(file) ^= bits,
+            Mutation::Insert(at, new) => {
+                let at = at.index(file.len());
+                file.splice(at..at, new);
+            }
+            Mutation::Delete(at, count) => {
+                let at = at.index(file.len());
+                file.drain(at..(at + count).min(file.len()));
+            }
+            Mutation::Truncate(at) => file.truncate(at.index(file.len())),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// Whatever the bytes, there is a verdict, and it does not depend on how they were cut.
+        #[test]
+        fn any_chunking_gives_the_same_verdict(
+            original in prop::sample::select(vec![GOOD, fixture!("moov_last.mp4"), FRAGMENTED, HYBRID]),
+            mutations in prop::collection::vec(mutation(), 0..6),
+            chunks in prop::collection::vec(1usize..700, 1..40),
+        ) {
+            let mut file = original.to_vec();
+            for mutation in mutations {
+                mutate(&mut file, mutation);
+            }
+            let mut walk = BoxWalk::new(file.len() as u64);
+            let mut rest = file.as_slice();
+            for size in chunks.into_iter().cycle() {
+                let (chunk, after) = rest.split_at(size.min(rest.len()));
+                walk.feed(chunk);
+                rest = after;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            prop_assert_eq!(walk.finish(), probe(&file));
+        }
+    }
+}
