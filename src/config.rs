@@ -21,7 +21,7 @@ pub use settings::{Fallback, SETTINGS, Setting, arguments, reference, secrets_he
 pub use sources::{Problem, Sources};
 
 use settings::*;
-use sources::Reader;
+use sources::{Layer, Reader};
 
 /// Most videos ingested at once by one process.
 const WORKERS_MAX: usize = 64;
@@ -371,17 +371,15 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
 
 /// `LISTEN_ADDR`, else `PORT`; but a flag `--port` wins over `LISTEN_ADDR` in the environment.
 fn read_listen(r: &mut Reader<'_>) -> Option<SocketAddr> {
-    let set = |name: &'static str| move |layer: sources::Layer<'_>| layer.get(name).is_some();
-    let (addr_is_set, port_is_set) = (set(LISTEN_ADDR.name), set(PORT.name));
-    let layer = r.layer(|layer| addr_is_set(layer) || port_is_set(layer));
-
+    let is_set = |layer: Layer<'_>, setting: &Setting| layer.get(setting.name).is_some();
+    let layer = r.layer(|layer| is_set(layer, &LISTEN_ADDR) || is_set(layer, &PORT));
     let port = r.value(&PORT, |text| rules::number(text, 0..=u16::MAX));
     let addr = r.value(&LISTEN_ADDR, |text| {
         let right = "must be an IP address and a port, such as `127.0.0.1:8080` or `[::]:8080`";
         text.parse().map_err(|_| right.to_owned())
     });
     match layer {
-        Some(layer) if !addr_is_set(layer) => Some((Ipv4Addr::UNSPECIFIED, port?).into()),
+        Some(layer) if !is_set(layer, &LISTEN_ADDR) => Some((Ipv4Addr::UNSPECIFIED, port?).into()),
         _ => addr,
     }
 }
@@ -427,11 +425,10 @@ fn read_mode(r: &mut Reader<'_>) -> Option<Mode> {
 
 /// One leaked secret must open one door only.
 fn refuse_shared_secrets(r: &mut Reader<'_>, secrets: &[(Setting, &Option<SecretString>)]) {
-    let text =
-        |secret: &Option<SecretString>| secret.as_ref().map(|s| s.expose_secret().to_owned());
     for (i, (setting, secret)) in secrets.iter().enumerate() {
-        let same = |(_, other): &&(Setting, &Option<SecretString>)| {
-            secret.is_some() && text(other) == text(secret)
+        let same = |(_, other): &&(Setting, &Option<SecretString>)| match (secret, other) {
+            (Some(a), Some(b)) => a.expose_secret() == b.expose_secret(),
+            _ => false,
         };
         if let Some((other, _)) = secrets[..i].iter().find(same) {
             r.refuse(setting.name, format!("must differ from {}", other.name));

@@ -39,7 +39,8 @@ pub(super) const ANY_DURATION: RangeInclusive<Duration> = seconds(1)..=seconds(3
 /// Shorter leases are lost to a slow disk; longer ones leave a dead replica's videos lying.
 pub(super) const LEASE: RangeInclusive<Duration> = seconds(5)..=seconds(600);
 
-type Rule<T> = Result<T, String>;
+/// The value, or what would be right, to be read after the variable's name.
+pub(super) type Rule<T> = Result<T, String>;
 
 fn ensure<T>(holds: bool, value: T, right: &str) -> Rule<T> {
     if holds {

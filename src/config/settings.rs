@@ -137,11 +137,14 @@ pub fn arguments() -> Vec<clap::Arg> {
         .map(|setting| {
             // clap keeps flag names for the life of the process, and they are made once in it.
             let flag: &'static str = setting.flag().leak();
-            let default = setting.default_in_words();
+            let default = match setting.default {
+                Fallback::Value(text) | Fallback::Words(text) => format!("[default: {text}]"),
+                Fallback::Required => "[required]".to_owned(),
+            };
             clap::Arg::new(setting.name)
                 .long(flag)
                 .value_name(setting.name)
-                .help(format!("{} [default: {default}]", setting.meaning))
+                .help(format!("{} {default}", setting.meaning))
                 .help_heading("Settings (flag, else environment, else .env)")
         })
         .collect()

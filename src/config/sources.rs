@@ -7,6 +7,7 @@ use std::{fmt, fs, io};
 
 use secrecy::{ExposeSecret, SecretString};
 
+use super::rules::Rule;
 use super::settings::{Fallback, SETTINGS, Setting};
 
 /// Largest `.env` that is read, in bytes.
@@ -183,7 +184,7 @@ impl<'a> Reader<'a> {
     pub(super) fn value<T>(
         &mut self,
         setting: &Setting,
-        rule: impl FnOnce(&str) -> Result<T, String>,
+        rule: impl FnOnce(&str) -> Rule<T>,
     ) -> Option<T> {
         let layer = self.layer(|layer| layer.get(setting.name).is_some());
         match (
@@ -202,7 +203,7 @@ impl<'a> Reader<'a> {
     pub(super) fn secret(
         &mut self,
         spellings: &[Setting],
-        rules: &[fn(&str) -> Result<(), String>],
+        rules: &[fn(&str) -> Rule<()>],
     ) -> Option<SecretString> {
         let is_set = |layer: Layer<'_>, setting: &Setting| {
             layer.get(setting.name).is_some() || layer.get(&setting.file_variable()).is_some()
@@ -259,12 +260,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The flag-less setting of test harnesses, which is in no reference.
+    /// The value of a variable that is in no table.
     pub(super) fn undocumented(&self, name: &str) -> Option<&'a str> {
         self.layer(|layer| layer.get(name).is_some())?.get(name)
     }
 
-    pub(super) fn check<T>(&mut self, name: &str, result: Result<T, String>) -> Option<T> {
+    pub(super) fn check<T>(&mut self, name: &str, result: Rule<T>) -> Option<T> {
         result.map_err(|right| self.refuse(name, right)).ok()
     }
 
