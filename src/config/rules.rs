@@ -1,0 +1,480 @@
+//! What a value must look like: each rule returns the value, or says what would be right.
+//!
+//! No rule repeats the value it refuses: people paste secrets into the wrong variable.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
+
+use reqwest::Url;
+use sqlx::postgres::PgConnectOptions;
+use tracing_subscriber::EnvFilter;
+use uuid::Uuid;
+
+use super::RepoName;
+
+/// Shortest secret that this server compares or that opens everything, in bytes.
+const SECRET_MIN_BYTES: usize = 16;
+
+/// Longest names that GitHub gives to owners and repositories, in bytes.
+const OWNER_MAX_BYTES: usize = 39;
+const REPOSITORY_MAX_BYTES: usize = 100;
+
+/// Longest branch name, videos folder and bucket name, in bytes.
+const BRANCH_MAX_BYTES: usize = 255;
+const VIDEOS_DIR_MAX_BYTES: usize = 1024;
+const BUCKET_MAX_BYTES: usize = 100;
+
+const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// Units of a duration and their seconds, largest first.
+const UNITS: [(char, u64); 4] = [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)];
+
+/// What intervals, deadlines and retentions may be.
+pub(super) const ANY_DURATION: RangeInclusive<Duration> = seconds(1)..=seconds(3_650 * 86_400);
+
+/// Shorter leases are lost to a slow disk; longer ones leave a dead replica's videos lying.
+pub(super) const LEASE: RangeInclusive<Duration> = seconds(5)..=seconds(600);
+
+/// The value, or what would be right, to be read after the variable's name.
+pub(super) type Rule<T> = Result<T, String>;
+
+fn ensure<T>(holds: bool, value: T, right: &str) -> Rule<T> {
+    if holds {
+        Ok(value)
+    } else {
+        Err(right.to_owned())
+    }
+}
+
+/// A whole number within bounds.
+pub(super) fn number<T: FromStr + PartialOrd + std::fmt::Display>(
+    text: &str,
+    bounds: RangeInclusive<T>,
+) -> Rule<T> {
+    // `from_str` would let a leading `+` pass.
+    let parsed = text
+        .bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| text.parse());
+    match parsed {
+        Some(Ok(n)) if bounds.contains(&n) => Ok(n),
+        _ => Err(format!(
+            "must be a whole number from {} to {}",
+            bounds.start(),
+            bounds.end()
+        )),
+    }
+}
+
+/// `30s`, `5m`, `6h`, `30d`, within bounds.
+pub(super) fn duration(text: &str, bounds: RangeInclusive<Duration>) -> Rule<Duration> {
+    let parse = || {
+        let (unit, scale) = UNITS.iter().find(|(unit, _)| text.ends_with(*unit))?;
+        let count = number(text.strip_suffix(*unit)?, 0..=u64::MAX).ok()?;
+        let duration = seconds(count.checked_mul(*scale)?);
+        bounds.contains(&duration).then_some(duration)
+    };
+    parse().ok_or_else(|| {
+        format!(
+            "must be a number and a unit (`30s`, `5m`, `6h`, `30d`), from {} to {}",
+            short(*bounds.start()),
+            short(*bounds.end())
+        )
+    })
+}
+
+/// As [`duration`], and `0` for never.
+pub(super) fn duration_or_never(
+    text: &str,
+    bounds: RangeInclusive<Duration>,
+) -> Rule<Option<Duration>> {
+    match text {
+        "0" => Ok(None),
+        _ => duration(text, bounds)
+            .map(Some)
+            .map_err(|right| format!("{right}; or `0` for never")),
+    }
+}
+
+/// A duration of whole seconds in its largest fitting unit.
+fn short(duration: Duration) -> String {
+    let total = duration.as_secs();
+    let fits = UNITS.iter().find(|(_, scale)| total.is_multiple_of(*scale));
+    fits.map_or_else(String::new, |(unit, scale)| {
+        format!("{}{unit}", total / scale)
+    })
+}
+
+/// One of a few words.
+pub(super) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Rule<T> {
+    let known = words.iter().find(|(word, _)| *word == text);
+    known.map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
+        format!("must be {}", words.join(" or "))
+    })
+}
+
+/// `owner/name`, as GitHub allows them. Owners of GitHub Enterprise may hold `_`.
+pub(super) fn repository(text: &str) -> Rule<RepoName> {
+    let parse = || {
+        let (owner, name) = text.split_once('/')?;
+        let owner_fits = (1..=OWNER_MAX_BYTES).contains(&owner.len())
+            && owner.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && owner
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+        let name_fits = (1..=REPOSITORY_MAX_BYTES).contains(&name.len())
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            && ![".", ".."].contains(&name)
+            && !name.ends_with(".git");
+        (owner_fits && name_fits).then(|| RepoName {
+            owner: owner.to_owned(),
+            name: name.to_owned(),
+        })
+    };
+    parse().ok_or_else(|| "must be `owner/name`: no address, no `.git`".to_owned())
+}
+
+/// A branch's name by the rules of `git check-ref-format --branch`, without `refs/heads/`.
+pub(super) fn branch(text: &str) -> Rule<String> {
+    let forbidden = |c: char| c.is_control() || " ~^:?*[\\".contains(c);
+    let part_fits =
+        |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
+    let fits = text.len() <= BRANCH_MAX_BYTES
+        && !text.contains(forbidden)
+        && text.split('/').all(part_fits)
+        && !text.contains("..")
+        && !text.contains("@{")
+        && !text.starts_with('-')
+        && !text.starts_with("refs/")
+        && !text.ends_with('.')
+        && text != "@";
+    ensure(
+        fits,
+        text.to_owned(),
+        "must be a branch's name such as `main`, without `refs/heads/`",
+    )
+}
+
+/// A folder inside the repository; one slash at its end is taken away.
+pub(super) fn videos_dir(text: &str) -> Rule<String> {
+    let folder = text.strip_suffix('/').unwrap_or(text);
+    let part_fits = |part: &str| !["", ".", ".."].contains(&part);
+    let fits = folder.len() <= VIDEOS_DIR_MAX_BYTES
+        && folder.split('/').all(part_fits)
+        && !folder.contains(|c: char| c.is_control() || c == '\\');
+    ensure(
+        fits,
+        folder.to_owned(),
+        "must be a folder inside the repository such as `videos`: relative, without `..`",
+    )
+}
+
+/// A bucket's name, which is also a folder's name in the folder store.
+pub(super) fn bucket(text: &str) -> Rule<String> {
+    let fits = text.len() <= BUCKET_MAX_BYTES
+        && !text.starts_with('.')
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    ensure(
+        fits,
+        text.to_owned(),
+        "must be a bucket's name: up to 100 letters, digits, `-`, `_`, `.`",
+    )
+}
+
+/// The base of an API, without a slash at its end.
+///
+/// Plain http is for loopback and for the names and addresses of private networks: tokens go there.
+pub(super) fn base_url(text: &str) -> Rule<String> {
+    let url = Url::parse(text).ok().filter(|url| {
+        ["http", "https"].contains(&url.scheme())
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none()
+    });
+    let Some(url) = url else {
+        return Err(
+            "must be an address such as `https://example.com`, without user, query or fragment"
+                .to_owned(),
+        );
+    };
+    ensure(
+        url.scheme() == "https" || url.host_str().is_some_and(is_private),
+        url.as_str().trim_end_matches('/').to_owned(),
+        "must begin with `https://`: plain http is for loopback and private hosts",
+    )
+}
+
+/// Loopback, RFC 1918 and RFC 4193 addresses, names without a dot (compose services), `.internal`.
+fn is_private(host: &str) -> bool {
+    match host.trim_matches(['[', ']']).parse() {
+        Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_private(),
+        Ok(IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unique_local(),
+        Err(_) => {
+            !host.contains('.') || host.ends_with(".internal") || host.ends_with(".localhost")
+        }
+    }
+}
+
+/// A secret that cannot be guessed by trying.
+pub(super) fn long_enough(secret: &str) -> Rule<()> {
+    let fits = secret.trim().len() >= SECRET_MIN_BYTES;
+    let right = format!("must be {SECRET_MIN_BYTES} bytes or more, as from `openssl rand -hex 32`");
+    ensure(fits, (), &right)
+}
+
+/// A secret that fits into an HTTP header.
+pub(super) fn sendable(secret: &str) -> Rule<()> {
+    let fits = secret.bytes().all(|b| b.is_ascii_graphic());
+    ensure(
+        fits,
+        (),
+        "must be visible ASCII without spaces or line breaks",
+    )
+}
+
+/// An address that the database driver understands.
+pub(super) fn postgres_url(secret: &str) -> Rule<()> {
+    let scheme_fits = secret.starts_with("postgres://") || secret.starts_with("postgresql://");
+    ensure(
+        scheme_fits && PgConnectOptions::from_str(secret).is_ok(),
+        (),
+        "must be `postgresql://user:password@host:port/database`, the password's special characters percent-encoded",
+    )
+}
+
+/// Any spelling of a UUID.
+pub(super) fn uuid(text: &str) -> Rule<Uuid> {
+    Uuid::try_parse(text).map_err(|_| "must be a UUID".to_owned())
+}
+
+/// Directives of `tracing-subscriber`.
+pub(super) fn log_filter(text: &str) -> Rule<String> {
+    ensure(
+        EnvFilter::try_new(text).is_ok(),
+        text.to_owned(),
+        "must be log directives such as `info` or `info,video_ingest=debug`",
+    )
+}
+
+/// `name=abort,name=hang`.
+pub(super) fn fail_points(text: &str) -> Rule<Vec<(String, String)>> {
+    let points = text.split(',').map(|point| match point.split_once('=') {
+        Some((name, fault)) if !name.is_empty() && !fault.is_empty() => {
+            Ok((name.to_owned(), fault.to_owned()))
+        }
+        _ => Err("must be `name=fault,name=fault`".to_owned()),
+    });
+    points.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every text on the left passes, every one on the right does not.
+    fn check<T: std::fmt::Debug>(rule: impl Fn(&str) -> Rule<T>, good: &[&str], bad: &[&str]) {
+        for text in good {
+            assert!(rule(text).is_ok(), "{text:?} was refused");
+        }
+        for text in bad {
+            assert!(rule(text).is_err(), "{text:?} passed as {:?}", rule(text));
+        }
+    }
+
+    #[test]
+    fn durations_are_a_number_and_a_unit() {
+        let parsed = ["1s", "5m", "6h", "30d"].map(|text| duration(text, ANY_DURATION).unwrap());
+        assert_eq!(parsed.map(|d| d.as_secs()), [1, 300, 21_600, 2_592_000]);
+        let bad = [
+            "", "5", "s", "0", "0s", "-5m", "+5m", "5 m", "1.5h", "5M", "5ms", "3651d",
+        ];
+        check(|text| duration(text, ANY_DURATION), &[], &bad);
+        check(
+            |text| duration(text, ANY_DURATION),
+            &[],
+            &["18446744073709551615d", "5µ"],
+        );
+        check(
+            |text| duration(text, LEASE),
+            &["5s", "600s", "10m"],
+            &["4s", "601s"],
+        );
+    }
+
+    #[test]
+    fn a_refused_duration_says_what_would_be_right() {
+        let right = duration("1h", LEASE).unwrap_err();
+        assert!(right.ends_with("from 5s to 10m"), "{right}");
+    }
+
+    #[test]
+    fn only_some_durations_may_be_never() {
+        assert_eq!(duration_or_never("0", ANY_DURATION), Ok(None));
+        assert_eq!(duration_or_never("9s", ANY_DURATION), Ok(Some(seconds(9))));
+        check(
+            |text| duration_or_never(text, ANY_DURATION),
+            &[],
+            &["00", "0s", "never"],
+        );
+    }
+
+    #[test]
+    fn repositories_are_owner_and_name() {
+        let good = [
+            "octo/video-artifacts",
+            "o/n",
+            "emu_corp/a.b_c",
+            "a-b/.github",
+        ];
+        let bad = [
+            "video-artifacts",
+            "octo/",
+            "/name",
+            "octo/a/b",
+            "octo/..",
+            "octo/x.git",
+            "-octo/x",
+            "octo/a b",
+            "octo/ä",
+            "https://github.com/octo/x",
+        ];
+        check(repository, &good, &bad);
+        assert_eq!(repository("octo/x").unwrap().to_string(), "octo/x");
+        check(repository, &[], &[&format!("octo/{}", "x".repeat(101))]);
+    }
+
+    #[test]
+    fn branches_are_what_git_allows() {
+        let good = ["main", "release/1.x", "feature-ü", "v1.0"];
+        let bad = [
+            "",
+            "/main",
+            "main/",
+            "a//b",
+            "a..b",
+            "a b",
+            "-x",
+            ".a",
+            "a/.b",
+            "a.lock",
+            "a~1",
+            "@",
+            "a@{0}",
+            "a.",
+            "a\\b",
+            "a\n",
+            "refs/heads/main",
+        ];
+        check(branch, &good, &bad);
+    }
+
+    #[test]
+    fn the_videos_folder_stays_inside_the_repository() {
+        let good = ["videos", "videos/", "out/videos"];
+        let bad = [
+            "/videos", "/", ".", "..", "../x", "a/../b", "./a", "a//b", "a//", "a\\b", "a\0",
+        ];
+        check(videos_dir, &good, &bad);
+        assert_eq!(videos_dir("out/videos/").unwrap(), "out/videos");
+    }
+
+    #[test]
+    fn buckets_are_one_plain_name() {
+        check(
+            bucket,
+            &["lesson-assets", "lesson_assets"],
+            &["a/b", "..", ".a", "a b", &"x".repeat(101)],
+        );
+    }
+
+    #[test]
+    fn plain_http_is_for_private_hosts() {
+        let good = [
+            "https://api.github.com",
+            "https://ghe.example.com/api/v3",
+            "http://127.0.0.1:9000",
+            "http://[::1]:9000",
+            "http://localhost:9000",
+            "http://storage:5000",
+            "http://10.1.2.3",
+            "http://192.168.0.1",
+            "http://[fd00::1]",
+            "http://openhands.internal",
+        ];
+        let bad = [
+            "",
+            "api.github.com",
+            "ftp://example.com",
+            "https://",
+            "http://api.github.com",
+            "http://8.8.8.8",
+            "http://172.32.0.1",
+            "http://[2001:db8::1]",
+            "http://127.0.0.1.example.com",
+            "https://user:password@example.com",
+            "https://example.com?key=1",
+            "https://example.com/#x",
+        ];
+        check(base_url, &good, &bad);
+        assert_eq!(
+            base_url("http://127.0.0.1:1/api/").unwrap(),
+            "http://127.0.0.1:1/api"
+        );
+    }
+
+    #[test]
+    fn databases_are_what_the_driver_understands() {
+        let good = [
+            "postgres://postgres@localhost/postgres",
+            "postgresql://u:p@db.example.com:6543/postgres?sslmode=require",
+            "postgresql:///app?host=/var/run/postgresql",
+        ];
+        let bad = [
+            "mysql://u:p@localhost/x",
+            "sqlite://data",
+            "localhost:5432",
+            "postgresql://u:pa#ss@localhost:5432/x",
+            "postgresql://u:p@localhost:port/x",
+            "postgresql://u:p@localhost/x?sslmode=maybe",
+        ];
+        check(postgres_url, &good, &bad);
+    }
+
+    #[test]
+    fn secrets_are_long_and_fit_a_header() {
+        check(
+            long_enough,
+            &["0123456789abcdef"],
+            &["0123456789abcde", &" ".repeat(32), ""],
+        );
+        check(
+            sendable,
+            &["ghp_a.b-c/d+e="],
+            &["two words", "line\nbreak", "ümlaut"],
+        );
+    }
+
+    #[test]
+    fn numbers_have_bounds() {
+        let bad = ["", "65", "-1", "+1", "1e1", " 1", "99999999999999999999"];
+        check(|text| number(text, 0..=64usize), &["0", "64"], &bad);
+    }
+
+    #[test]
+    fn fail_points_are_pairs() {
+        let pairs = fail_points("stored=abort,claimed=hang").unwrap();
+        assert_eq!(pairs[1], ("claimed".to_owned(), "hang".to_owned()));
+        check(fail_points, &[], &["stored", "=abort", "stored=", "a=b,"]);
+    }
+}
