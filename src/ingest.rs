@@ -15,7 +15,6 @@ use crate::config::MissingRow;
 use crate::db::{Claim, Db, End, Lost, Published, Row, RowOwner, Step};
 use crate::domain::failure::{Class, Code, Failure, GIVE_UP_AFTER};
 use crate::domain::ids::GitSha;
-use crate::domain::lfs::Pointer;
 use crate::domain::metadata::{METADATA_BYTES_MAX, Metadata};
 use crate::domain::mp4::Probe;
 use crate::failpoint::FailPoints;
@@ -27,16 +26,13 @@ use crate::store::{Digests, ObjectPath, Store};
 const LISTING_AGE_MAX: Duration = Duration::from_secs(5);
 
 /// How long a push is waited for that GitHub's API does not serve yet; then its head is believed.
-const PUSH_LAG_MAX: Duration = Duration::from_secs(120);
+pub const PUSH_LAG_MAX: Duration = Duration::from_secs(120);
 
 /// Between two looks for a push that GitHub's API does not serve yet.
-const PUSH_LAG_WAIT: Duration = Duration::from_secs(2);
+pub const PUSH_LAG_WAIT: Duration = Duration::from_secs(2);
 
 /// The size limit where neither the settings nor the bucket name one, in bytes.
 pub const VIDEO_BYTES_MAX_DEFAULT: u64 = 52_428_800;
-
-/// Smaller blobs may be LFS pointers. Source: git-lfs's specification ("must be less than 1024 bytes").
-const POINTER_BYTES_MAX: u64 = 1024;
 
 /// What the story needs to know from the settings.
 #[derive(Clone, Debug)]
@@ -127,8 +123,8 @@ impl Ingest {
         };
         let listing = self.fresh_listing(claim).await?;
         let pair = match listing.complete {
-            true => listing.pair(&claim.key),
-            false => self.github.lookup(&claim.key, &listing.head).await?,
+            true => listing.files.get(&claim.key).copied().unwrap_or_default(),
+            false => self.github.lookup(claim.key, listing.head).await?,
         };
         attempt.pair = Some((pair.mp4.map(|e| e.sha), pair.json.map(|e| e.sha)));
         attempt.step("listed", format!("head {}", short(&listing.head)));
@@ -140,11 +136,7 @@ impl Ingest {
             Plan::Ingest(mp4) => mp4,
         };
         let metadata = self.metadata(attempt, &pair).await?;
-        let object = ObjectPath {
-            bucket: row.bucket.clone(),
-            user_id: row.user_id,
-            key: claim.key,
-        };
+        let object = ObjectPath::new(&row.bucket, row.user_id, claim.key)?;
         let known = claim.stored.as_ref().filter(|known| known.blob_sha == mp4.sha);
         let published = match known {
             Some(known) if self.is_stored(&object, &known.sha256, known.size_bytes).await? => {
@@ -197,12 +189,11 @@ impl Ingest {
         let key = attempt.claim.key;
         let row = self.db.find_row(key.video_id).await?;
         if row.is_none_or(|row| row.user_id != *user_id || row.lesson_id != key.lesson_id) {
-            let object = ObjectPath {
-                bucket: bucket.clone(),
-                user_id: *user_id,
-                key,
+            let deleted = match ObjectPath::new(bucket, *user_id, key) {
+                Ok(object) => self.store.delete(&object).await,
+                Err(failure) => Err(failure),
             };
-            if let Err(failure) = self.store.delete(&object).await {
+            if let Err(failure) = deleted {
                 tracing::warn!(video.id = %key.video_id, code = %failure.code, "the object of a row that is gone stays: {failure}");
             }
         }
@@ -234,14 +225,20 @@ impl Ingest {
     /// The branch as it is now, at least as new as every push that asked.
     async fn fresh_listing(&self, claim: &Claim) -> Result<Arc<Listing>, Failure> {
         let oldest = Instant::now().checked_sub(LISTING_AGE_MAX).unwrap_or(claim.asked_at);
-        let listing = self.github.listing(claim.asked_at.max(oldest)).await?;
-        let fresh = self.github.freshness(&listing, &claim.wanted).await?;
+        let mut listing = self.github.listing(claim.asked_at.max(oldest)).await?;
+        let mut fresh = self.github.freshness(&listing, &claim.wanted).await?;
         if fresh == Freshness::Behind && claim.asked < PUSH_LAG_MAX {
-            self.github.forget_listing();
-            let message = "GitHub does not serve the pushed commit yet; looking again in a moment";
-            return Err(Failure::new(Code::GithubUnavailable, message).after(PUSH_LAG_WAIT));
+            listing = self.github.listing(Instant::now()).await?;
+            fresh = self.github.freshness(&listing, &claim.wanted).await?;
         }
-        Ok(listing)
+        match fresh == Freshness::Behind && claim.asked < PUSH_LAG_MAX {
+            false => Ok(listing),
+            true => Err(Failure::new(
+                Code::GithubUnavailable,
+                "GitHub does not serve the pushed commit yet; looking again in a moment",
+            )
+            .after(PUSH_LAG_WAIT)),
+        }
     }
 
     async fn metadata(
@@ -256,22 +253,19 @@ impl Ingest {
             let message = format!("the JSON is {} bytes, more than the {METADATA_BYTES_MAX} allowed", json.size);
             return Err(Failure::new(Code::BadMetadata, message));
         }
-        let bytes = self.github.small_blob(&json.sha, METADATA_BYTES_MAX).await?;
+        let bytes = self.github.small_blob(json.sha, json.size).await?;
         Metadata::parse(&bytes, &attempt.claim.key).map(Some)
     }
 
     /// Downloads the video and proves that the bytes are the pushed ones and a playable video.
     async fn fetch(&self, attempt: &mut Attempt<'_>, mp4: Entry) -> Result<(Spooled, Probe), Failure> {
         self.check_size(mp4.size)?;
-        let download = self.github.blob(&mp4.sha, mp4.size).await?;
+        let download = self.github.blob(mp4.sha, mp4.size).await?;
         let mut spooled = self.spool(download, mp4.size).await?;
         if spooled.git_sha != mp4.sha {
             return Err(corrupt("the blob's bytes do not hash to its name"));
         }
-        let pointer = match mp4.size < POINTER_BYTES_MAX {
-            true => Pointer::parse(spooled.head()),
-            false => None,
-        };
+        let pointer = spooled.lfs_pointer();
         if let Some(pointer) = &pointer {
             self.check_size(pointer.size)?;
             let download = self.github.lfs(pointer.oid.as_str(), pointer.size).await?;
@@ -291,7 +285,7 @@ impl Ingest {
     }
 
     async fn spool(&self, mut download: Download, size: u64) -> Result<Spooled, Failure> {
-        let mut spool = Spool::create(&self.rules.data_dir, size);
+        let mut spool = Spool::create(&self.rules.data_dir, size).await?;
         while let Some(chunk) = download.chunk().await? {
             spool.write(&chunk).await?;
         }
@@ -329,13 +323,13 @@ impl Ingest {
         self.fail.at("uploading").await?;
         let sent = self.store.put(object, spooled.size, &digests, &|| spooled.stream()).await;
         if let Err(failure) = sent {
-            self.learn_limit(&failure, &object.bucket).await;
+            self.learn_limit(&failure, object.bucket()).await;
             return Err(failure);
         }
         self.fail.at("uploaded").await?;
         match self.is_stored(object, &spooled.sha256, spooled.size).await? {
             true => {
-                attempt.step("stored", format!("{} in {}", object.path(), object.bucket));
+                attempt.step("stored", format!("{} in {}", object.path(), object.bucket()));
                 Ok(())
             }
             false => Err(Failure::new(

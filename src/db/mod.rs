@@ -10,6 +10,7 @@
 
 mod deliveries;
 mod rows;
+mod sweeps;
 mod videos;
 mod views;
 
@@ -26,6 +27,7 @@ use crate::clock::Clock;
 
 pub use deliveries::{Delivery, Scan};
 pub use rows::{Row, RowOwner};
+pub use sweeps::{PendingRow, ReadyObject, StoredReading};
 pub use videos::{Claim, End, Lost, Published, Request, Source, Step};
 pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
 

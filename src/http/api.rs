@@ -1,0 +1,131 @@
+//! What an operator's tools ask: JSON in, JSON out.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::{ErrorCode, Problem, Surface};
+use crate::db::{Filter, Request, Source, VideoDetail};
+use crate::domain::ids::{VideoKey, canonical_uuid};
+use crate::sweep::{SweepOptions, SweepReport};
+
+/// The database has this long to say that it is there.
+const READY_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// How long `/reconcile` waits for what it found, unless asked otherwise; and at most.
+const WAIT_DEFAULT: u64 = 25;
+const WAIT_MAX: u64 = 300;
+
+/// `GET /readyz`: whether work can be accepted.
+pub async fn readyz(State(surface): State<Surface>) -> Result<&'static str, Problem> {
+    match timeout(READY_TIMEOUT, surface.db.ping()).await {
+        Ok(Ok(())) => Ok("ready\n"),
+        _ => Err(Problem::new(ErrorCode::DatabaseUnavailable, "the database does not answer")),
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct ListQuery {
+    state: Option<String>,
+    q: Option<String>,
+    cursor: Option<String>,
+    limit: Option<i64>,
+}
+
+/// `GET /api/videos`
+pub(super) async fn videos(
+    State(surface): State<Surface>,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Value>, Problem> {
+    let filter = Filter {
+        state: query.state.filter(|s| !s.is_empty()),
+        q: query.q.filter(|q| !q.is_empty()),
+        cursor: query.cursor,
+        limit: query.limit,
+    };
+    let page = surface.db.videos(&filter).await?;
+    Ok(Json(json!({"videos": page.items, "next": page.next})))
+}
+
+/// `GET /api/videos/{video_id}`
+pub(super) async fn video(
+    State(surface): State<Surface>,
+    Path(video_id): Path<String>,
+) -> Result<Json<VideoDetail>, Problem> {
+    find(&surface, &video_id).await.map(Json)
+}
+
+/// `POST /api/videos/{video_id}/retry`
+pub(super) async fn retry(
+    State(surface): State<Surface>,
+    Path(video_id): Path<String>,
+) -> Result<Response, Problem> {
+    let found = find(&surface, &video_id).await?.video;
+    let key = format!("{}_{}", found.lesson_id, found.video_id);
+    let key = VideoKey::parse_stem(&key).ok_or_else(Problem::not_found)?;
+    let request = Request::asked(key, Source::Retry, "asked for by a person");
+    surface.db.request([request]).await?;
+    surface.wake.notify_waiters();
+    let answer = json!({"video_id": found.video_id, "status": "queued"});
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+async fn find(surface: &Surface, video_id: &str) -> Result<VideoDetail, Problem> {
+    let id = canonical_uuid(video_id).ok_or_else(Problem::not_found)?;
+    surface.db.video(id).await?.ok_or_else(Problem::not_found)
+}
+
+#[derive(Deserialize)]
+pub(super) struct DeliveriesQuery {
+    cursor: Option<String>,
+}
+
+/// `GET /api/deliveries`
+pub(super) async fn deliveries(
+    State(surface): State<Surface>,
+    Query(query): Query<DeliveriesQuery>,
+) -> Result<Json<Value>, Problem> {
+    let page = surface.db.deliveries(query.cursor.as_deref()).await?;
+    Ok(Json(json!({"deliveries": page.items, "next": page.next})))
+}
+
+#[derive(Deserialize)]
+pub(super) struct ReconcileQuery {
+    #[serde(default)]
+    dry_run: bool,
+    wait: Option<u64>,
+    video_id: Option<String>,
+    #[serde(default)]
+    verify: bool,
+}
+
+/// `POST /reconcile`
+pub(super) async fn reconcile(
+    State(surface): State<Surface>,
+    Query(query): Query<ReconcileQuery>,
+) -> Result<Json<SweepReport>, Problem> {
+    let only = match query.video_id {
+        Some(text) => Some(canonical_uuid(&text).ok_or_else(|| {
+            Problem::new(ErrorCode::Malformed, "video_id is not a UUID")
+        })?),
+        None => None,
+    };
+    let wait = query.wait.unwrap_or(WAIT_DEFAULT);
+    if wait > WAIT_MAX {
+        let detail = format!("wait is in seconds, at most {WAIT_MAX}");
+        return Err(Problem::new(ErrorCode::Malformed, detail));
+    }
+    let options = SweepOptions {
+        dry_run: query.dry_run,
+        wait: Duration::from_secs(wait),
+        only,
+        verify: query.verify,
+    };
+    surface.sweep.run(&options).await.map(Json)
+}
