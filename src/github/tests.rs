@@ -623,6 +623,44 @@ async fn settings_that_no_call_can_be_made_with_are_refused() {
     assert_eq!(new(api, "t", "acme/a/b"), Some("GITHUB_REPOSITORY"));
 }
 
+#[tokio::test]
+async fn an_https_api_leads_to_https_only() {
+    let github = Github::new(
+        "https://api.github.com",
+        None,
+        "acme/videos",
+        None,
+        "videos",
+        Clock::default(),
+    );
+    let github = github.unwrap();
+    let api = github.endpoint([]);
+    let next = |to: &str| {
+        let answer = redirect(to);
+        github
+            .redirect(&api, answer.status(), answer.headers())
+            .ok()
+    };
+    let followed = next("https://objects.acme.example/x").flatten();
+    assert_eq!(followed.unwrap().as_str(), "https://objects.acme.example/x");
+    for refused in ["http://api.github.com/x", "file:///etc/passwd", "http://"] {
+        assert_eq!(next(refused), None, "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_cut_off() {
+    let server = Server::start(|_: &Call| {
+        let chunk = || Ok::<_, std::io::Error>(vec![b' '; 1 << 20]);
+        Body::from_stream(futures_util::stream::repeat_with(chunk)).into_response()
+    })
+    .await;
+    assert_eq!(
+        code(listing(&server.github()).await),
+        Code::GithubUnavailable
+    );
+}
+
 const OID: &str = "5555555555555555555555555555555555555555555555555555555555555555";
 const BATCH: &str = "/acme/video-artifacts.git/info/lfs/objects/batch";
 
@@ -632,12 +670,11 @@ async fn lfs(git_host: Option<&Server>, object: Value) -> (Server, Github) {
     let server = Server::start(move |call: &Call| {
         let own = format!("http://{}", call.header("host").unwrap());
         let git = git.as_ref().unwrap_or(&own);
-        let answer = match &*call.path {
+        match &*call.path {
             REPO => ok(json!({"clone_url": format!("{git}/acme/video-artifacts.git")})),
             BATCH => ok(json!({"objects": [object]})),
             _ => status(500),
-        };
-        answer
+        }
     })
     .await;
     let github = server.github();
