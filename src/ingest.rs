@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
@@ -19,6 +20,7 @@ use crate::domain::metadata::{METADATA_BYTES_MAX, Metadata};
 use crate::domain::mp4::Probe;
 use crate::failpoint::FailPoints;
 use crate::github::{Download, Entry, Freshness, Github, Listing, Pair};
+
 use crate::spool::{Spool, Spooled};
 use crate::store::{Digests, ObjectPath, Store};
 
@@ -137,9 +139,16 @@ impl Ingest {
         };
         let metadata = self.metadata(attempt, &pair).await?;
         let object = ObjectPath::new(&row.bucket, row.user_id, claim.key)?;
-        let known = claim.stored.as_ref().filter(|known| known.blob_sha == mp4.sha);
+        let known = claim
+            .stored
+            .as_ref()
+            .filter(|known| known.blob_sha == mp4.sha);
         let published = match known {
-            Some(known) if self.is_stored(&object, &known.sha256, known.size_bytes).await? => {
+            Some(known)
+                if self
+                    .is_stored(&object, &known.sha256, known.size_bytes)
+                    .await? =>
+            {
                 attempt.step("stored", "the same bytes are in the store already");
                 let probe = Probe {
                     duration_ms: known.duration_ms,
@@ -151,7 +160,7 @@ impl Ingest {
             _ => {
                 let (spooled, probe) = self.fetch(attempt, mp4).await?;
                 self.put(attempt, &object, mp4, &spooled).await?;
-                (spooled.sha256.clone(), spooled.size, probe)
+                (spooled.sha256.to_string(), spooled.size, probe)
             }
         };
         self.fail.at("stored").await?;
@@ -182,8 +191,17 @@ impl Ingest {
 
     /// Writes the end. If the row has gone while the object was stored, the object goes too.
     pub async fn finish(&self, attempt: &Attempt<'_>, end: &End) -> Result<(), Lost> {
-        let written = self.db.finish(attempt.claim, attempt.pair, end, &attempt.steps).await;
-        let (Err(Lost::Row), End::Ready { user_id, bucket, .. }) = (&written, end) else {
+        let written = self
+            .db
+            .finish(attempt.claim, attempt.pair, end, &attempt.steps)
+            .await;
+        let (
+            Err(Lost::Row),
+            End::Ready {
+                user_id, bucket, ..
+            },
+        ) = (&written, end)
+        else {
             return written;
         };
         let key = attempt.claim.key;
@@ -198,7 +216,9 @@ impl Ingest {
             }
         }
         let end = wait_for_row(attempt.claim);
-        self.db.finish(attempt.claim, attempt.pair, &end, &attempt.steps).await
+        self.db
+            .finish(attempt.claim, attempt.pair, &end, &attempt.steps)
+            .await
     }
 
     /// The row that the video belongs to; `None`: not there yet.
@@ -206,17 +226,25 @@ impl Ingest {
         let key = claim.key;
         let mut row = self.db.find_row(key.video_id).await?;
         if row.is_none() && self.rules.missing_row == MissingRow::Create {
-            self.db.create_row(key, self.rules.row_owner, &self.rules.bucket).await?;
+            self.db
+                .create_row(key, self.rules.row_owner, &self.rules.bucket)
+                .await?;
             row = self.db.find_row(key.video_id).await?;
         }
         match row {
             Some(row) if row.lesson_id != key.lesson_id => Err(Failure::new(
                 Code::RowMismatch,
-                format!("the row of video {} belongs to another lesson than the file's name says", key.video_id),
+                format!(
+                    "the row of video {} belongs to another lesson than the file's name says",
+                    key.video_id
+                ),
             )),
             Some(row) if row.kind != "video" => Err(Failure::new(
                 Code::RowMismatch,
-                format!("the row {} is of kind '{}', not a video", key.video_id, row.kind),
+                format!(
+                    "the row {} is of kind '{}', not a video",
+                    key.video_id, row.kind
+                ),
             )),
             row => Ok(row),
         }
@@ -224,7 +252,9 @@ impl Ingest {
 
     /// The branch as it is now, at least as new as every push that asked.
     async fn fresh_listing(&self, claim: &Claim) -> Result<Arc<Listing>, Failure> {
-        let oldest = Instant::now().checked_sub(LISTING_AGE_MAX).unwrap_or(claim.asked_at);
+        let oldest = Instant::now()
+            .checked_sub(LISTING_AGE_MAX)
+            .unwrap_or(claim.asked_at);
         let mut listing = self.github.listing(claim.asked_at.max(oldest)).await?;
         let mut fresh = self.github.freshness(&listing, &claim.wanted).await?;
         if fresh == Freshness::Behind && claim.asked < PUSH_LAG_MAX {
@@ -250,7 +280,10 @@ impl Ingest {
             return Ok(None);
         };
         if json.size > METADATA_BYTES_MAX as u64 {
-            let message = format!("the JSON is {} bytes, more than the {METADATA_BYTES_MAX} allowed", json.size);
+            let message = format!(
+                "the JSON is {} bytes, more than the {METADATA_BYTES_MAX} allowed",
+                json.size
+            );
             return Err(Failure::new(Code::BadMetadata, message));
         }
         let bytes = self.github.small_blob(json.sha, json.size).await?;
@@ -258,7 +291,11 @@ impl Ingest {
     }
 
     /// Downloads the video and proves that the bytes are the pushed ones and a playable video.
-    async fn fetch(&self, attempt: &mut Attempt<'_>, mp4: Entry) -> Result<(Spooled, Probe), Failure> {
+    async fn fetch(
+        &self,
+        attempt: &mut Attempt<'_>,
+        mp4: Entry,
+    ) -> Result<(Spooled, Probe), Failure> {
         self.check_size(mp4.size)?;
         let download = self.github.blob(mp4.sha, mp4.size).await?;
         let mut spooled = self.spool(download, mp4.size).await?;
@@ -268,18 +305,28 @@ impl Ingest {
         let pointer = spooled.lfs_pointer();
         if let Some(pointer) = &pointer {
             self.check_size(pointer.size)?;
-            let download = self.github.lfs(pointer.oid.as_str(), pointer.size).await?;
+            let download = self
+                .github
+                .lfs(&pointer.oid.to_string(), pointer.size)
+                .await?;
             spooled = self.spool(download, pointer.size).await?;
-            if spooled.sha256 != pointer.oid.as_str() {
+            if spooled.sha256 != pointer.oid {
                 return Err(corrupt("the LFS object's bytes do not hash to its name"));
             }
         }
-        let from = if pointer.is_some() { "from LFS" } else { "from the repository" };
+        let from = if pointer.is_some() {
+            "from LFS"
+        } else {
+            "from the repository"
+        };
         attempt.step("fetched", format!("{} bytes {from}", spooled.size));
         self.fail.at("fetched").await?;
         let probe = spooled.probe.clone()?;
         let seconds = probe.duration_ms as f64 / 1000.0;
-        attempt.step("checked", format!("{} × {}, {seconds:.3} s", probe.width, probe.height));
+        attempt.step(
+            "checked",
+            format!("{} × {}, {seconds:.3} s", probe.width, probe.height),
+        );
         self.fail.at("checked").await?;
         Ok((spooled, probe))
     }
@@ -298,7 +345,9 @@ impl Ingest {
             false => Ok(()),
             true => Err(Failure::new(
                 Code::TooLarge,
-                format!("the video is {size} bytes, the limit is {max}: raise MAX_VIDEO_BYTES or the bucket's limit, or render it smaller"),
+                format!(
+                    "the video is {size} bytes, the limit is {max}: raise MAX_VIDEO_BYTES or the bucket's limit, or render it smaller"
+                ),
             )),
         }
     }
@@ -311,25 +360,37 @@ impl Ingest {
         mp4: Entry,
         spooled: &Spooled,
     ) -> Result<(), Failure> {
-        if self.is_stored(object, &spooled.sha256, spooled.size).await? {
+        let digests = Digests {
+            blob_sha: mp4.sha,
+            sha256: spooled.sha256.to_string(),
+        };
+        if self
+            .is_stored(object, &digests.sha256, spooled.size)
+            .await?
+        {
             attempt.step("stored", "the same bytes are in the store already");
             return Ok(());
         }
-        let digests = Digests {
-            blob_sha: mp4.sha,
-            sha256: spooled.sha256.clone(),
-        };
         attempt.uploading.store(true, Ordering::Relaxed);
         self.fail.at("uploading").await?;
-        let sent = self.store.put(object, spooled.size, &digests, &|| spooled.stream()).await;
+        let sent = self
+            .store
+            .put(object, spooled.size, &digests, spooled.stream().boxed())
+            .await;
         if let Err(failure) = sent {
             self.learn_limit(&failure, object.bucket()).await;
             return Err(failure);
         }
         self.fail.at("uploaded").await?;
-        match self.is_stored(object, &spooled.sha256, spooled.size).await? {
+        match self
+            .is_stored(object, &digests.sha256, spooled.size)
+            .await?
+        {
             true => {
-                attempt.step("stored", format!("{} in {}", object.path(), object.bucket()));
+                attempt.step(
+                    "stored",
+                    format!("{} in {}", object.path(), object.bucket()),
+                );
                 Ok(())
             }
             false => Err(Failure::new(
@@ -339,7 +400,12 @@ impl Ingest {
         }
     }
 
-    async fn is_stored(&self, object: &ObjectPath, sha256: &str, size: u64) -> Result<bool, Failure> {
+    async fn is_stored(
+        &self,
+        object: &ObjectPath,
+        sha256: &str,
+        size: u64,
+    ) -> Result<bool, Failure> {
         let info = self.store.info(object).await?;
         Ok(info.is_some_and(|info| info.size == size && info.sha256.as_deref() == Some(sha256)))
     }
@@ -366,14 +432,23 @@ fn decide(claim: &Claim, row: &Row, pair: &Pair, rules: &Rules) -> Plan {
     let seen = (pair.mp4.map(|e| e.sha), pair.json.map(|e| e.sha));
     let was_ready = row.storage_path.is_some();
     let code = claim.code.as_deref().and_then(Code::parse);
-    let waited = |what: Code| if code == Some(what) { claim.waited } else { Duration::ZERO };
+    let waited = |what: Code| {
+        if code == Some(what) {
+            claim.waited
+        } else {
+            Duration::ZERO
+        }
+    };
     match (pair.mp4, pair.json) {
         (None, _) if was_ready => Plan::End(End::Unchanged),
         (None, None) => Plan::Fail(Failure::new(
             Code::VideoMissing,
             "the video is not in the branch (any more); push it again",
         )),
-        (None, Some(_)) => match rules.generation_deadline.checked_sub(waited(Code::VideoMissing)) {
+        (None, Some(_)) => match rules
+            .generation_deadline
+            .checked_sub(waited(Code::VideoMissing))
+        {
             Some(rest) if !rest.is_zero() => Plan::End(End::Waiting {
                 code: Code::VideoMissing,
                 message: "only the JSON was pushed so far; waiting for the MP4".to_owned(),
@@ -386,7 +461,10 @@ fn decide(claim: &Claim, row: &Row, pair: &Pair, rules: &Rules) -> Plan {
         },
         (Some(mp4), json) => {
             let settled = !claim.forced && seen == claim.observed;
-            if settled && let Some(code) = code.filter(|c| c.class() == Class::Content && *c != Code::RowMismatch) {
+            if settled
+                && let Some(code) =
+                    code.filter(|c| c.class() == Class::Content && *c != Code::RowMismatch)
+            {
                 let message = claim.message.clone().unwrap_or_default();
                 return Plan::Fail(Failure::new(code, message));
             }
@@ -394,7 +472,9 @@ fn decide(claim: &Claim, row: &Row, pair: &Pair, rules: &Rules) -> Plan {
             if settled
                 && code.is_none()
                 && was_ready
-                && stored.is_some_and(|s| s.blob_sha == mp4.sha && Some(&s.storage_path) == row.storage_path.as_ref())
+                && stored.is_some_and(|s| {
+                    s.blob_sha == mp4.sha && Some(&s.storage_path) == row.storage_path.as_ref()
+                })
             {
                 return Plan::End(End::Unchanged);
             }
@@ -433,7 +513,10 @@ fn wait_for_row(claim: &Claim) -> End {
 }
 
 fn corrupt(message: &str) -> Failure {
-    Failure::new(Code::CorruptDownload, format!("{message}; downloading again"))
+    Failure::new(
+        Code::CorruptDownload,
+        format!("{message}; downloading again"),
+    )
 }
 
 fn short(sha: &GitSha) -> String {

@@ -18,9 +18,9 @@ use crate::domain::agent::Reading;
 use crate::domain::failure::{Class, Code, Failure};
 use crate::domain::ids::{FileKind, VideoKey};
 use crate::domain::verdict::{self, Blobs, Facts, Record, RowState, Verdict, verdict};
-use crate::github::{Freshness, Github, Listing};
-use crate::ingest::{PUSH_LAG_MAX, PUSH_LAG_WAIT};
+use crate::github::{Freshness, Github, Listing, Pair};
 use crate::http::{ErrorCode, Problem};
+use crate::ingest::{PUSH_LAG_MAX, PUSH_LAG_WAIT};
 use crate::store::{ObjectPath, Store};
 
 /// Look-ups of single files in one sweep, where the listing is truncated; the next sweep goes on.
@@ -128,7 +128,10 @@ struct Present {
 impl Present {
     fn row(&self, key: &VideoKey, pending: &HashMap<VideoKey, &PendingRow>) -> RowState {
         match pending.get(key) {
-            Some(row) => RowState::Pending { age: row.age, failed: row.failed.clone() },
+            Some(row) => RowState::Pending {
+                age: row.age,
+                failed: row.failed.clone(),
+            },
             None if self.ready.contains(key) => RowState::Ready,
             None => RowState::Missing,
         }
@@ -160,7 +163,9 @@ impl Sweep {
         let fresh = self.github.freshness(&listing, &[scan.after]).await?;
         if fresh == Freshness::Behind && scan.age < PUSH_LAG_MAX {
             let message = "GitHub does not serve the pushed commit yet";
-            return Err(Failure::new(Code::GithubUnavailable, message).after(PUSH_LAG_WAIT).into());
+            return Err(Failure::new(Code::GithubUnavailable, message)
+                .after(PUSH_LAG_WAIT)
+                .into());
         }
         let present = self.present(&listing, None).await?;
         let pending: HashMap<_, _> = present.pending.iter().map(|row| (row.key, row)).collect();
@@ -174,7 +179,9 @@ impl Sweep {
                 agent: verdict::Agent::NotAsked,
             };
             match verdict(&facts, self.generation_deadline) {
-                Verdict::Ask(_) => asks.push(self.asked(*key, "found by the scan that a push asked for", false)),
+                Verdict::Ask(_) => {
+                    asks.push(self.asked(*key, "found by the scan that a push asked for", false))
+                }
                 Verdict::Failed(_) | Verdict::Waiting(_) if scan.redelivered => {
                     asks.push(self.asked(*key, "the push was delivered again", true));
                 }
@@ -183,7 +190,11 @@ impl Sweep {
             }
         }
         self.write(asks, &adopted, &[]).await?;
-        tracing::info!(delivery.id = scan.guid, listed = present.listed.len(), "scanned");
+        tracing::info!(
+            delivery.id = scan.guid,
+            listed = present.listed.len(),
+            "scanned"
+        );
         Ok(())
     }
 
@@ -219,8 +230,17 @@ impl Sweep {
         };
 
         let mut keys: Vec<VideoKey> = present.pending.iter().map(|row| row.key).collect();
-        keys.extend(present.listed.keys().filter(|key| !pending.contains_key(*key)));
-        keys.extend(drifted.keys().filter(|key| !present.listed.contains_key(*key) && !pending.contains_key(*key)));
+        keys.extend(
+            present
+                .listed
+                .keys()
+                .filter(|key| !pending.contains_key(*key)),
+        );
+        keys.extend(
+            drifted
+                .keys()
+                .filter(|key| !present.listed.contains_key(*key) && !pending.contains_key(*key)),
+        );
         keys.retain(|key| options.only.is_none_or(|only| key.video_id == only));
 
         let (mut asks, mut adopted, mut verdicts) = (Vec::new(), Vec::new(), Vec::new());
@@ -230,7 +250,10 @@ impl Sweep {
             if row == RowState::Missing {
                 let names = [(listed.0, FileKind::Video), (listed.1, FileKind::Metadata)];
                 let present = names.iter().filter(|(blob, _)| blob.is_some());
-                report.orphans.extend(present.map(|(_, kind)| format!("{}/{}", self.videos_dir, key.file_name(*kind))));
+                report.orphans.extend(
+                    present
+                        .map(|(_, kind)| format!("{}/{}", self.videos_dir, key.file_name(*kind))),
+                );
             }
             let facts = Facts {
                 listed,
@@ -262,7 +285,12 @@ impl Sweep {
                     ("failed", message)
                 }
             };
-            report.videos.push(SweptVideo { lesson_id: key.lesson_id, video_id: key.video_id, outcome, detail });
+            report.videos.push(SweptVideo {
+                lesson_id: key.lesson_id,
+                video_id: key.video_id,
+                outcome,
+                detail,
+            });
         }
         report.orphans.sort();
         if !options.dry_run {
@@ -272,25 +300,49 @@ impl Sweep {
         }
         count(&mut report);
         tracing::info!(
-            checked = report.checked, found = report.found, processed = report.processed,
-            failed = report.failed, generating = report.still_generating, dry_run = options.dry_run, "swept"
+            checked = report.checked,
+            found = report.found,
+            processed = report.processed,
+            failed = report.failed,
+            generating = report.still_generating,
+            dry_run = options.dry_run,
+            "swept"
         );
         Ok(report)
     }
 
-    async fn present(&self, listing: &Listing, options: Option<&SweepOptions>) -> Result<Present, Stopped> {
+    async fn present(
+        &self,
+        listing: &Listing,
+        options: Option<&SweepOptions>,
+    ) -> Result<Present, Stopped> {
         let records = self.db.records().await?;
         let pending = self.db.pending_rows().await?;
-        let ready = self.db.ready_objects().await?.into_iter().map(|object| object.key).collect();
-        let blobs = |pair: &crate::github::Pair| (pair.mp4.map(|e| e.sha), pair.json.map(|e| e.sha));
-        let mut listed: HashMap<_, _> = listing.files.iter().map(|(key, pair)| (*key, blobs(pair))).collect();
+        let ready = self
+            .db
+            .ready_objects()
+            .await?
+            .into_iter()
+            .map(|object| object.key)
+            .collect();
+        let blobs = |pair: &Pair| (pair.mp4.map(|e| e.sha), pair.json.map(|e| e.sha));
+        let mut listed: HashMap<_, _> = listing
+            .files
+            .iter()
+            .map(|(key, pair)| (*key, blobs(pair)))
+            .collect();
         if !listing.complete {
             let dry_run = options.is_some_and(|options| options.dry_run);
             for (key, found) in self.look_up(listing, &pending, &records, dry_run).await? {
                 listed.insert(key, found);
             }
         }
-        Ok(Present { listed, records, pending, ready })
+        Ok(Present {
+            listed,
+            records,
+            pending,
+            ready,
+        })
     }
 
     /// What a truncated listing leaves open: file by file, the oldest rows first, some of them in
@@ -309,7 +361,10 @@ impl Sweep {
         let mut seen = std::collections::HashSet::new();
         open.retain(|key| !listing.files.contains_key(key) && seen.insert(*key));
         let start = match self.db.mark(CURSOR).await? {
-            Some(stem) => open.iter().position(|key| key.to_string() == stem).unwrap_or(0),
+            Some(stem) => open
+                .iter()
+                .position(|key| key.to_string() == stem)
+                .unwrap_or(0),
             None => 0,
         };
         open.rotate_left(start);
@@ -348,10 +403,12 @@ impl Sweep {
         let before = self.db.readings().await?;
         let conversations: Vec<String> = asked.iter().map(|(_, id)| (*id).clone()).collect();
         let probed = agent.probe(&conversations).await;
-        report.errors.extend(probed.errors.iter().map(|error| ServiceError {
-            service: error.service,
-            code: error.code.to_string(),
-        }));
+        report
+            .errors
+            .extend(probed.errors.iter().map(|error| ServiceError {
+                service: error.service,
+                code: error.code.to_string(),
+            }));
         let mut kept = Vec::new();
         let mut said = HashMap::new();
         for (row, conversation) in asked {
@@ -367,8 +424,19 @@ impl Sweep {
                 Reading::Failed { reason } | Reading::Unknown { reason } => reason.clone(),
                 Reading::Generating | Reading::Finished => String::new(),
             };
-            kept.push((row.key.video_id, conversation.clone(), reading.as_str().to_owned(), detail));
-            said.insert(row.key, verdict::Agent::Said { reading: reading.clone(), since });
+            kept.push((
+                row.key.video_id,
+                conversation.clone(),
+                reading.as_str().to_owned(),
+                detail,
+            ));
+            said.insert(
+                row.key,
+                verdict::Agent::Said {
+                    reading: reading.clone(),
+                    since,
+                },
+            );
         }
         if !options.dry_run {
             self.db.keep_readings(&kept).await?;
@@ -408,7 +476,11 @@ impl Sweep {
                     drifted.insert(key, reason);
                 }
                 Ok(None) => {}
-                Err(failure) if report.errors.iter().any(|e| e.code == failure.code.as_str()) => {}
+                Err(failure)
+                    if report
+                        .errors
+                        .iter()
+                        .any(|e| e.code == failure.code.as_str()) => {}
                 Err(failure) => report.errors.push(ServiceError {
                     service: "storage",
                     code: failure.code.to_string(),
@@ -451,7 +523,10 @@ impl Sweep {
             .videos
             .iter()
             .filter(|video| video.outcome == "queued")
-            .map(|video| VideoKey { lesson_id: video.lesson_id, video_id: video.video_id })
+            .map(|video| VideoKey {
+                lesson_id: video.lesson_id,
+                video_id: video.video_id,
+            })
             .collect();
         if queued.is_empty() || wait.is_zero() {
             return Ok(());
@@ -461,8 +536,15 @@ impl Sweep {
             tokio::time::sleep(WAIT_LOOK).await;
         }
         let records = self.db.records().await?;
-        for video in report.videos.iter_mut().filter(|video| video.outcome == "queued") {
-            let key = VideoKey { lesson_id: video.lesson_id, video_id: video.video_id };
+        for video in report
+            .videos
+            .iter_mut()
+            .filter(|video| video.outcome == "queued")
+        {
+            let key = VideoKey {
+                lesson_id: video.lesson_id,
+                video_id: video.video_id,
+            };
             let Some(record) = records.get(&key) else {
                 continue;
             };
@@ -483,7 +565,13 @@ impl Sweep {
 }
 
 fn count(report: &mut SweepReport) {
-    let of = |outcome: &str| report.videos.iter().filter(|v| v.outcome == outcome).count();
+    let of = |outcome: &str| {
+        report
+            .videos
+            .iter()
+            .filter(|v| v.outcome == outcome)
+            .count()
+    };
     report.checked = report.videos.len();
     report.still_generating = of("generating");
     report.processed = of("processed");

@@ -52,7 +52,10 @@ impl Worker {
                 Ok(true) => continue,
                 Ok(false) => IDLE_LOOK,
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "no work without the database");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "no work without the database"
+                    );
                     DATABASE_WAIT
                 }
             };
@@ -94,7 +97,11 @@ impl Worker {
         let needed = self.ingest.video_bytes_max.load(Ordering::Relaxed);
         match free_bytes(&self.ingest.rules.data_dir) {
             Some(free) if free < needed => {
-                tracing::error!(free_bytes = free, needed_bytes = needed, "too little room in DATA_DIR: nothing is fetched until there is more");
+                tracing::error!(
+                    free_bytes = free,
+                    needed_bytes = needed,
+                    "too little room in DATA_DIR: nothing is fetched until there is more"
+                );
                 false
             }
             _ => true,
@@ -162,7 +169,11 @@ impl Worker {
                     tracing::warn!(video.id = %claim.key.video_id, error = &error as &dyn std::error::Error, "end not written yet");
                     tokio::time::sleep(DATABASE_WAIT).await;
                 }
-                Err(_) => return self.lost(claim, attempt.uploading.load(Ordering::Relaxed)).await,
+                Err(_) => {
+                    return self
+                        .lost(claim, attempt.uploading.load(Ordering::Relaxed))
+                        .await;
+                }
             }
         }
     }
@@ -172,7 +183,11 @@ impl Worker {
     async fn lost(&self, claim: &Claim, uploading: bool) {
         tracing::warn!(video.id = %claim.key.video_id, uploading, "lease lost: stopped");
         if uploading {
-            let repair = Request::asked(claim.key, Source::Repair, "a worker lost its lease while uploading");
+            let repair = Request::asked(
+                claim.key,
+                Source::Repair,
+                "a worker lost its lease while uploading",
+            );
             if let Err(error) = self.ingest.db.request([repair]).await {
                 tracing::error!(video.id = %claim.key.video_id, error = &error as &dyn std::error::Error, "repair not requested: run a sweep with verify=true");
             }
@@ -183,17 +198,27 @@ impl Worker {
 /// What a failure means for the video: the classes of the contract.
 fn end_of(claim: &Claim, failure: Failure, random: f64) -> End {
     match failure.code.class() {
-        Class::Content | Class::Time => End::Failed { failure, look_again: None },
+        Class::Content | Class::Time => End::Failed {
+            failure,
+            look_again: None,
+        },
         Class::Environment => End::Failed {
             failure,
             look_again: Some(ENVIRONMENT_RETRY.mul_f64(0.9 + random * 0.2)),
         },
         Class::Passing => match failure.retry_after {
-            Some(wait) => End::Retry { failure, wait, counted: false },
+            Some(wait) => End::Retry {
+                failure,
+                wait,
+                counted: false,
+            },
             None if claim.failing.is_some_and(|time| time >= GIVE_UP_AFTER) => End::Failed {
                 failure: Failure::new(
                     Code::GaveUp,
-                    format!("gave up after 24 hours of tries, the last one: {}", failure.message),
+                    format!(
+                        "gave up after 24 hours of tries, the last one: {}",
+                        failure.message
+                    ),
                 ),
                 look_again: None,
             },
@@ -212,11 +237,16 @@ fn log(claim: &Claim, end: &End) {
     let attempt = claim.attempts + 1;
     match end {
         End::Ready { published, .. } => {
-            let replaced = claim.stored.as_ref().is_some_and(|s| s.sha256 != published.sha256);
+            let replaced = claim
+                .stored
+                .as_ref()
+                .is_some_and(|s| s.sha256 != published.sha256);
             tracing::info!(video.id = %video, lesson.id = %claim.key.lesson_id, attempt, replaced, size_bytes = published.size_bytes, commit = %published.commit, "ready");
         }
         End::Unchanged => tracing::info!(video.id = %video, attempt, "unchanged"),
-        End::Waiting { code, .. } => tracing::info!(video.id = %video, attempt, code = %code, "waiting"),
+        End::Waiting { code, .. } => {
+            tracing::info!(video.id = %video, attempt, code = %code, "waiting")
+        }
         End::Retry { failure, wait, .. } => {
             tracing::warn!(video.id = %video, attempt, code = %failure.code, wait_s = wait.as_secs(), "not yet: {}", failure.message);
         }

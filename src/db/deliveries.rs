@@ -62,7 +62,9 @@ impl Db {
     /// A GUID that is already known asks again for its videos, rejected blobs included.
     pub async fn record(&self, deliveries: &[Delivery]) -> Result<(), DbError> {
         let requests = merged(deliveries.iter().flat_map(|d| {
-            d.videos.iter().map(|key| Request::pushed(*key, d.after, &d.guid))
+            d.videos
+                .iter()
+                .map(|key| Request::pushed(*key, d.after, &d.guid))
         }));
         let mut rows: Vec<&Delivery> = deliveries.iter().collect();
         rows.sort_by(|a, b| a.guid.cmp(&b.guid));

@@ -47,13 +47,11 @@ const TRANSACTION_POOLER_PORT: u16 = 6543;
 /// Any key, as long as every replica uses the same: replicas that start together migrate in turn.
 const MIGRATION_LOCK: i64 = 0x7669_6465_6f69_6e67;
 
-const MIGRATIONS: &[Migration] = &[
-    Migration {
-        version: 1,
-        both: include_str!("migrations/0001_init.sql"),
-        embedded: include_str!("migrations/0001_embedded.sql"),
-    },
-];
+const MIGRATIONS: &[Migration] = &[Migration {
+    version: 1,
+    both: include_str!("migrations/0001_init.sql"),
+    embedded: include_str!("migrations/0001_embedded.sql"),
+}];
 
 struct Migration {
     version: i64,
@@ -140,7 +138,9 @@ impl Db {
         let parsed = reqwest::Url::parse(url.expose_secret())
             .map_err(|_| DbError::Unfit("DATABASE_URL is not a URL".into()))?;
         let pooled = parsed.port() == Some(TRANSACTION_POOLER_PORT)
-            || parsed.query_pairs().any(|(k, v)| k == "statement-cache-capacity" && v == "0");
+            || parsed
+                .query_pairs()
+                .any(|(k, v)| k == "statement-cache-capacity" && v == "0");
         let pool = AnyPoolOptions::new()
             .max_connections(POOL_CONNECTIONS_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -176,7 +176,9 @@ impl Db {
             let exists = "select count(*) from pg_namespace where nspname = 'video_ingest'";
             let schemas: i64 = self.query(exists).fetch_one(tx.connection()).await?.get(0);
             if schemas == 0 {
-                self.query("create schema video_ingest").execute(tx.connection()).await?;
+                self.query("create schema video_ingest")
+                    .execute(tx.connection())
+                    .await?;
             }
         }
         self.query("create table if not exists video_ingest.migrations (version bigint primary key, at bigint not null)")
@@ -192,7 +194,9 @@ impl Db {
                 .execute(tx.connection())
                 .await?;
             if self.dialect == Dialect::Sqlite {
-                sqlx::raw_sql(migration.embedded).execute(tx.connection()).await?;
+                sqlx::raw_sql(migration.embedded)
+                    .execute(tx.connection())
+                    .await?;
             }
             self.query("insert into video_ingest.migrations (version, at) values ($1, {now})")
                 .bind(migration.version)
@@ -257,7 +261,10 @@ impl Db {
         let offset = self.clock.offset_ms();
         match self.dialect {
             Dialect::Sqlite => text
-                .replace("{now}", &format!("(cast(unixepoch('subsec') * 1000 as integer) + {offset})"))
+                .replace(
+                    "{now}",
+                    &format!("(cast(unixepoch('subsec') * 1000 as integer) + {offset})"),
+                )
                 .replace("{each}", "json_each")
                 .replace("{jsonb}", "")
                 .replace("{uuid}", "")
@@ -265,7 +272,12 @@ impl Db {
                 .replace("{skip_locked}", "")
                 .replace("video_ingest.", ""),
             Dialect::Postgres => text
-                .replace("{now}", &format!("((extract(epoch from statement_timestamp()) * 1000)::bigint + {offset})"))
+                .replace(
+                    "{now}",
+                    &format!(
+                        "((extract(epoch from statement_timestamp()) * 1000)::bigint + {offset})"
+                    ),
+                )
                 .replace("{each}", "jsonb_array_elements")
                 .replace("{jsonb}", "::jsonb")
                 .replace("{uuid}", "::uuid")

@@ -60,9 +60,16 @@ impl Db {
     }
 
     /// Inserts a pending row, unless there is one with that id, or no such lesson to own it.
-    pub async fn create_row(&self, key: VideoKey, owner: RowOwner, bucket: &str) -> Result<(), DbError> {
+    pub async fn create_row(
+        &self,
+        key: VideoKey,
+        owner: RowOwner,
+        bucket: &str,
+    ) -> Result<(), DbError> {
         let from = match owner {
-            RowOwner::OfLesson => "l.user_id, 'video', $3, 'video/mp4' from lessons as l where l.id = $2{uuid}",
+            RowOwner::OfLesson => {
+                "l.user_id, 'video', $3, 'video/mp4' from lessons as l where l.id = $2{uuid}"
+            }
             RowOwner::Fixed(_) => "$4{uuid}, 'video', $3, 'video/mp4' where true",
         };
         // SQLite's `created_at` is ours to fill; the app's has a default.
@@ -149,8 +156,10 @@ impl Db {
         let reason: String = failure.message.chars().take(REASON_CHARS_MAX).collect();
         let at = self.timestamp();
         let code = failure.code.as_str();
-        let failed = json!({"status": "failed", "code": code, "message": failure.message, "at": at});
-        let last = json!({"code": code, "message": failure.message, "at": at, "blob_sha": blob_sha});
+        let failed =
+            json!({"status": "failed", "code": code, "message": failure.message, "at": at});
+        let last =
+            json!({"code": code, "message": failure.message, "at": at, "blob_sha": blob_sha});
         let statement = format!(
             "update lesson_assets set
                 mime_type = case when storage_path is null then $3 else mime_type end,

@@ -78,7 +78,10 @@ impl Db {
                 };
                 let record = Record {
                     state: row.get("state"),
-                    code: row.get::<Option<String>, _>("code").as_deref().and_then(Code::parse),
+                    code: row
+                        .get::<Option<String>, _>("code")
+                        .as_deref()
+                        .and_then(Code::parse),
                     message: row.get::<Option<String>, _>("message").unwrap_or_default(),
                     observed: (sha("mp4_sha"), sha("json_sha")),
                 };
@@ -122,7 +125,9 @@ impl Db {
                     key,
                     age: Duration::from_millis(row.get::<i64, _>("age").max(0) as u64),
                     conversation_id: row.get("conversation_id"),
-                    failed: mime.strip_prefix("error:").map(|reason| reason.trim().to_owned()),
+                    failed: mime
+                        .strip_prefix("error:")
+                        .map(|reason| reason.trim().to_owned()),
                 });
             }
             if rows.len() < PAGE_ROWS as usize {
@@ -162,7 +167,9 @@ impl Db {
                     key,
                     bucket: row.get("storage_bucket"),
                     path: row.get("storage_path"),
-                    size: row.get::<Option<i64>, _>("size_bytes").map(|size| size as u64),
+                    size: row
+                        .get::<Option<i64>, _>("size_bytes")
+                        .map(|size| size as u64),
                 });
             }
             if rows.len() < PAGE_ROWS as usize {
@@ -250,7 +257,8 @@ impl Db {
 
     /// What the agent's API last said, by video.
     pub async fn readings(&self) -> Result<HashMap<Uuid, StoredReading>, DbError> {
-        let statement = "select video_id, reading, {now} - first_at as since from video_ingest.readings";
+        let statement =
+            "select video_id, reading, {now} - first_at as since from video_ingest.readings";
         let mut unit = self.unit(&self.read).await?;
         let rows = self.query(statement).fetch_all(unit.connection()).await?;
         unit.commit().await?;
@@ -269,7 +277,10 @@ impl Db {
 
     /// Keeps new readings: `(video, conversation, reading, detail)`. One that says the same as the
     /// last one is not written again.
-    pub async fn keep_readings(&self, readings: &[(Uuid, String, String, String)]) -> Result<(), DbError> {
+    pub async fn keep_readings(
+        &self,
+        readings: &[(Uuid, String, String, String)],
+    ) -> Result<(), DbError> {
         if readings.is_empty() {
             return Ok(());
         }
@@ -317,7 +328,11 @@ impl Db {
         let statement = "insert into video_ingest.marks (name, value, at) values ($1, $2, {now})
             on conflict (name) do update set value = excluded.value, at = excluded.at";
         let mut unit = self.unit(&self.write).await?;
-        self.query(statement).bind(name).bind(value).execute(unit.connection()).await?;
+        self.query(statement)
+            .bind(name)
+            .bind(value)
+            .execute(unit.connection())
+            .await?;
         Ok(unit.commit().await?)
     }
 

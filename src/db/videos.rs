@@ -144,7 +144,11 @@ fn to_json(request: &Request) -> serde_json::Value {
     let wanted: Vec<String> = request.wanted.iter().map(GitSha::to_string).collect();
     let mut wanted = wanted.join(" ");
     wanted.truncate(WANTED_CHARS_MAX);
-    let deliveries: Vec<_> = request.deliveries.iter().map(|guid| json!({"guid": guid})).collect();
+    let deliveries: Vec<_> = request
+        .deliveries
+        .iter()
+        .map(|guid| json!({"guid": guid}))
+        .collect();
     json!({
         "video_id": request.key.video_id,
         "lesson_id": request.key.lesson_id,
@@ -296,7 +300,10 @@ impl From<sqlx::Error> for Lost {
 impl Db {
     /// Asks for videos. The one function behind every sweep, retry and repair; a push does the same
     /// in [`Db::record`].
-    pub async fn request(&self, requests: impl IntoIterator<Item = Request>) -> Result<(), DbError> {
+    pub async fn request(
+        &self,
+        requests: impl IntoIterator<Item = Request>,
+    ) -> Result<(), DbError> {
         let requests = merged(requests.into_iter());
         let mut tx = self.transaction().await?;
         for statement in [ASK, TELL] {
@@ -369,7 +376,8 @@ impl Db {
 
     /// Hands a video back untouched, for the next worker to take at once.
     pub async fn hand_back(&self, claim: &Claim) -> Result<(), DbError> {
-        let statement = "update video_ingest.videos set state = 'queued', due_at = {now}, lease_token = null
+        let statement =
+            "update video_ingest.videos set state = 'queued', due_at = {now}, lease_token = null
             where video_id = $1 and lesson_id = $2 and lease_token = $3 and state = 'running'";
         let mut unit = self.unit(&self.write).await?;
         self.query(statement)
@@ -393,8 +401,11 @@ impl Db {
         let mut tx = self.transaction().await?;
         self.finish_video(&mut tx, claim, pair, end).await?;
         match end {
-            End::Ready { published, user_id, .. } => {
-                self.publish(&mut tx, claim.key, published, *user_id).await?;
+            End::Ready {
+                published, user_id, ..
+            } => {
+                self.publish(&mut tx, claim.key, published, *user_id)
+                    .await?;
             }
             End::Failed { failure, .. } => {
                 let blob = pair.unwrap_or(claim.observed).0;
@@ -403,7 +414,8 @@ impl Db {
             End::Unchanged | End::Waiting { .. } | End::Retry { .. } => {}
         }
         if !steps.is_empty() {
-            let statement = "insert into video_ingest.events (video_id, lesson_id, at, seq, step, detail, ms)
+            let statement =
+                "insert into video_ingest.events (video_id, lesson_id, at, seq, step, detail, ms)
                 select $1, $2, cast(s.value ->> 'at' as bigint), cast(s.value ->> 'seq' as bigint),
                     s.value ->> 'step', s.value ->> 'detail', cast(s.value ->> 'ms' as bigint)
                 from {each}($3{jsonb}) as s";
@@ -433,15 +445,31 @@ impl Db {
     ) -> Result<(), Lost> {
         let (state, code, message, look_again) = match end {
             End::Ready { .. } | End::Unchanged => ("ready", None, None, None),
-            End::Waiting { code, message, look_again } => {
-                ("waiting", Some(code.as_str()), Some(message.as_str()), Some(*look_again))
-            }
-            End::Retry { failure, wait, .. } => {
-                ("queued", Some(failure.code.as_str()), Some(failure.message.as_str()), Some(*wait))
-            }
-            End::Failed { failure, look_again } => {
-                ("failed", Some(failure.code.as_str()), Some(failure.message.as_str()), *look_again)
-            }
+            End::Waiting {
+                code,
+                message,
+                look_again,
+            } => (
+                "waiting",
+                Some(code.as_str()),
+                Some(message.as_str()),
+                Some(*look_again),
+            ),
+            End::Retry { failure, wait, .. } => (
+                "queued",
+                Some(failure.code.as_str()),
+                Some(failure.message.as_str()),
+                Some(*wait),
+            ),
+            End::Failed {
+                failure,
+                look_again,
+            } => (
+                "failed",
+                Some(failure.code.as_str()),
+                Some(failure.message.as_str()),
+                *look_again,
+            ),
         };
         let again = matches!(end, End::Retry { .. });
         let counted = match end {
@@ -539,11 +567,18 @@ fn claimed(row: &AnyRow, token: String) -> Result<Claim, sqlx::Error> {
         let ms: Option<i64> = row.try_get(column)?;
         Ok(ms.map(|ms| Duration::from_millis(ms.max(0) as u64)))
     };
-    let number = |column: &str| row.try_get::<Option<i64>, _>(column).map(Option::unwrap_or_default);
-    let text = |column: &str| row.try_get::<Option<String>, _>(column).map(Option::unwrap_or_default);
+    let number = |column: &str| {
+        row.try_get::<Option<i64>, _>(column)
+            .map(Option::unwrap_or_default)
+    };
+    let text = |column: &str| {
+        row.try_get::<Option<String>, _>(column)
+            .map(Option::unwrap_or_default)
+    };
     let stored = match (sha("stored_sha")?, sha("commit_sha")?) {
         (Some(blob_sha), Some(commit)) => {
-            let metadata: serde_json::Value = serde_json::from_str(&text("metadata")?).unwrap_or_default();
+            let metadata: serde_json::Value =
+                serde_json::from_str(&text("metadata")?).unwrap_or_default();
             let field = |name: &str| metadata[name].as_str().map(str::to_owned);
             Some(Published {
                 commit,
@@ -574,7 +609,10 @@ fn claimed(row: &AnyRow, token: String) -> Result<Claim, sqlx::Error> {
         requested: row.try_get("requested")?,
         asked,
         asked_at: now.checked_sub(asked).unwrap_or(now),
-        wanted: wanted.split(' ').filter_map(|sha| sha.parse().ok()).collect(),
+        wanted: wanted
+            .split(' ')
+            .filter_map(|sha| sha.parse().ok())
+            .collect(),
         forced: row.try_get::<i64, _>("forced")? == 1,
         source: row.try_get("source")?,
         attempts: row.try_get::<i64, _>("attempts")? as u32,

@@ -185,7 +185,9 @@ impl Db {
                 ..Filter::default()
             };
             let pending = self.videos(&filter).await?.items;
-            let row = pending.into_iter().find(|v| v.video_id == video_id.to_string());
+            let row = pending
+                .into_iter()
+                .find(|v| v.video_id == video_id.to_string());
             return Ok(row.map(|video| VideoDetail {
                 video,
                 metadata: serde_json::Value::Null,
@@ -267,7 +269,10 @@ enum Sought {
 impl Sought {
     fn parse(text: &str) -> Self {
         let name = text.trim().rsplit('/').next().unwrap_or_default();
-        let stem = name.strip_suffix(".mp4").or(name.strip_suffix(".json")).unwrap_or(name);
+        let stem = name
+            .strip_suffix(".mp4")
+            .or(name.strip_suffix(".json"))
+            .unwrap_or(name);
         // What has a meaning in LIKE is in no id.
         let id = |part: &str| part.to_lowercase().replace(['%', '_', '\\'], "");
         match stem.split_once('_') {
@@ -294,7 +299,10 @@ fn page<T>(
     let shown = &rows[..rows.len().min(limit as usize)];
     Page {
         items: shown.iter().map(view).collect(),
-        next: shown.last().filter(|_| rows.len() > shown.len()).map(cursor),
+        next: shown
+            .last()
+            .filter(|_| rows.len() > shown.len())
+            .map(cursor),
     }
 }
 
@@ -338,5 +346,7 @@ fn json_column(row: &AnyRow, column: &str) -> serde_json::Value {
 }
 
 fn timestamp(ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(ms).map(|t| t.to_string()).unwrap_or_default()
+    jiff::Timestamp::from_millisecond(ms)
+        .map(|t| t.to_string())
+        .unwrap_or_default()
 }

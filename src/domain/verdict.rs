@@ -149,17 +149,25 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
         Agent::NoAnswer => Verdict::Unknown("the agent's API did not answer".into()),
         Agent::Said { reading, since } => match reading {
             Reading::Generating => Verdict::Generating("the agent is at it".into()),
-            Reading::Finished if since.is_some_and(|since| since >= PUSH_AFTER_FINISH) => Verdict::Fail(
-                Code::FinishedWithoutVideo,
-                format!("the agent finished, but pushed no video within {}", in_words(PUSH_AFTER_FINISH)),
+            Reading::Finished if since.is_some_and(|since| since >= PUSH_AFTER_FINISH) => {
+                Verdict::Fail(
+                    Code::FinishedWithoutVideo,
+                    format!(
+                        "the agent finished, but pushed no video within {}",
+                        in_words(PUSH_AFTER_FINISH)
+                    ),
+                )
+            }
+            Reading::Finished => {
+                Verdict::Generating("the agent finished; its push is awaited".into())
+            }
+            Reading::Failed { reason } if since.is_some() => Verdict::Fail(
+                Code::GenerationFailed,
+                format!("the agent failed: {reason}"),
             ),
-            Reading::Finished => Verdict::Generating("the agent finished; its push is awaited".into()),
-            Reading::Failed { reason } if since.is_some() => {
-                Verdict::Fail(Code::GenerationFailed, format!("the agent failed: {reason}"))
-            }
-            Reading::Failed { reason } => {
-                Verdict::Unknown(format!("the agent says it failed ({reason}); the next sweep confirms it"))
-            }
+            Reading::Failed { reason } => Verdict::Unknown(format!(
+                "the agent says it failed ({reason}); the next sweep confirms it"
+            )),
             Reading::Unknown { reason } => Verdict::Unknown(reason.clone()),
         },
     }

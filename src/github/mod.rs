@@ -1,11 +1,11 @@
-//! GitHub's side of things: what the branch holds ([`listing`]) and the bytes of a file ([`download`]).
+//! GitHub's side of things: what the branch holds ([`Listing`]) and the bytes of a file ([`Download`]).
 //!
 //! Everything a call has to respect is here, once: where the token may go, which redirects are
 //! followed, how large an answer may be, when GitHub wants to be left alone, and what each status
 //! means for a video.
 
-pub mod download;
-pub mod listing;
+mod download;
+mod listing;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -21,6 +21,9 @@ use serde::Deserialize;
 
 use crate::clock::Clock;
 use crate::domain::failure::{Code, Failure, RETRY_AFTER_MAX};
+
+pub use download::Download;
+pub use listing::{Entry, Freshness, Listing, Pair};
 
 /// The longest JSON answer that is read, in bytes: the trees API stops at about 7 MB.
 const JSON_BYTES_MAX: usize = 16 << 20;

@@ -26,7 +26,10 @@ const WAIT_MAX: u64 = 300;
 pub async fn readyz(State(surface): State<Surface>) -> Result<&'static str, Problem> {
     match timeout(READY_TIMEOUT, surface.db.ping()).await {
         Ok(Ok(())) => Ok("ready\n"),
-        _ => Err(Problem::new(ErrorCode::DatabaseUnavailable, "the database does not answer")),
+        _ => Err(Problem::new(
+            ErrorCode::DatabaseUnavailable,
+            "the database does not answer",
+        )),
     }
 }
 
@@ -111,9 +114,10 @@ pub(super) async fn reconcile(
     Query(query): Query<ReconcileQuery>,
 ) -> Result<Json<SweepReport>, Problem> {
     let only = match query.video_id {
-        Some(text) => Some(canonical_uuid(&text).ok_or_else(|| {
-            Problem::new(ErrorCode::Malformed, "video_id is not a UUID")
-        })?),
+        Some(text) => Some(
+            canonical_uuid(&text)
+                .ok_or_else(|| Problem::new(ErrorCode::Malformed, "video_id is not a UUID"))?,
+        ),
         None => None,
     };
     let wait = query.wait.unwrap_or(WAIT_DEFAULT);

@@ -48,7 +48,10 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         let (stream, slot) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "no connection accepted");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "no connection accepted"
+                );
                 tokio::time::sleep(ACCEPT_WAIT).await;
                 continue;
             }
@@ -56,7 +59,9 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         // Answers are small: waiting to fill a packet only delays them.
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        let connection = builder
+            .serve_connection(TokioIo::new(stream), service)
+            .into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             // A client that breaks off or says nonsense is its own concern.

@@ -66,7 +66,10 @@ pub fn router(surface: Surface) -> Router {
         .route("/readyz", get(api::readyz))
         .merge(admin)
         .method_not_allowed_fallback(async || {
-            Problem::new(ErrorCode::MethodNotAllowed, "this address takes another method")
+            Problem::new(
+                ErrorCode::MethodNotAllowed,
+                "this address takes another method",
+            )
         })
         .fallback(async || Problem::not_found())
         .with_state(surface)

@@ -48,7 +48,10 @@ impl Problem {
 
 impl From<DbError> for Problem {
     fn from(error: DbError) -> Self {
-        tracing::error!(error = &error as &dyn std::error::Error, "the database did not answer a request");
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "the database did not answer a request"
+        );
         Self::new(
             ErrorCode::DatabaseUnavailable,
             "nothing was recorded: the database does not answer; ask again",
@@ -62,16 +65,32 @@ impl IntoResponse for Problem {
             ErrorCode::BadSignature => (StatusCode::UNAUTHORIZED, "bad_signature", "Bad signature"),
             ErrorCode::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized", "Unauthorized"),
             ErrorCode::Malformed => (StatusCode::BAD_REQUEST, "malformed", "Malformed request"),
-            ErrorCode::UnsupportedMediaType => {
-                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Unsupported media type")
-            }
-            ErrorCode::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", "Payload too large"),
-            ErrorCode::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed"),
+            ErrorCode::UnsupportedMediaType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                "Unsupported media type",
+            ),
+            ErrorCode::PayloadTooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "payload_too_large",
+                "Payload too large",
+            ),
+            ErrorCode::MethodNotAllowed => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "Method not allowed",
+            ),
             ErrorCode::NotFound => (StatusCode::NOT_FOUND, "not_found", "Not found"),
-            ErrorCode::DatabaseUnavailable => {
-                (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable", "Database unavailable")
-            }
-            ErrorCode::GithubUnavailable => (StatusCode::BAD_GATEWAY, "github_unavailable", "GitHub unavailable"),
+            ErrorCode::DatabaseUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "database_unavailable",
+                "Database unavailable",
+            ),
+            ErrorCode::GithubUnavailable => (
+                StatusCode::BAD_GATEWAY,
+                "github_unavailable",
+                "GitHub unavailable",
+            ),
             ErrorCode::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy"),
         };
         let body = json!({
@@ -83,9 +102,15 @@ impl IntoResponse for Problem {
         });
         let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+            headers.insert(
+                header::RETRY_AFTER,
+                HeaderValue::from_static(RETRY_AFTER_SECONDS),
+            );
         }
         if self.code == ErrorCode::Unauthorized {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

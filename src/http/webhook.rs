@@ -43,15 +43,21 @@ const RECORD_TIMEOUT: Duration = Duration::from_millis(1800);
 const GUID_BYTES_MAX: usize = 100;
 
 /// `POST /webhooks/github`: size, signature, headers, body, in this order.
-pub async fn receive(State(surface): State<Surface>, request: Request) -> Result<Response, Problem> {
+pub async fn receive(
+    State(surface): State<Surface>,
+    request: Request,
+) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     let headers = parts.headers;
     let form = media_type(&headers) == "application/x-www-form-urlencoded";
     let limit = if form { FORM_BYTES_MAX } else { JSON_BYTES_MAX };
     let read = read_verified(&surface, &headers, body, limit);
-    let (body, _large) = timeout(BODY_TIMEOUT, read)
-        .await
-        .map_err(|_| Problem::new(ErrorCode::Malformed, "the body did not arrive within ten seconds"))??;
+    let (body, _large) = timeout(BODY_TIMEOUT, read).await.map_err(|_| {
+        Problem::new(
+            ErrorCode::Malformed,
+            "the body did not arrive within ten seconds",
+        )
+    })??;
 
     let event = text(&headers, "x-github-event")?;
     let guid = text(&headers, "x-github-delivery")?;
@@ -74,8 +80,14 @@ pub async fn receive(State(surface): State<Surface>, request: Request) -> Result
         "ping" => return Ok(Json(json!({"status": "pong"})).into_response()),
         other => return Ok(ignored(&format!("event {other} is not push"))),
     }
-    let push = Push::parse(&payload).map_err(|e| Problem::new(ErrorCode::Malformed, e.to_string()))?;
-    match push::decide(&push, &surface.repository, surface.branch.as_deref(), &surface.videos_dir) {
+    let push =
+        Push::parse(&payload).map_err(|e| Problem::new(ErrorCode::Malformed, e.to_string()))?;
+    match push::decide(
+        &push,
+        &surface.repository,
+        surface.branch.as_deref(),
+        &surface.videos_dir,
+    ) {
         Decision::Ignored { reason } => Ok(ignored(&reason)),
         Decision::Accepted(intake) => accept(&surface, event, guid, intake).await,
     }
@@ -96,10 +108,17 @@ async fn accept(
         videos: intake.videos,
         ignored: json!(intake.ignored),
     };
-    let recorded = timeout(RECORD_TIMEOUT, surface.db.record(std::slice::from_ref(&delivery))).await;
+    let recorded = timeout(
+        RECORD_TIMEOUT,
+        surface.db.record(std::slice::from_ref(&delivery)),
+    )
+    .await;
     recorded.map_err(|_| {
         tracing::error!(delivery.id = guid, "not recorded in time");
-        Problem::new(ErrorCode::DatabaseUnavailable, "not recorded: the database does not answer; redeliver")
+        Problem::new(
+            ErrorCode::DatabaseUnavailable,
+            "not recorded: the database does not answer; redeliver",
+        )
     })??;
     surface.wake.notify_waiters();
     tracing::info!(delivery.id = guid, videos = delivery.videos.len(), scan = delivery.scan, after = %delivery.after, "accepted");
@@ -129,7 +148,12 @@ async fn read_verified<'a>(
     mut body: Body,
     limit: usize,
 ) -> Result<(Bytes, Option<(SemaphorePermit<'a>, SemaphorePermit<'a>)>), Problem> {
-    let too_large = || Problem::new(ErrorCode::PayloadTooLarge, format!("more than {limit} bytes"));
+    let too_large = || {
+        Problem::new(
+            ErrorCode::PayloadTooLarge,
+            format!("more than {limit} bytes"),
+        )
+    };
     let declared = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
@@ -143,7 +167,8 @@ async fn read_verified<'a>(
         permits = Some(large_body(surface).await?);
     }
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Problem::new(ErrorCode::Malformed, "the body was cut off"))?;
+        let frame =
+            frame.map_err(|_| Problem::new(ErrorCode::Malformed, "the body was cut off"))?;
         let Ok(chunk) = frame.into_data() else {
             continue;
         };
@@ -156,7 +181,9 @@ async fn read_verified<'a>(
         verifier.update(&chunk);
         bytes.extend_from_slice(&chunk);
     }
-    let signature = headers.get("x-hub-signature-256").and_then(|value| value.to_str().ok());
+    let signature = headers
+        .get("x-hub-signature-256")
+        .and_then(|value| value.to_str().ok());
     match verifier.verify(signature) {
         true => Ok((bytes.freeze(), permits)),
         false => Err(Problem::new(
@@ -166,21 +193,40 @@ async fn read_verified<'a>(
     }
 }
 
-async fn large_body(surface: &Surface) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), Problem> {
-    let busy = || Problem::new(ErrorCode::Busy, "other large bodies are being read; redeliver in a moment");
+async fn large_body(
+    surface: &Surface,
+) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), Problem> {
+    let busy = || {
+        Problem::new(
+            ErrorCode::Busy,
+            "other large bodies are being read; redeliver in a moment",
+        )
+    };
     let queued = surface.large_body_queue.try_acquire().map_err(|_| busy())?;
     let reading = surface.large_body.acquire().await.map_err(|_| busy())?;
     Ok((queued, reading))
 }
 
 fn media_type(headers: &HeaderMap) -> &str {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-    value.unwrap_or_default().split(';').next().unwrap_or_default().trim()
+    let value = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|v| v.to_str().ok());
+    value
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
 }
 
 fn text<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h str, Problem> {
     let value = headers.get(name).and_then(|v| v.to_str().ok());
     value
         .filter(|v| !v.is_empty() && v.len() <= GUID_BYTES_MAX)
-        .ok_or_else(|| Problem::new(ErrorCode::Malformed, format!("the header {name} is missing or unusable")))
+        .ok_or_else(|| {
+            Problem::new(
+                ErrorCode::Malformed,
+                format!("the header {name} is missing or unusable"),
+            )
+        })
 }

@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
-use sha1::{Digest, Sha1};
+use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 use tokio::io::AsyncWriteExt;
 
 use super::{BodyStream, ObjectInfo, ObjectPath};
 use crate::domain::failure::{Code, Failure};
-use crate::domain::ids::GitSha;
 
 /// How the names of unfinished objects begin; they end otherwise than `.mp4`.
 const UNFINISHED_PREFIX: &str = ".tmp-";
@@ -76,7 +75,6 @@ impl FolderStore {
         path: &ObjectPath,
         size: u64,
         mut body: BodyStream,
-        progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), Failure> {
         // Dropped before it is persisted (an error, a lost lease), the file removes itself.
         let temp = self
@@ -88,7 +86,6 @@ impl FolderStore {
         while let Some(piece) = body.try_next().await.map_err(failure)? {
             file.write_all(&piece).await.map_err(failure)?;
             written += piece.len() as u64;
-            progress(written);
         }
         if written != size {
             return Err(Failure::new(
@@ -234,8 +231,7 @@ fn remove_unfinished(folder: &Path, depth: usize) -> io::Result<()> {
 
 fn read_info(mut file: File) -> io::Result<ObjectInfo> {
     let size = file.metadata()?.len();
-    // A git blob's name is the SHA-1 of this header and the content.
-    let mut hash = Sha1::new_with_prefix(format!("blob {size}\0"));
+    let mut hash = Sha256::new();
     let mut buffer = vec![0; READ_BUFFER_BYTES];
     loop {
         match file.read(&mut buffer) {
@@ -247,7 +243,7 @@ fn read_info(mut file: File) -> io::Result<ObjectInfo> {
     }
     Ok(ObjectInfo {
         size,
-        blob_sha: Some(GitSha::from_bytes(hash.finalize().into())),
+        sha256: Some(hex::encode(hash.finalize())),
     })
 }
 

@@ -112,12 +112,12 @@ pub struct Digests {
 }
 
 /// What the store says about an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectInfo {
     /// In bytes.
     pub size: u64,
-    /// The git blob that it holds; `None` if another program stored it without saying so.
-    pub blob_sha: Option<GitSha>,
+    /// Of its bytes, lower-case hex; `None` if another program stored it without saying so.
+    pub sha256: Option<String>,
 }
 
 /// What a bucket lets in.
@@ -161,16 +161,14 @@ impl Store {
 
     /// Stores the bytes under that path in place of what is there.
     ///
-    /// `body` yields exactly `size` bytes each time it is called; `progress` hears how many of them
-    /// have been handed over so far. `Ok` means that the object is complete, durable and confirmed
-    /// by the store to be this one; after an error the old one is there, or the new one, never a mixture.
+    /// `body` yields exactly `size` bytes. `Ok` means that the store took the object; ask [`Store::info`]
+    /// before you rely on it. After an error the old one is there, or the new one, never a mixture.
     pub async fn put(
         &self,
         path: &ObjectPath,
         size: u64,
         digests: &Digests,
-        body: impl Fn() -> BodyStream,
-        progress: &(dyn Fn(u64) + Send + Sync),
+        body: BodyStream,
     ) -> Result<(), Failure> {
         if size == 0 {
             // Supabase would take it, and the badge would turn green over nothing.
@@ -180,8 +178,8 @@ impl Store {
             ));
         }
         match self {
-            Self::Folder(store) => store.put(path, size, body(), progress).await,
-            Self::Supabase(store) => store.put(path, size, digests, body(), progress).await,
+            Self::Folder(store) => store.put(path, size, body).await,
+            Self::Supabase(store) => store.put(path, size, digests, body).await,
         }
     }
 

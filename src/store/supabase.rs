@@ -29,7 +29,7 @@ const ANSWER_MAX_BYTES: usize = 64 * 1024;
 /// How much of a refusal's body goes to the log, in bytes.
 const LOGGED_ANSWER_BYTES: usize = 1024;
 
-/// An upload's bytes are handed over in pieces of this size, so that its progress can be seen.
+/// An upload's bytes are handed over in pieces of this size, so that a stall can be told from a slow line.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// The server closes idle connections after 61 s; ours go first, so that no request meets a closing one.
@@ -134,44 +134,34 @@ impl SupabaseStore {
         let Some(info) = self.call::<Info>(request).await? else {
             return Ok(None);
         };
-        let blob_sha = info.metadata.as_ref().and_then(|m| m["blob_sha"].as_str());
+        let sha256 = info.metadata.as_ref().and_then(|m| m["sha256"].as_str());
         Ok(Some(ObjectInfo {
             size: info.size,
-            blob_sha: blob_sha.and_then(|text| text.parse().ok()),
+            sha256: sha256.map(str::to_owned),
         }))
     }
 
-    /// Uploads, then asks what is stored. The question also settles an answer that got lost: the
-    /// server commits an upload even if nobody is left to hear of it.
+    /// Uploads. An answer that got lost is settled by asking what is stored: the server commits an
+    /// upload even if nobody is left to hear of it.
     pub(super) async fn put(
         &self,
         path: &ObjectPath,
         size: u64,
         digests: &Digests,
         body: BodyStream,
-        progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), Failure> {
-        let sent = self.upload(path, size, digests, body, progress).await;
-        if let Err(refused) = &sent
-            && refused.code != Code::StorageUnavailable
-        {
+        let sent = self.upload(path, size, digests, body).await;
+        if !matches!(&sent, Err(failure) if failure.code == Code::StorageUnavailable) {
             return sent;
         }
-        let stored = match (&sent, self.info(path).await) {
-            (_, Ok(stored)) => stored,
-            (Ok(()), Err(failure)) => return Err(failure),
-            (Err(_), Err(_)) => return sent,
-        };
         let wanted = ObjectInfo {
             size,
-            blob_sha: Some(digests.blob_sha),
+            sha256: Some(digests.sha256.clone()),
         };
-        if stored == Some(wanted) {
-            return Ok(());
+        match self.info(path).await {
+            Ok(Some(stored)) if stored == wanted => Ok(()),
+            _ => sent,
         }
-        sent.and(Err(unavailable(
-            "Supabase Storage took the video but shows another one in its place; it is uploaded again.",
-        )))
     }
 
     pub(super) async fn delete(&self, path: &ObjectPath) -> Result<(), Failure> {
@@ -223,7 +213,6 @@ impl SupabaseStore {
         size: u64,
         digests: &Digests,
         body: BodyStream,
-        progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), Failure> {
         let metadata = json!({ "blob_sha": digests.blob_sha, "sha256": digests.sha256 });
         let (taken, mut so_far) = watch::channel(0);
@@ -253,7 +242,7 @@ impl SupabaseStore {
             tokio::select! {
                 // May come while bytes are still being sent; nothing more is sent then.
                 response = &mut answer => break response.map_err(|error| unreached(&error))?,
-                _ = so_far.changed() => progress(*so_far.borrow()),
+                _ = so_far.changed() => {}
                 () = tokio::time::sleep(patience) => return Err(unavailable(match all_taken {
                     true => "Supabase Storage did not answer the upload.",
                     false => "The upload to Supabase Storage stood still.",
