@@ -655,10 +655,8 @@ async fn an_answer_without_end_is_cut_off() {
         Body::from_stream(futures_util::stream::repeat_with(chunk)).into_response()
     })
     .await;
-    assert_eq!(
-        code(listing(&server.github()).await),
-        Code::GithubUnavailable
-    );
+    let failure = listing(&server.github()).await.unwrap_err();
+    assert_eq!(failure.message, "GitHub's answer broke off or was too long");
 }
 
 const OID: &str = "5555555555555555555555555555555555555555555555555555555555555555";
@@ -727,6 +725,23 @@ async fn an_lfs_server_elsewhere_never_gets_the_token() {
     github.lfs(OID, 7).await.unwrap();
     assert_eq!(git.calls()[0].header("authorization"), None);
     assert_eq!(storage.calls()[0].header("authorization"), None);
+}
+
+#[tokio::test]
+async fn an_lfs_download_from_the_api_host_has_its_own_headers_only() {
+    let server = Server::start(|call: &Call| {
+        let own = format!("http://{}", call.header("host").unwrap());
+        let download = json!({"href": format!("{own}/objects/5")});
+        match &*call.path {
+            REPO => ok(json!({"clone_url": format!("{own}/acme/video-artifacts.git")})),
+            BATCH => ok(json!({"objects": [{"oid": OID, "actions": {"download": download}}]})),
+            _ => b"1234567".into_response(),
+        }
+    })
+    .await;
+    server.github().lfs(OID, 7).await.unwrap();
+    assert_eq!(server.calls()[2].path, "/objects/5");
+    assert_eq!(server.calls()[2].header("authorization"), None);
 }
 
 #[tokio::test]
