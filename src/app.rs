@@ -1,1 +1,264 @@
-//! (to come)
+//! Everything put together: the one place where clients, pool, clock and fail points are made.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::agent::Agent;
+use crate::clock::Clock;
+use crate::config::{Config, Database, StoreConfig};
+use crate::db::{Db, RowOwner};
+use crate::failpoint::{FailPoints, Fault};
+use crate::github::Github;
+use crate::http::{self, LARGE_BODIES_MAX, Surface};
+use crate::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
+use crate::store::{FolderStore, Store, SupabaseStore, Timeouts};
+use crate::sweep::{Sweep, SweepOptions};
+use crate::worker::Worker;
+
+/// After SIGTERM, running videos have this long to end before they are handed back.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// And this long to be handed back; together with closing, less than the contract's 25 s.
+const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What tests put in the place of the real thing.
+#[derive(Clone, Debug, Default)]
+pub struct Injected {
+    /// Moved instead of slept.
+    pub clock: Clock,
+    /// Armed to break things on purpose.
+    pub fail: FailPoints,
+    /// How patient the storage client is.
+    pub storage_timeouts: Timeouts,
+}
+
+/// The program, ready to serve.
+pub struct App {
+    /// The settings it was made from.
+    pub config: Config,
+    /// Our records and the app's rows.
+    pub db: Db,
+    /// Does one thing that is due.
+    pub worker: Worker,
+    /// Looks at everything.
+    pub sweep: Sweep,
+    /// Every route.
+    pub router: axum::Router,
+}
+
+impl App {
+    /// Opens and migrates the database, opens the store, and wires the rest.
+    ///
+    /// # Errors
+    /// In words for the person who started it.
+    pub async fn build(config: Config, injected: Injected) -> anyhow::Result<Self> {
+        let Injected {
+            clock,
+            fail,
+            storage_timeouts,
+        } = injected;
+        for (name, fault) in &config.fail_points {
+            let fault = match fault.as_str() {
+                "abort" => Fault::Abort,
+                "hang" => Fault::Hang,
+                "panic" => Fault::Panic,
+                other => anyhow::bail!("FAIL_POINTS: no fault is called {other}"),
+            };
+            fail.arm(name, fault);
+        }
+        std::fs::create_dir_all(&config.data_dir)
+            .with_context(|| format!("DATA_DIR: cannot create {}", config.data_dir.display()))?;
+        let db = open_database(&config, clock.clone()).await?;
+        db.migrate()
+            .await
+            .context("the database could not be brought up to this version")?;
+        let store = Arc::new(open_store(&config, storage_timeouts)?);
+        let github = &config.github;
+        let repository = github.repository.to_string();
+        let client = Github::new(
+            &github.api_url,
+            github.token.clone(),
+            &repository,
+            github.branch.clone(),
+            &github.videos_dir,
+            clock.clone(),
+        )?;
+        let client = Arc::new(client);
+        let wake = Arc::new(Notify::new());
+        let videos_dir: Arc<str> = github.videos_dir.as_str().into();
+        let sweep = Sweep {
+            db: db.clone(),
+            github: client.clone(),
+            store: store.clone(),
+            agent: agent(&config, &clock)?,
+            videos_dir: videos_dir.clone(),
+            generation_deadline: config.generation_deadline,
+            history_retention: config.history_retention,
+            clock: clock.clone(),
+            wake: wake.clone(),
+            running: Arc::new(Mutex::new(())),
+        };
+        let ingest = Ingest {
+            db: db.clone(),
+            github: client,
+            store: store.clone(),
+            rules: Arc::new(Rules {
+                data_dir: config.data_dir.clone(),
+                bucket: config.storage_bucket.clone(),
+                metadata_grace: config.metadata_grace,
+                generation_deadline: config.generation_deadline,
+                missing_row: config.missing_row,
+                row_owner: match config.database {
+                    Database::Sqlite => RowOwner::Fixed(config.default_user_id),
+                    Database::Postgres { .. } => RowOwner::OfLesson,
+                },
+            }),
+            video_bytes_max: Arc::new(AtomicU64::new(video_bytes_max(&config, &store).await)),
+            clock,
+            fail,
+        };
+        let worker = Worker {
+            ingest,
+            sweep: sweep.clone(),
+            lease: config.lease,
+            wake: wake.clone(),
+            stop: CancellationToken::new(),
+            hand_back: CancellationToken::new(),
+        };
+        let router = http::router(Surface {
+            db: db.clone(),
+            sweep: sweep.clone(),
+            store,
+            wake,
+            webhook_secrets: Arc::new(config.webhook_secrets.clone()),
+            repository: repository.into(),
+            branch: github.branch.as_deref().map(Into::into),
+            videos_dir,
+            admin_token: config.admin_token.clone(),
+            large_body: Arc::new(Semaphore::new(1)),
+            large_body_queue: Arc::new(Semaphore::new(LARGE_BODIES_MAX)),
+        });
+        Ok(Self {
+            config,
+            db,
+            worker,
+            sweep,
+            router,
+        })
+    }
+
+    /// Serves until `stop`, then finishes or hands back what is running and returns.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        for _ in 0..self.config.workers {
+            let worker = self.worker.clone();
+            tasks.spawn(async move { worker.run().await });
+        }
+        if let Some(interval) = self.config.reconcile_interval {
+            tasks.spawn(sweep_every(
+                interval,
+                self.sweep.clone(),
+                self.worker.stop.clone(),
+            ));
+        }
+        tasks.close();
+        http::serve(listener, self.router, stop).await;
+        tracing::info!("stopping: nothing new is taken");
+        self.worker.stop.cancel();
+        self.worker.wake.notify_waiters();
+        if tokio::time::timeout(FINISH_TIMEOUT, tasks.wait())
+            .await
+            .is_err()
+        {
+            self.worker.hand_back.cancel();
+            if tokio::time::timeout(HAND_BACK_TIMEOUT, tasks.wait())
+                .await
+                .is_err()
+            {
+                tracing::warn!("something did not stop in time; its lease will end");
+            }
+        }
+        let _ = tokio::time::timeout(HAND_BACK_TIMEOUT / 3, self.db.close()).await;
+    }
+}
+
+/// Once now, then at the interval, a tenth earlier or later each time so that replicas spread.
+async fn sweep_every(interval: Duration, sweep: Sweep, stop: CancellationToken) {
+    loop {
+        let swept = async {
+            // Its failure was logged where it happened; the next one is the retry.
+            let _ = sweep.run(&SweepOptions::default()).await;
+            tokio::time::sleep(interval.mul_f64(0.9 + fastrand::f64() * 0.2)).await;
+        };
+        tokio::select! {
+            () = swept => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// The database of the settings.
+///
+/// # Errors
+/// It cannot be reached.
+pub async fn open_database(config: &Config, clock: Clock) -> anyhow::Result<Db> {
+    match &config.database {
+        Database::Sqlite => Db::sqlite(&config.data_dir, clock)
+            .await
+            .with_context(|| format!("cannot open the database in {}", config.data_dir.display())),
+        Database::Postgres { url } => Db::postgres(url, clock)
+            .await
+            .context("DATABASE_URL: cannot connect to that database"),
+    }
+}
+
+fn open_store(config: &Config, timeouts: Timeouts) -> anyhow::Result<Store> {
+    Ok(match &config.store {
+        StoreConfig::Folder => {
+            let folder = config.data_dir.join("store");
+            Store::Folder(FolderStore::open(&folder).with_context(|| {
+                format!("DATA_DIR: cannot use {} as the store", folder.display())
+            })?)
+        }
+        StoreConfig::Supabase {
+            url,
+            service_role_key,
+        } => {
+            let url = reqwest::Url::parse(url).context("SUPABASE_URL is not a URL")?;
+            Store::Supabase(SupabaseStore::new(&url, service_role_key, timeouts)?)
+        }
+    })
+}
+
+fn agent(config: &Config, clock: &Clock) -> anyhow::Result<Option<Arc<Agent>>> {
+    let _ = (config, clock);
+    Ok(None)
+}
+
+/// The settings' limit, else the bucket's, else the default; in bytes.
+async fn video_bytes_max(config: &Config, store: &Store) -> u64 {
+    if let Some(max) = config.max_video_bytes {
+        return max;
+    }
+    match store.limits(&config.storage_bucket).await {
+        Ok(limits) => {
+            if !limits.mp4_allowed {
+                tracing::error!(
+                    "the bucket's allowed types lack video/mp4: every upload will be refused; add it"
+                );
+            }
+            limits.max_bytes.unwrap_or(VIDEO_BYTES_MAX_DEFAULT)
+        }
+        Err(failure) => {
+            tracing::warn!(code = %failure.code, "the bucket's limits are not known yet: {}", failure.message);
+            VIDEO_BYTES_MAX_DEFAULT
+        }
+    }
+}

@@ -18,4 +18,5 @@ pub mod spool;
 pub mod standin;
 pub mod store;
 pub mod sweep;
+pub mod telemetry;
 pub mod worker;

@@ -23,6 +23,7 @@ use crate::sweep::Sweep;
 
 pub use listen::serve;
 pub use problem::{ErrorCode, Problem};
+pub use webhook::LARGE_BODIES_MAX;
 
 /// What the handlers share.
 #[derive(Clone)]
