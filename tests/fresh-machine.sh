@@ -17,26 +17,28 @@ readonly LINES_SHOWN=12
 command -v debootstrap >/dev/null || { echo "apt-get install debootstrap debian-archive-keyring" >&2; exit 2; }
 
 toolchain=$(rustc --print sysroot)
-root=$(mktemp -d "${TMPDIR:-/tmp}/fresh-machine.XXXXXXXX")
+root=$(mktemp -d "${TMPDIR:-/var/tmp}/fresh-machine.XXXXXXXX")
 log=$root.log
 chmod 755 "$root"
 clean_up() {
     local status=$?
-    if ((status != 0)); then
+    if ((status == 0)); then
+        rm -f "$log"
+    else
         tail -n 40 "$log"
-        echo "FAILED; everything is in $log"
+        echo "FAILED; all of it is in $log"
     fi
     # Mounts and processes of the machine lived in namespaces of their own and are gone by now.
     [[ -n ${KEEP:-} ]] || rm -rf --one-file-system "$root"
 }
 trap clean_up EXIT
 
-# The block of code after the README's marker.
+# The block of code after a marker of the committed README.
 command_of() {
-    awk -v marker="<!-- $1 -->" '
+    git show HEAD:README.md | awk -v marker="<!-- $1 -->" '
         $0 == marker { found = 1; next }
-        found && /^```/ { if (inside) exit; inside = 1; next }
-        inside' README.md
+        found && /^```/ { if (inside) found = 0; inside = !inside; next }
+        found && inside'
 }
 
 # Runs a script on the fresh machine. The namespaces take mounts and processes with them at the end.
@@ -49,6 +51,7 @@ on_fresh_machine() {
     unshare --mount --pid --fork --kill-child bash -euc '
         root=$1 toolchain=$2; shift 2
         mount -t proc proc "$root/proc"
+        mount -t sysfs -o ro sys "$root/sys"
         mount -t tmpfs -o mode=1777 shm "$root/dev/shm"
         mount --bind "$toolchain" "$root/opt/rust"
         mount -o remount,bind,ro "$root/opt/rust"
@@ -64,25 +67,25 @@ on_fresh_machine() {
 step() {
     local name=$1 started=$SECONDS
     shift
-    printf '\n=== %s\n' "$name" | tee -a "$log"
-    "$@" >"$log.part" 2>&1 || { cat "$log.part" >>"$log"; rm "$log.part"; return 1; }
-    cat "$log.part" >>"$log"
-    tail -n "$LINES_SHOWN" "$log.part"
-    rm "$log.part"
-    printf '=== %s: %d s\n' "$name" $((SECONDS - started)) | tee -a "$log"
+    printf '\n=== %s\n' "$name"
+    # Not in a condition: that would hide failures in the middle of a function.
+    "$@" >"$log" 2>&1
+    tail -n "$LINES_SHOWN" "$log"
+    printf '=== passed in %d s\n' $((SECONDS - started))
 }
 
 install_machine() {
     local mirror=''
     if grep -q '^VERSION_CODENAME=bookworm' /etc/os-release; then
-        mirror=$(sed -nE 's/^(URIs:|deb( \[.*\])?) *(https?:[^ ]+).*/\3/p' \
-            /etc/apt/sources.list /etc/apt/sources.list.d/*.sources 2>/dev/null | head -n 1)
+        # Files that are not there are no failure.
+        mirror=$(sed -nE '/^(URIs:|deb )/ { s/^[^:]*[: ] *(\[.*\] *)?(https?:[^ ]+).*/\2/p; q }' \
+            /etc/apt/sources.list /etc/apt/sources.list.d/*.sources 2>/dev/null || true)
     fi
     debootstrap --variant=minbase --keyring=/usr/share/keyrings/debian-archive-keyring.gpg \
         bookworm "$root" ${mirror:+"$mirror"}
     apt-config dump | grep '^Acquire::' >"$root/etc/apt/apt.conf.d/90host" || true
     cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
-    mkdir -p "$root/etc/ssl" "$root/opt/rust" "$root/root/.cargo"
+    mkdir -p "$root/dev/shm" "$root/etc/ssl" "$root/opt/rust" "$root/root/.cargo"
     cp -L "${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}" "$root/etc/ssl/host.crt"
     cp "${CARGO_HOME:-$HOME/.cargo}"/config.toml "$root/root/.cargo/" 2>/dev/null || true
     # As in Debian's container images: installing a service does not start it.
@@ -99,4 +102,4 @@ for number in 0 1 2; do
     [[ $number != 1 ]] || what+=" --exit"
     step "command $number: $what" on_fresh_machine "$what"
 done
-printf '\n=== passed in %d s at %s\n' $((SECONDS - started)) "$(git rev-parse --short HEAD)"
+printf '\n=== all passed in %d s at %s\n' $((SECONDS - started)) "$(git rev-parse --short HEAD)"
