@@ -1,0 +1,5 @@
+//! Stories about the whole program, and about the stand-ins that they rest on.
+
+mod storage_standin;
+mod store;
+mod support;
