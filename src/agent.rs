@@ -400,7 +400,11 @@ impl<'a> Probe<'a> {
             }
             Err(trouble) => trouble,
         };
-        tracing::debug!(path, code = trouble.code(), "no answer from the agent's API");
+        tracing::debug!(
+            path,
+            code = trouble.code(),
+            "no answer from the agent's API"
+        );
         self.troubles.insert(trouble);
         self.failures_in_a_row += 1;
         let hopeless = matches!(trouble, Trouble::Unauthorized | Trouble::RateLimited);

@@ -1,0 +1,3 @@
+//! Stand-ins of the services around the program.
+
+pub mod openhands;
