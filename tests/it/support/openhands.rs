@@ -47,7 +47,7 @@ pub enum Fault {
     Login,
     /// 200 with this text as JSON.
     Json(&'static str),
-    /// 200 with more than anybody should read.
+    /// 200 with JSON that fits any of our questions, and more of it than anybody should read.
     Endless,
     /// No answer ever.
     Stall,
@@ -282,7 +282,7 @@ fn page() -> Response {
 async fn fail(fault: Fault) -> Response {
     let as_json = [(header::CONTENT_TYPE, "application/json")];
     match fault {
-        Fault::Html => page(),
+        Fault::Html => axum::response::Html("Sign in to OpenHands").into_response(),
         Fault::HtmlAsJson => (as_json, PAGE).into_response(),
         Fault::Status(status) => {
             let status = StatusCode::from_u16(status).unwrap();
@@ -298,7 +298,7 @@ async fn fail(fault: Fault) -> Response {
         }
         Fault::Login => Redirect::to("/login").into_response(),
         Fault::Json(text) => (as_json, text).into_response(),
-        Fault::Endless => (as_json, " ".repeat(9 << 20)).into_response(),
+        Fault::Endless => (as_json, format!("[null{}]", " ".repeat(9 << 20))).into_response(),
         Fault::Stall => std::future::pending().await,
     }
 }
