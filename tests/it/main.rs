@@ -1,6 +1,5 @@
 //! Stories about the whole program, and about the stand-ins that they rest on.
 
 mod agent;
-mod storage_standin;
-mod store;
+mod main_job;
 mod support;
