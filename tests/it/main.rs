@@ -1,0 +1,2 @@
+mod deploy_sql;
+mod support;
