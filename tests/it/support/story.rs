@@ -28,7 +28,7 @@ use super::storage::StorageStandin;
 pub const REPOSITORY: &str = "acme/video-artifacts";
 pub const SECRET: &str = "a webhook secret for tests";
 pub const ADMIN_TOKEN: &str = "an admin token for tests";
-const SERVICE_KEY: &str = "sb_secret_a-service-key-for-tests";
+
 const BUCKET: &str = "lesson-assets";
 /// More steps than any story needs: a loop that does not end is a failure, not a hang.
 const STEPS_MAX: usize = 5000;
@@ -205,7 +205,7 @@ impl Story {
                 };
                 config.store = StoreConfig::Supabase {
                     url: storage.url(),
-                    service_role_key: SERVICE_KEY.into(),
+                    service_role_key: super::storage::SECRET_KEY.into(),
                 };
                 Some(database)
             }
