@@ -4,3 +4,4 @@ mod agent;
 mod deploy_sql;
 mod main_job;
 mod support;
+mod webhook;

@@ -340,6 +340,23 @@ impl Story {
             .unwrap()
     }
 
+    /// Holds a lock that every write of ours has to wait for.
+    pub async fn block_database(&self) -> Blocked {
+        match &self.database {
+            Some(database) => {
+                let mut lock = database.admin.begin().await.unwrap();
+                let statement = "lock table video_ingest.deliveries, video_ingest.videos in access exclusive mode";
+                sqlx::raw_sql(statement).execute(&mut *lock).await.unwrap();
+                Blocked::Postgres(lock)
+            }
+            None => {
+                let pool = self.sqlite().await;
+                let lock = pool.begin_with("begin immediate").await.unwrap();
+                Blocked::Sqlite(lock)
+            }
+        }
+    }
+
     /// Every row of ours, counted by table.
     pub async fn counts(&self) -> String {
         let mut counts = Vec::new();
@@ -584,6 +601,21 @@ async fn answer(response: reqwest::Response) -> Answer {
         status,
         headers,
         json: serde_json::from_str(&text).unwrap_or(Value::String(text)),
+    }
+}
+
+/// A database that stands still until this is released.
+pub enum Blocked {
+    Sqlite(sqlx::Transaction<'static, sqlx::Sqlite>),
+    Postgres(sqlx::Transaction<'static, sqlx::Postgres>),
+}
+
+impl Blocked {
+    pub async fn release(self) {
+        match self {
+            Self::Sqlite(lock) => lock.rollback().await.unwrap(),
+            Self::Postgres(lock) => lock.rollback().await.unwrap(),
+        }
     }
 }
 
