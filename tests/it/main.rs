@@ -1,7 +1,10 @@
 //! Stories about the whole program, and about the stand-ins that they rest on.
 
 mod agent;
+mod bad_input;
 mod deploy_sql;
 mod main_job;
+mod process;
+mod races;
 mod support;
 mod webhook;

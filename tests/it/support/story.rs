@@ -27,7 +27,7 @@ use super::storage::StorageStandin;
 
 pub const REPOSITORY: &str = "acme/video-artifacts";
 pub const SECRET: &str = "a webhook secret for tests";
-pub const ADMIN_TOKEN: &str = "an admin token for tests";
+pub const ADMIN_TOKEN: &str = "an-admin-token-for-tests";
 
 const BUCKET: &str = "lesson-assets";
 /// More steps than any story needs: a loop that does not end is a failure, not a hang.
