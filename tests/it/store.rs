@@ -65,13 +65,10 @@ async fn put_code(store: &Store, bytes: &[u8]) -> Code {
 async fn played(store: &Store) -> Vec<u8> {
     match store.playable(&video()).await.unwrap().unwrap() {
         Playable::File(file) => fs::read(file).unwrap(),
-        Playable::Url(url) => reqwest::get(url)
-            .await
-            .unwrap()
-            .bytes()
-            .await
-            .unwrap()
-            .into(),
+        Playable::Url(url) => {
+            let response = reqwest::Client::new().get(url).send().await.unwrap();
+            response.bytes().await.unwrap().into()
+        }
     }
 }
 
@@ -165,9 +162,9 @@ async fn the_old_version_stays_until_the_new_one_is_whole() {
             pieces.send(Ok(Bytes::from_static(b"version"))).unwrap();
             drop(pieces);
             assert_eq!(progress.recv().await, Some(11));
+            Ok(())
         };
-        let (put, ()) = tokio::join!(putting, checking);
-        put.unwrap();
+        tokio::try_join!(putting, checking).unwrap();
         assert_eq!(store.info(&path).await.unwrap(), stored(b"new version"));
     })
     .await;
