@@ -377,6 +377,18 @@ async fn an_upload_that_another_overtook_is_not_taken_for_stored() {
 }
 
 #[tokio::test]
+async fn no_more_of_an_answer_is_read_than_any_has() {
+    let (storage, store) = project().await;
+    let long = format!(r#"{}{{"size":1}}"#, " ".repeat(1 << 20));
+    storage.fault(
+        Op::Info,
+        Fault::Answer(Answer::new(200, "application/json", long)),
+    );
+    let failure = store.info(&video()).await.unwrap_err();
+    assert_eq!(failure.code, Code::StorageUnavailable);
+}
+
+#[tokio::test]
 async fn no_redirect_is_followed_with_our_key() {
     let (storage, store) = project().await;
     let moved = || Answer::new(302, "text/plain", "").with("location", "/elsewhere");
@@ -467,7 +479,7 @@ async fn limits_are_the_buckets() {
     }
 }
 
-/// Calls `ended` when the body is let go.
+/// Says when the body is let go.
 struct Ended(mpsc::UnboundedSender<()>);
 
 impl Drop for Ended {
