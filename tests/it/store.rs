@@ -65,13 +65,10 @@ async fn put_code(store: &Store, bytes: &[u8]) -> Code {
 async fn played(store: &Store) -> Vec<u8> {
     match store.playable(&video()).await.unwrap().unwrap() {
         Playable::File(file) => fs::read(file).unwrap(),
-        Playable::Url(url) => reqwest::get(url)
-            .await
-            .unwrap()
-            .bytes()
-            .await
-            .unwrap()
-            .into(),
+        Playable::Url(url) => {
+            let response = reqwest::Client::new().get(url).send().await.unwrap();
+            response.bytes().await.unwrap().into()
+        }
     }
 }
 
@@ -165,9 +162,9 @@ async fn the_old_version_stays_until_the_new_one_is_whole() {
             pieces.send(Ok(Bytes::from_static(b"version"))).unwrap();
             drop(pieces);
             assert_eq!(progress.recv().await, Some(11));
+            Ok(())
         };
-        let (put, ()) = tokio::join!(putting, checking);
-        put.unwrap();
+        tokio::try_join!(putting, checking).unwrap();
         assert_eq!(store.info(&path).await.unwrap(), stored(b"new version"));
     })
     .await;
@@ -380,6 +377,18 @@ async fn an_upload_that_another_overtook_is_not_taken_for_stored() {
 }
 
 #[tokio::test]
+async fn no_more_of_an_answer_is_read_than_any_has() {
+    let (storage, store) = project().await;
+    let long = format!(r#"{}{{"size":1}}"#, " ".repeat(1 << 20));
+    storage.fault(
+        Op::Info,
+        Fault::Answer(Answer::new(200, "application/json", long)),
+    );
+    let failure = store.info(&video()).await.unwrap_err();
+    assert_eq!(failure.code, Code::StorageUnavailable);
+}
+
+#[tokio::test]
 async fn no_redirect_is_followed_with_our_key() {
     let (storage, store) = project().await;
     let moved = || Answer::new(302, "text/plain", "").with("location", "/elsewhere");
@@ -470,7 +479,7 @@ async fn limits_are_the_buckets() {
     }
 }
 
-/// Calls `ended` when the body is let go.
+/// Says when the body is let go.
 struct Ended(mpsc::UnboundedSender<()>);
 
 impl Drop for Ended {
