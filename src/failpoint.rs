@@ -39,10 +39,7 @@ impl FailPoints {
 
     /// Takes a fault away again.
     pub fn disarm(&self, name: &str) {
-        self.armed
-            .lock()
-            .expect("no panic while held")
-            .remove(name);
+        self.armed.lock().expect("no panic while held").remove(name);
     }
 
     /// Passes through, unless a test armed this place.

@@ -206,5 +206,9 @@ async fn a_row_of_another_kind_is_not_ours() {
 
 fn blob_of(bytes: &[u8]) -> String {
     use sha1::Digest as _;
-    hex::encode(sha1::Sha1::new_with_prefix(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize())
+    hex::encode(
+        sha1::Sha1::new_with_prefix(format!("blob {}\0", bytes.len()))
+            .chain_update(bytes)
+            .finalize(),
+    )
 }

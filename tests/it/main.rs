@@ -6,5 +6,7 @@ mod deploy_sql;
 mod main_job;
 mod process;
 mod races;
+mod storage_standin;
+mod store;
 mod support;
 mod webhook;

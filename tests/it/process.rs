@@ -50,11 +50,16 @@ impl Server {
         });
         let address = address.expect("the server says where it listens");
         std::thread::spawn(move || lines.for_each(|line| println!("{}", line.unwrap_or_default())));
-        Self { child, url: format!("http://{address}") }
+        Self {
+            child,
+            url: format!("http://{address}"),
+        }
     }
 
     async fn deliver(&self, delivery: &Delivery) -> u16 {
-        let mut request = reqwest::Client::new().post(format!("{}/webhooks/github", self.url)).body(delivery.body());
+        let mut request = reqwest::Client::new()
+            .post(format!("{}/webhooks/github", self.url))
+            .body(delivery.body());
         for (name, value) in delivery.signed(SECRET) {
             request = request.header(name, value);
         }
@@ -63,7 +68,12 @@ impl Server {
 
     async fn state(&self, video: &Video) -> Value {
         let url = format!("{}/api/videos/{}", self.url, video.id());
-        let answer = reqwest::Client::new().get(url).bearer_auth(ADMIN_TOKEN).send().await.unwrap();
+        let answer = reqwest::Client::new()
+            .get(url)
+            .bearer_auth(ADMIN_TOKEN)
+            .send()
+            .await
+            .unwrap();
         answer.json().await.unwrap()
     }
 
@@ -74,13 +84,19 @@ impl Server {
             if shown["state"] == "ready" {
                 return shown;
             }
-            assert!(began.elapsed() < PATIENCE && shown["state"] != "failed", "{shown:#}");
+            assert!(
+                began.elapsed() < PATIENCE && shown["state"] != "failed",
+                "{shown:#}"
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
     fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
+        let sent = Command::new("kill")
+            .args([name, &self.child.id().to_string()])
+            .status()
+            .unwrap();
         assert!(sent.success());
     }
 }
@@ -96,7 +112,10 @@ impl Drop for Server {
 async fn pushed(video: &Video) -> (GithubStandin, Delivery) {
     let github = GithubStandin::start(REPOSITORY).await.unwrap();
     let before = github.commit(|c| c.write("README.md", "videos, rendered"));
-    github.commit(|c| c.write(&video.mp4_path(), video.mp4.clone()).write(&video.json_path(), video.json.clone()));
+    github.commit(|c| {
+        c.write(&video.mp4_path(), video.mp4.clone())
+            .write(&video.json_path(), video.json.clone())
+    });
     let push = github.push(before, github.head());
     (github, push)
 }
@@ -113,7 +132,12 @@ async fn sigterm_lets_the_running_video_end_and_exits_with_0() {
     // Nothing new is accepted while the video ends.
     let client = reqwest::Client::new();
     let began = Instant::now();
-    while client.get(format!("{}/healthz", server.url)).send().await.is_ok() {
+    while client
+        .get(format!("{}/healthz", server.url))
+        .send()
+        .await
+        .is_ok()
+    {
         assert!(began.elapsed() < PATIENCE, "it still accepts");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -136,7 +160,11 @@ async fn sigterm_hands_back_what_does_not_end_in_time() {
     let began = Instant::now();
     let status = tokio::task::block_in_place(|| server.child.wait().unwrap());
     assert_eq!(status.code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(25),
+        "{:?}",
+        began.elapsed()
+    );
     drop(downloading);
     let server = Server::start(dir.path(), &github, &[]);
     let shown = server.until_ready(&video).await;
@@ -146,7 +174,16 @@ async fn sigterm_hands_back_what_does_not_end_in_time() {
 /// Every row of the crash table: whatever place it dies in, the next start finishes the work.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_anywhere_leaves_work_that_the_next_start_finishes() {
-    let places = ["claimed", "listed", "fetched", "checked", "uploading", "uploaded", "stored", "published"];
+    let places = [
+        "claimed",
+        "listed",
+        "fetched",
+        "checked",
+        "uploading",
+        "uploaded",
+        "stored",
+        "published",
+    ];
     futures_util::future::join_all(places.map(crash_at)).await;
 }
 
@@ -167,7 +204,10 @@ async fn crash_at(place: &str) {
     assert!(!status.success(), "{place}");
     let server = Server::start(dir.path(), &github, &[]);
     let shown = server.until_ready(&video).await;
-    let path = dir.path().join("store/lesson-assets").join(shown["storage_path"].as_str().unwrap());
+    let path = dir
+        .path()
+        .join("store/lesson-assets")
+        .join(shown["storage_path"].as_str().unwrap());
     assert!(std::fs::read(path).unwrap() == SECOND, "{place}");
 }
 
@@ -183,17 +223,29 @@ async fn a_large_video_needs_little_memory() {
     mp4.extend_from_slice(&free.to_be_bytes());
     mp4.extend_from_slice(b"free");
     mp4.resize(BYTES, 0);
-    let video = Video { mp4: Bytes::from(mp4), ..Video::good() };
+    let video = Video {
+        mp4: Bytes::from(mp4),
+        ..Video::good()
+    };
     let dir = tempfile::tempdir().unwrap();
     let github = GithubStandin::start(REPOSITORY).await.unwrap();
     let before = github.commit(|c| c.write("README.md", "videos, rendered"));
-    github.commit(|c| c.write_lfs(&video.mp4_path(), video.mp4.clone()).write(&video.json_path(), video.json.clone()));
+    github.commit(|c| {
+        c.write_lfs(&video.mp4_path(), video.mp4.clone())
+            .write(&video.json_path(), video.json.clone())
+    });
     let server = Server::start(dir.path(), &github, &[("MAX_VIDEO_BYTES", "300000000")]);
-    assert_eq!(server.deliver(&github.push(before, github.head())).await, 202);
+    assert_eq!(
+        server.deliver(&github.push(before, github.head())).await,
+        202
+    );
     let shown = server.until_ready(&video).await;
     assert_eq!(shown["size_bytes"], BYTES);
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM:"))
+        .unwrap();
     println!("200 MB through LFS: {line}");
     let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     assert!(kib < PEAK_KIB_MAX, "{line}");

@@ -1,6 +1,5 @@
 //! One test = one story: a GitHub, a server, a store and a worker that is driven by hand.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -168,7 +167,6 @@ pub struct Story {
     pub fail: FailPoints,
     pub worker: Worker,
     pub db: Db,
-    pub config: Config,
     pub url: String,
     pub user: Uuid,
     client: reqwest::Client,
@@ -233,7 +231,6 @@ impl Story {
             fail,
             worker: app.worker,
             db: app.db,
-            config,
             url,
             user: Uuid::new_v4(),
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
@@ -496,10 +493,6 @@ impl Story {
             Backend::Supabase => self.storage.bytes(&path).map(|bytes| bytes.to_vec()),
             Backend::Embedded => std::fs::read(self.dir.path().join("store").join(path)).ok(),
         }
-    }
-
-    pub fn data_dir(&self) -> PathBuf {
-        self.dir.path().to_owned()
     }
 
     // What the story says of it.
