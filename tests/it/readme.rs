@@ -74,18 +74,26 @@ fn every_source_file_is_on_the_map() {
 }
 
 #[test]
-fn the_fail_points_of_the_crash_table_are_those_of_an_attempt() {
-    let ingest = include_str!("../../src/ingest.rs");
-    let mut there: Vec<_> = ingest
-        .split("fail.at(\"")
-        .skip(1)
-        .filter_map(|text| text.split('"').next())
-        .collect();
+fn the_proofs_of_the_crash_table_are_there() {
+    let sources = [
+        include_str!("../../src/ingest.rs"),
+        include_str!("../../src/worker.rs"),
+    ];
+    let places = sources.iter().flat_map(|s| s.split("fail.at(\"").skip(1));
+    let mut there: Vec<_> = places.filter_map(|text| text.split('"').next()).collect();
     there.sort_unstable();
-    let named = table("crashes").map(|cells| cells[3]);
-    let mut named: Vec<_> = named.filter(|name| !name.is_empty()).collect();
+
+    let proofs = table("crashes").map(|cells| cells[3]);
+    let (tests, mut named): (Vec<_>, Vec<_>) = proofs
+        .filter(|proof| !proof.is_empty())
+        .partition(|proof| proof.contains("::"));
     named.sort_unstable();
-    assert_eq!(named, there);
+    assert_eq!(named, there, "left: the README's fail points, right: src");
+    for test in tests {
+        let (file, name) = test.split_once("::").unwrap();
+        let file = fs::read_to_string(format!("tests/it/{file}.rs")).unwrap();
+        assert!(file.contains(&format!(" {name}(")), "there is no {test}");
+    }
 }
 
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
