@@ -12,6 +12,6 @@ pub fn command() -> Command {
 ///
 /// # Errors
 /// The video did not become ready, or the stored bytes are not the pushed ones.
-pub async fn run(_matches: &ArgMatches) -> anyhow::Result<()> {
+pub async fn run(_matches: &ArgMatches) -> anyhow::Result<std::process::ExitCode> {
     anyhow::bail!("not there yet")
 }
