@@ -44,8 +44,6 @@ pub struct Video {
     pub commit: Option<String>,
     /// RFC 3339.
     pub updated_at: String,
-    /// RFC 3339.
-    pub created_at: String,
 }
 
 /// A video with its history.
@@ -113,9 +111,17 @@ impl Client {
     /// # Errors
     /// It is not known there, or as for every call.
     pub async fn video(&self, id: uuid::Uuid) -> anyhow::Result<Value> {
-        let path = format!("/api/videos/{id}");
-        let answer = self.ask(Method::GET, &path, &[], Duration::ZERO).await?;
+        let answer = self.find_video(id).await?;
         self.known(answer, id).await
+    }
+
+    /// The same, `None` if it is not known there.
+    ///
+    /// # Errors
+    /// As for every call.
+    pub async fn find_video(&self, id: uuid::Uuid) -> anyhow::Result<Option<Value>> {
+        let path = format!("/api/videos/{id}");
+        self.ask(Method::GET, &path, &[], Duration::ZERO).await
     }
 
     /// Asks for a video again.

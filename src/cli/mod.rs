@@ -1,9 +1,9 @@
 //! What a person types.
 
-pub mod client;
-pub mod reconcile;
-pub mod videos;
-pub mod words;
+pub(crate) mod client;
+mod reconcile;
+mod videos;
+pub(crate) mod words;
 
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -103,8 +103,8 @@ pub async fn run(matches: &ArgMatches) -> ExitCode {
     };
     match result {
         Ok(code) => code,
-        // Whoever read the output has read enough, such as `head`.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        // Whoever read the output has read enough, such as `head`: not done, but nothing to complain of.
+        Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("video-ingest: {error:#}");
             ExitCode::FAILURE
