@@ -10,9 +10,9 @@ use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::agent::Agent;
+use crate::agent::{self, Agent};
 use crate::clock::Clock;
-use crate::config::{Config, Database, StoreConfig};
+use crate::config::{AgentConfig, Config, Database, StoreConfig};
 use crate::db::{Db, RowOwner};
 use crate::failpoint::{FailPoints, Fault};
 use crate::github::Github;
@@ -37,6 +37,8 @@ pub struct Injected {
     pub fail: FailPoints,
     /// How patient the storage client is.
     pub storage_timeouts: Timeouts,
+    /// How patient and how fast the agent's client is.
+    pub agent_limits: agent::Limits,
 }
 
 /// The program, ready to serve.
@@ -63,6 +65,7 @@ impl App {
             clock,
             fail,
             storage_timeouts,
+            agent_limits,
         } = injected;
         for (name, fault) in &config.fail_points {
             let fault = match fault.as_str() {
@@ -97,7 +100,7 @@ impl App {
             db: db.clone(),
             github: client.clone(),
             store: store.clone(),
-            agent: agent(&config, &clock)?,
+            agent: agent(&config, &clock, agent_limits)?,
             videos_dir: videos_dir.clone(),
             generation_deadline: config.generation_deadline,
             history_retention: config.history_retention,
@@ -237,9 +240,22 @@ fn open_store(config: &Config, timeouts: Timeouts) -> anyhow::Result<Store> {
     })
 }
 
-fn agent(config: &Config, clock: &Clock) -> anyhow::Result<Option<Arc<Agent>>> {
-    let _ = (config, clock);
-    Ok(None)
+fn agent(
+    config: &Config,
+    clock: &Clock,
+    limits: agent::Limits,
+) -> anyhow::Result<Option<Arc<Agent>>> {
+    let Some(AgentConfig {
+        key,
+        api_url,
+        version,
+    }) = &config.agent
+    else {
+        return Ok(None);
+    };
+    let agent = Agent::new(api_url, key.clone(), *version, clock.clone(), limits)
+        .context("the agent's API cannot be asked")?;
+    Ok(Some(Arc::new(agent)))
 }
 
 /// The settings' limit, else the bucket's, else the default; in bytes.

@@ -17,6 +17,8 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
+pub use crate::domain::agent::AgentVersion;
+
 pub use settings::{Fallback, SETTINGS, Setting, arguments, reference, secrets_help};
 pub use sources::{Problem, Sources};
 
@@ -142,15 +144,6 @@ pub struct AgentConfig {
     pub api_url: String,
     /// Which API that server speaks.
     pub version: AgentVersion,
-}
-
-/// Generations of the OpenHands API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AgentVersion {
-    /// `/api/conversations`: self-hosted servers only.
-    V0,
-    /// `/api/v1/app-conversations`
-    V1,
 }
 
 /// What to do about a pushed video that has no row.

@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, ServiceError};
 use crate::clock::Clock;
 use crate::db::{Db, DbError, PendingRow, Request, Scan, Source};
 use crate::domain::agent::Reading;
@@ -93,15 +93,6 @@ pub struct SweepReport {
     pub orphans: Vec<String>,
     pub errors: Vec<ServiceError>,
     pub videos: Vec<SweptVideo>,
-}
-
-/// A service that could not be asked.
-#[derive(Clone, Debug, Serialize)]
-pub struct ServiceError {
-    /// `openhands`, `storage`.
-    pub service: &'static str,
-    /// What was the matter.
-    pub code: String,
 }
 
 /// One video's outcome.
@@ -403,12 +394,7 @@ impl Sweep {
         let before = self.db.readings().await?;
         let conversations: Vec<String> = asked.iter().map(|(_, id)| (*id).clone()).collect();
         let probed = agent.probe(&conversations).await;
-        report
-            .errors
-            .extend(probed.errors.iter().map(|error| ServiceError {
-                service: error.service,
-                code: error.code.to_string(),
-            }));
+        report.errors.extend(probed.errors);
         let mut kept = Vec::new();
         let mut said = HashMap::new();
         for (row, conversation) in asked {
@@ -483,7 +469,7 @@ impl Sweep {
                         .any(|e| e.code == failure.code.as_str()) => {}
                 Err(failure) => report.errors.push(ServiceError {
                     service: "storage",
-                    code: failure.code.to_string(),
+                    code: failure.code.as_str(),
                 }),
             }
         }

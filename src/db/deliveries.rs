@@ -49,7 +49,7 @@ const RECORD: &str = "insert into video_ingest.deliveries
         (guid, event, before_sha, after_sha, received_at, scan, scan_due_at, status, videos, ignored)
     select d.value ->> 'guid', d.value ->> 'event', d.value ->> 'before', d.value ->> 'after', {now},
         cast(d.value ->> 'scan' as bigint),
-        case when d.value ->> 'scan' = '1' then {now} end,
+        case when cast(d.value ->> 'scan' as bigint) = 1 then {now} end,
         'accepted', d.value ->> 'videos', d.value ->> 'ignored'
     from {each}($1{jsonb}) as d
     where true

@@ -89,7 +89,7 @@ pub(super) const ASK: &str = "insert into video_ingest.videos as videos
         (video_id, lesson_id, state, source, due_at, requested, requested_at, wanted, forced, created_at, updated_at)
     select k.value ->> 'video_id', k.value ->> 'lesson_id', 'queued', k.value ->> 'source', {now}, 1, {now},
         k.value ->> 'wanted',
-        case when k.value ->> 'forced' = '1' or exists (
+        case when cast(k.value ->> 'forced' as bigint) = 1 or exists (
             select 1 from {each}(k.value -> 'deliveries') as g
             join video_ingest.deliveries as known on known.guid = g.value ->> 'guid') then 1 else 0 end,
         {now}, {now}

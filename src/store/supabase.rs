@@ -114,7 +114,13 @@ impl SupabaseStore {
         Ok(Self {
             base,
             timeouts,
-            uploads: build(client().pool_max_idle_per_host(0))?,
+            // After an early refusal, what is left to send is stuck with nobody asking: the
+            // system ends that connection. `put` itself has answered by then.
+            uploads: build(
+                client()
+                    .pool_max_idle_per_host(0)
+                    .tcp_user_timeout(timeouts.stall),
+            )?,
             calls: build(
                 client()
                     .pool_idle_timeout(POOL_IDLE)

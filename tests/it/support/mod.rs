@@ -1,0 +1,6 @@
+//! What the stories stand on.
+
+pub mod openhands;
+pub mod postgres;
+pub mod storage;
+pub mod story;
