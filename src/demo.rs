@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::app::{App, Injected};
 use crate::cli::client::{Client, Detail};
-use crate::cli::words::{WIDTH, indented, plain, size};
+use crate::cli::words::{WIDTH, indented, plain};
 use crate::config::{Config, LogConfig, LogFormat};
 use crate::db::{Db, RowOwner};
 use crate::domain::advice::advice;
@@ -201,10 +201,7 @@ impl Stage {
             .create_row(good, RowOwner::Fixed(Uuid::nil()), &self.bucket)
             .await?;
         let row = self.video(good).await?.video;
-        self.at_now(
-            &row.state,
-            &format!("video {}: the badge is blue", good.video_id),
-        )?;
+        self.at_now(&row.state, &format!("video {}", good.video_id))?;
         ensure!(
             row.state == "generating",
             "the new row is {}, not generating",
@@ -254,10 +251,6 @@ impl Stage {
         self.deliver(&self.push(bad, TRUNCATED)).await?;
         let detail = self.settled(bad).await?;
         self.show_timeline(&detail)?;
-        self.at_now(
-            &detail.video.state,
-            detail.video.code.as_deref().unwrap_or_default(),
-        )?;
         self.show_reason(&detail)?;
         ensure!(
             detail.video.state == "failed"
@@ -303,7 +296,7 @@ impl Stage {
             };
             say("")?;
             self.at_now(state, &format!("lesson {}", key.lesson_id))?;
-            say(&format!("{:23}video  {}", "", key.video_id))?;
+            say(&format!("{INDENT}video  {}", key.video_id))?;
             if is_other {
                 say(&format!(
                     "{INDENT}another lesson's file has the same video id"
@@ -321,7 +314,7 @@ impl Stage {
         }
         let took = self.began.elapsed().as_secs_f64();
         say(&format!(
-            "\n{ready} of {} videos ready after {took:.1} s",
+            "\n{ready} of {} video(s) ready after {took:.1} s",
             keys.len()
         ))?;
         ensure!(
@@ -386,14 +379,14 @@ impl Stage {
         );
         let count = |name: &str| answer[name].as_array().map_or(0, Vec::len);
         let what = match answer["scan"] == true {
-            true => "the whole tree will be looked at".to_owned(),
+            true => "the whole tree is scanned".to_owned(),
             false => format!(
                 "{} video(s), {} file(s) ignored",
                 count("videos"),
                 count("ignored")
             ),
         };
-        self.at_now("202", &format!("after {took:.1} ms, recorded: {what}"))
+        self.at_now("202", &format!("after {took:.1} ms: {what}"))
     }
 
     /// The pushed video's name in git.
@@ -447,10 +440,8 @@ impl Stage {
             .rfind(|event| event.step == "checked");
         let picture = checked.map_or("", |event| event.detail.as_str());
         say(&format!(
-            "{INDENT}{bytes} bytes ({}), duration_ms {ms}",
-            size(bytes)
+            "{INDENT}{bytes} bytes, duration_ms {ms} ({picture})"
         ))?;
-        say(&format!("{INDENT}{picture}"))?;
         for warning in detail.warnings.iter().flatten() {
             say(indented(&[format!("warning: {}", plain(warning))], INDENT.len()).trim_end())?;
         }
@@ -476,16 +467,13 @@ impl Stage {
             .await
             .with_context(|| format!("the stored file cannot be read: {}", file.display()))?;
         let (_, stored) = hashed(opened).await?;
-        say(&format!(
-            "  stored file, sha256 {}…\n    {}",
-            &stored[..16],
-            file.display()
-        ))?;
+        say(&format!("  stored  {}", file.display()))?;
+        say(&format!("  sha256  {stored}"))?;
         ensure!(
             stored == pushed,
             "the stored file's sha256 is not that of {whose}, {pushed}"
         );
-        say(&format!("  its bytes are {whose}"))
+        say(&format!("          of {whose}, too"))
     }
 
     /// A line about something that happens now.
@@ -495,7 +483,7 @@ impl Stage {
 }
 
 /// Where details begin in a line with a time.
-const INDENT: &str = "                       ";
+const INDENT: &str = "                        ";
 
 fn line(seconds: f64, step: &str, detail: &str) -> anyhow::Result<()> {
     let text = format!("{seconds:>8.3} s  {:<10}  {}", plain(step), plain(detail));
