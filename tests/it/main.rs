@@ -7,6 +7,7 @@ mod deploy_sql;
 mod main_job;
 mod process;
 mod races;
+mod readme;
 mod storage_standin;
 mod store;
 mod support;
