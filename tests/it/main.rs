@@ -2,6 +2,7 @@
 
 mod agent;
 mod bad_input;
+mod cli;
 mod deploy_sql;
 mod main_job;
 mod process;
