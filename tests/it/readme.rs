@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use video_ingest::config;
+use video_ingest::domain::advice::advice;
 use video_ingest::domain::failure::{Class, Code};
 
 const README: &str = include_str!("../../README.md");
@@ -43,8 +44,9 @@ fn the_settings_are_those_of_the_program() {
 }
 
 #[test]
-fn every_failure_code_is_explained_in_its_class() {
-    let written: Vec<_> = table("codes").map(|cells| (cells[0], cells[1])).collect();
+fn every_failure_code_is_explained_with_its_class_and_advice() {
+    let rows = table("codes");
+    let written: Vec<_> = rows.map(|cells| (cells[0], cells[1], cells[3])).collect();
     let expected: Vec<_> = Code::ALL
         .iter()
         .map(|code| {
@@ -54,7 +56,7 @@ fn every_failure_code_is_explained_in_its_class() {
                 Class::Passing => "passing",
                 Class::Time => "time",
             };
-            (code.as_str(), class)
+            (code.as_str(), class, advice(*code))
         })
         .collect();
     assert_eq!(written, expected);
