@@ -248,8 +248,8 @@ impl Story {
     /// Commits both files of a video.
     pub fn commit(&self, video: &Video) -> GitSha {
         self.github.commit(|c| {
-            c.write(&video.mp4_path(), video.mp4.clone())
-                .write(&video.json_path(), video.json.clone())
+            c.write(video.mp4_path(), video.mp4.clone())
+                .write(video.json_path(), video.json.clone())
         })
     }
 
