@@ -387,9 +387,7 @@ async fn a_refusal_of_the_environment_is_called_by_its_name() {
     assert_eq!(put_code(&store, b"video").await, Code::MimeNotAllowed);
 
     let nowhere = ObjectPath::from_stored("nowhere", VIDEO).unwrap();
-    let put = store
-        .put(&nowhere, 1, &digests(b"x"), body(b"x"))
-        .await;
+    let put = store.put(&nowhere, 1, &digests(b"x"), body(b"x")).await;
     assert_eq!(put.unwrap_err().code, Code::BucketMissing);
     assert_eq!(
         store.limits("nowhere").await.unwrap_err().code,
@@ -484,9 +482,7 @@ async fn an_early_refusal_is_heard_while_sending_and_poisons_nothing() {
     })
     .boxed();
     let path = video();
-    let put = store
-        .put(&path, 40 << 20, &digests(b""), endless)
-        .await;
+    let put = store.put(&path, 40 << 20, &digests(b""), endless).await;
     assert_eq!(put.unwrap_err().code, Code::StorageDenied);
     tokio::time::timeout(Duration::from_secs(10), has_ended.recv())
         .await
@@ -532,8 +528,5 @@ async fn a_body_that_comes_slower_than_the_limits_but_comes_is_no_stall() {
         })
         .boxed();
     let path = video();
-    store
-        .put(&path, 5, &digests(b"xxxxx"), slow)
-        .await
-        .unwrap();
+    store.put(&path, 5, &digests(b"xxxxx"), slow).await.unwrap();
 }
