@@ -171,6 +171,15 @@ impl App {
                 self.worker.stop.clone(),
             ));
         }
+        if let Database::Postgres { url } = &self.config.database {
+            let (db, url, worker) = (self.db.clone(), url.clone(), self.worker.clone());
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = db.forward_wakeups(&url, &worker.wake) => {}
+                    () = worker.stop.cancelled() => {}
+                }
+            });
+        }
         tasks.close();
         http::serve(listener, self.router, stop).await;
         tracing::info!("stopping: nothing new is taken");

@@ -31,7 +31,7 @@
 //! [`ingest`], whether and when to try again only in [`worker`], and nothing but values in [`domain`].
 
 #![forbid(unsafe_code)]
-#![warn(missing_docs, unreachable_pub)]
+#![warn(missing_docs, clippy::unwrap_used)]
 
 pub mod domain;
 

@@ -106,6 +106,9 @@ pub struct SweptVideo {
     pub outcome: &'static str,
     /// In words.
     pub detail: String,
+    /// The branch holds something new for it.
+    #[serde(skip)]
+    found: bool,
 }
 
 /// The present, as far as verdicts need it.
@@ -281,6 +284,7 @@ impl Sweep {
                 video_id: key.video_id,
                 outcome,
                 detail,
+                found: outcome == "queued",
             });
         }
         report.orphans.sort();
@@ -565,7 +569,7 @@ fn count(report: &mut SweepReport) {
     report.waiting = of("waiting");
     report.failed = of("failed");
     report.unknown = of("unknown");
-    report.found = report.processed + report.queued;
+    report.found = report.videos.iter().filter(|v| v.found).count();
 }
 
 /// Why a sweep ended early.

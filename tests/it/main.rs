@@ -10,5 +10,6 @@ mod races;
 mod readme;
 mod storage_standin;
 mod store;
+mod supabase;
 mod support;
 mod webhook;

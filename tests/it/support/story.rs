@@ -44,6 +44,8 @@ pub enum Backend {
     Embedded,
     /// Postgres as the least-privileged role, and the Storage stand-in: Supabase mode.
     Supabase,
+    /// The same behind pgbouncer in transaction mode, as behind Supabase's port 6543.
+    Pooled,
 }
 
 /// Runs a story on both back ends: `story! { a_pushed_video_becomes_ready(t) { … } }`.
@@ -66,6 +68,13 @@ macro_rules! story {
             #[tokio::test]
             async fn supabase() {
                 let mut t = $crate::support::story::Story::begin($crate::support::story::Backend::Supabase).await;
+                story(&mut t).await;
+                t.finish().await;
+            }
+
+            #[tokio::test]
+            async fn pooled() {
+                let mut t = $crate::support::story::Story::begin($crate::support::story::Backend::Pooled).await;
                 story(&mut t).await;
                 t.finish().await;
             }
@@ -169,6 +178,7 @@ pub struct Story {
     pub db: Db,
     pub url: String,
     pub user: Uuid,
+    config: Config,
     client: reqwest::Client,
     database: Option<postgres::Database>,
     dir: tempfile::TempDir,
@@ -196,11 +206,13 @@ impl Story {
         config.missing_row = MissingRow::Wait;
         let database = match backend {
             Backend::Embedded => None,
-            Backend::Supabase => {
+            Backend::Supabase | Backend::Pooled => {
                 let database = Postgres::database().await;
-                config.database = Database::Postgres {
-                    url: database.service_url.clone().into(),
+                let url = match backend {
+                    Backend::Pooled => database.pooled_url(),
+                    _ => database.service_url.clone(),
                 };
+                config.database = Database::Postgres { url: url.into() };
                 config.store = StoreConfig::Supabase {
                     url: storage.url(),
                     service_role_key: super::storage::SECRET_KEY.into(),
@@ -233,6 +245,7 @@ impl Story {
             db: app.db,
             url,
             user: Uuid::new_v4(),
+            config,
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
             database,
             dir,
@@ -248,8 +261,8 @@ impl Story {
     /// Commits both files of a video.
     pub fn commit(&self, video: &Video) -> GitSha {
         self.github.commit(|c| {
-            c.write(&video.mp4_path(), video.mp4.clone())
-                .write(&video.json_path(), video.json.clone())
+            c.write(video.mp4_path(), video.mp4.clone())
+                .write(video.json_path(), video.json.clone())
         })
     }
 
@@ -383,7 +396,32 @@ impl Story {
         }
     }
 
+    /// Where the service connects to.
+    pub fn database_url(&self) -> secrecy::SecretString {
+        self.database.as_ref().unwrap().service_url.clone().into()
+    }
+
+    /// What Postgres logged about this story's database.
+    pub fn database_log(&self) -> String {
+        self.database
+            .as_ref()
+            .map(|database| database.log())
+            .unwrap_or_default()
+    }
+
     // What happens in the server.
+
+    /// Another process on the same database and store.
+    pub async fn replica(&self) -> Worker {
+        let injected = Injected {
+            clock: self.clock.clone(),
+            ..Injected::default()
+        };
+        App::build(self.config.clone(), injected)
+            .await
+            .unwrap()
+            .worker
+    }
 
     /// Everything that is due now, one thing after another.
     pub async fn work(&self) {
@@ -458,7 +496,7 @@ impl Story {
     /// `bucket/path  size`, sorted.
     pub fn objects(&self) -> Vec<String> {
         match self.backend {
-            Backend::Supabase => self.storage.objects(),
+            Backend::Supabase | Backend::Pooled => self.storage.objects(),
             Backend::Embedded => {
                 let root = self.dir.path().join("store");
                 let mut found = Vec::new();
@@ -490,7 +528,9 @@ impl Story {
     pub fn stored(&self, video: &Video) -> Option<Vec<u8>> {
         let path = format!("{BUCKET}/{}", self.path(video));
         match self.backend {
-            Backend::Supabase => self.storage.bytes(&path).map(|bytes| bytes.to_vec()),
+            Backend::Supabase | Backend::Pooled => {
+                self.storage.bytes(&path).map(|bytes| bytes.to_vec())
+            }
             Backend::Embedded => std::fs::read(self.dir.path().join("store").join(path)).ok(),
         }
     }
