@@ -118,6 +118,7 @@ impl App {
                 metadata_grace: config.metadata_grace,
                 generation_deadline: config.generation_deadline,
                 missing_row: config.missing_row,
+                lease: config.lease,
                 row_owner: match config.database {
                     Database::Sqlite => RowOwner::Fixed(config.default_user_id),
                     Database::Postgres { .. } => RowOwner::OfLesson,

@@ -19,7 +19,6 @@ use crate::domain::failure::{Class, Code, Failure};
 use crate::domain::ids::{FileKind, VideoKey};
 use crate::domain::verdict::{self, Blobs, Facts, Record, RowState, Verdict, verdict};
 use crate::github::{Freshness, Github, Listing, Pair};
-use crate::http::{ErrorCode, Problem};
 use crate::ingest::{PUSH_LAG_MAX, PUSH_LAG_WAIT};
 use crate::store::{ObjectPath, Store};
 
@@ -196,15 +195,13 @@ impl Sweep {
     ///
     /// # Errors
     /// The branch cannot be read, or our database does not answer.
-    pub async fn run(&self, options: &SweepOptions) -> Result<SweepReport, Problem> {
+    pub async fn run(&self, options: &SweepOptions) -> Result<SweepReport, Stopped> {
         let _one_at_a_time = self.running.lock().await;
-        self.swept(options).await.map_err(|stopped| match stopped {
-            Stopped::Db(error) => error.into(),
-            Stopped::Failure(failure) => {
-                tracing::warn!(code = %failure.code, "no sweep: {}", failure.message);
-                Problem::new(ErrorCode::GithubUnavailable, failure.message)
-            }
-        })
+        let swept = self.swept(options).await;
+        if let Err(stopped) = &swept {
+            tracing::warn!(error = stopped as &dyn std::error::Error, "no sweep");
+        }
+        swept
     }
 
     async fn swept(&self, options: &SweepOptions) -> Result<SweepReport, Stopped> {
@@ -573,19 +570,12 @@ fn count(report: &mut SweepReport) {
 }
 
 /// Why a sweep ended early.
-enum Stopped {
-    Db(DbError),
-    Failure(Failure),
-}
-
-impl From<DbError> for Stopped {
-    fn from(error: DbError) -> Self {
-        Self::Db(error)
-    }
-}
-
-impl From<Failure> for Stopped {
-    fn from(failure: Failure) -> Self {
-        Self::Failure(failure)
-    }
+#[derive(Debug, thiserror::Error)]
+pub enum Stopped {
+    /// Our database did not answer.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// The branch cannot be read.
+    #[error(transparent)]
+    Failure(#[from] Failure),
 }
