@@ -58,7 +58,6 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
-pub mod demo;
 pub mod failpoint;
 pub mod standin;
 pub mod telemetry;
