@@ -11,4 +11,5 @@ mod readme;
 mod storage_standin;
 mod store;
 mod support;
+mod sweep;
 mod webhook;
