@@ -12,4 +12,5 @@ mod storage_standin;
 mod store;
 mod supabase;
 mod support;
+mod sweep;
 mod webhook;
