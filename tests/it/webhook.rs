@@ -18,7 +18,10 @@ const PING: &[u8] = include_bytes!("../../fixtures/webhooks/ping.json");
 fn headers(event: &str, content_type: &str, signature: String) -> Vec<(&'static str, String)> {
     vec![
         ("x-github-event", event.to_owned()),
-        ("x-github-delivery", "72d3162e-cc78-11e3-81ab-4c9367dc0958".to_owned()),
+        (
+            "x-github-delivery",
+            "72d3162e-cc78-11e3-81ab-4c9367dc0958".to_owned(),
+        ),
         ("content-type", content_type.to_owned()),
         ("x-hub-signature-256", signature),
     ]
@@ -29,7 +32,12 @@ fn sign(body: &[u8]) -> String {
 }
 
 async fn send(t: &Story, event: &str, content_type: &str, body: &[u8]) -> Answer {
-    t.post("/webhooks/github", &headers(event, content_type, sign(body)), body.to_vec()).await
+    t.post(
+        "/webhooks/github",
+        &headers(event, content_type, sign(body)),
+        body.to_vec(),
+    )
+    .await
 }
 
 story! {
@@ -175,7 +183,12 @@ async fn a_flipped_bit_is_a_401_and_leaves_no_trace() {
     let nothing = t.counts().await;
     let small = &PUSH[..PUSH.len().min(1024)];
     let mut seed = fastrand::Rng::with_seed(20261120);
-    for (name, body, every_bit) in [("small", small, true), ("push", PUSH, false), ("form", FORM, false), ("ping", PING, false)] {
+    for (name, body, every_bit) in [
+        ("small", small, true),
+        ("push", PUSH, false),
+        ("form", FORM, false),
+        ("ping", PING, false),
+    ] {
         let good = sign(body);
         let bits: Vec<usize> = match every_bit {
             true => (0..body.len() * 8).collect(),
@@ -184,7 +197,13 @@ async fn a_flipped_bit_is_a_401_and_leaves_no_trace() {
         for bit in bits {
             let mut flipped = body.to_vec();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            let answer = t.post("/webhooks/github", &headers("push", "application/json", good.clone()), flipped).await;
+            let answer = t
+                .post(
+                    "/webhooks/github",
+                    &headers("push", "application/json", good.clone()),
+                    flipped,
+                )
+                .await;
             assert_eq!(answer.status, 401, "{name}: bit {bit}");
         }
         for bit in 0..good.len() * 8 {
@@ -194,7 +213,13 @@ async fn a_flipped_bit_is_a_401_and_leaves_no_trace() {
             let Some(flipped) = String::from_utf8(flipped).ok().filter(|_| printable) else {
                 continue;
             };
-            let answer = t.post("/webhooks/github", &headers("push", "application/json", flipped), body.to_vec()).await;
+            let answer = t
+                .post(
+                    "/webhooks/github",
+                    &headers("push", "application/json", flipped),
+                    body.to_vec(),
+                )
+                .await;
             assert_eq!(answer.status, 401, "{name}: bit {bit} of the signature");
         }
     }
