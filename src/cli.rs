@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::{self, App, Injected};
 use crate::clock::Clock;
 use crate::config::{self, Config, Problem, Sources};
-use crate::{demo, telemetry};
+use crate::{demo, doctor, hooks, telemetry};
 
 /// Done.
 const DONE: ExitCode = ExitCode::SUCCESS;
@@ -39,6 +39,8 @@ pub fn command() -> Command {
             Command::new("serve").about("Receive webhooks and ingest videos"),
         ))
         .subcommand(demo::command())
+        .subcommand(doctor::command())
+        .subcommand(hooks::command())
         .subcommand(with_settings(
             Command::new("migrate").about("Bring the database up to this version and exit"),
         ))
@@ -61,6 +63,15 @@ pub async fn run(matches: &ArgMatches) -> ExitCode {
     };
     let result = match name {
         "demo" => demo::run(matches).await,
+        "doctor" => match doctor::run(matches).await {
+            Ok(code) => return code,
+            Err(error) => Err(error.into()),
+        },
+        "webhook" => match hooks::run(matches).await {
+            Ok(Ok(code)) => return code,
+            Ok(Err(error)) => Err(error),
+            Err(problems) => return refuse(&problems),
+        },
         "healthcheck" => match Config::listen_addr(&Sources::from_process(matches)) {
             Ok(address) => healthcheck(address).await,
             Err(problems) => return refuse(&problems),

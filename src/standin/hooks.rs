@@ -69,6 +69,12 @@ impl State {
         id
     }
 
+    pub(super) fn change_hook(&mut self, id: u64, body: &Value) {
+        if let Ok(hook) = self.hook(&id.to_string()) {
+            hook.change(body);
+        }
+    }
+
     fn hook(&mut self, id: &str) -> Result<&mut Hook, Problem> {
         let id: u64 = id.parse().map_err(|_| Problem::not_found())?;
         let hook = self.hooks.iter_mut().find(|hook| hook.id == id);

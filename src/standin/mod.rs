@@ -319,6 +319,11 @@ impl GithubStandin {
         self.shared.state().add_hook(body)
     }
 
+    /// Changes a webhook as a call of the API would.
+    pub fn change_hook(&self, hook: u64, body: &serde_json::Value) {
+        self.shared.state().change_hook(hook, body);
+    }
+
     /// Sends a delivery to a hook's receiver and remembers how it went, as the API then shows it.
     pub async fn deliver(&self, hook: u64, delivery: &Delivery) {
         self.shared.deliver(hook, delivery.clone()).await;

@@ -2,6 +2,8 @@
 
 mod agent;
 mod deploy_sql;
+mod doctor;
+mod hooks;
 mod main_job;
 mod support;
 mod webhook;
