@@ -172,8 +172,10 @@ impl Db {
             .await?;
         let published =
             "select count(*) from pg_publication join pg_publication_tables using (pubname)
+            join pg_namespace on nspname = schemaname
+            join pg_class on relnamespace = pg_namespace.oid and relname = tablename
             where pubname = 'supabase_realtime' and pubupdate
-              and format('%I.%I', schemaname, tablename)::regclass = to_regclass('lesson_assets')";
+              and pg_class.oid = to_regclass('lesson_assets')";
         let row = self.query(published).fetch_one(unit.connection()).await?;
         facts.published = row.get::<i64, _>(0) > 0;
         facts.missing_rights = self.missing_rights(&mut unit, creates_rows).await?;

@@ -277,13 +277,15 @@ async fn hooks(github: &Github, options: &Options, report: &mut Report) {
 
 fn configuration(hook: &Hook, options: &Options, report: &mut Report) {
     const MEND: &str = "video-ingest webhook install mends it";
-    if let Some(receiver) = &options.receiver
-        && receiver.as_str() != hook.config.url
-    {
-        report.fail(
+    match &options.receiver {
+        Some(receiver) if receiver.as_str() == hook.config.url => {
+            report.ok("hook.url", "it leads to this server");
+        }
+        Some(receiver) => report.fail(
             "hook.url",
             format!("it leads to {}, not to {receiver}; {MEND}", hook.config.url),
-        );
+        ),
+        None => {}
     }
     match hook.active {
         true => report.ok("hook.active", "it is active"),

@@ -204,7 +204,7 @@ async fn route(
                 let mut state = shared.state();
                 let hook = state.hook(id)?;
                 let mut log = hook.log.iter();
-                let found = log.find(|(json, _)| json["id"].to_string() == *attempt);
+                let found = log.find(|(json, _)| json["id"].as_u64() == attempt.parse().ok());
                 (hook.id, found.ok_or_else(Problem::not_found)?.1.clone())
             };
             shared.deliver(id, delivery).await;

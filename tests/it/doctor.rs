@@ -181,8 +181,8 @@ async fn nothing_is_wrong_with_what_is_well() {
         let ids: std::collections::BTreeSet<_> = findings.iter().map(|f| f.id).collect();
         let ids: Vec<_> = ids.into_iter().collect();
         let count = match backend {
-            Backend::Embedded => 21,
-            Backend::Supabase => 34,
+            Backend::Embedded => 22,
+            Backend::Supabase => 35,
         };
         assert_eq!(ids.len(), count, "{ids:#?}");
     }
