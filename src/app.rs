@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::config::{AgentConfig, Config, Database, StoreConfig};
 use crate::db::{Db, RowOwner};
 use crate::failpoint::{FailPoints, Fault};
-use crate::github::Github;
+use crate::github::{Github, InvalidSetting};
 use crate::http::{self, LARGE_BODIES_MAX, Surface};
 use crate::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
 use crate::store::{FolderStore, Store, SupabaseStore, Timeouts};
@@ -85,16 +85,7 @@ impl App {
             .context("the database could not be brought up to this version")?;
         let store = Arc::new(open_store(&config, storage_timeouts)?);
         let github = &config.github;
-        let repository = github.repository.to_string();
-        let client = Github::new(
-            &github.api_url,
-            github.token.clone(),
-            &repository,
-            github.branch.clone(),
-            &github.videos_dir,
-            clock.clone(),
-        )?;
-        let client = Arc::new(client);
+        let client = Arc::new(self::github(&config, &clock)?);
         let wake = Arc::new(Notify::new());
         let videos_dir: Arc<str> = github.videos_dir.as_str().into();
         let sweep = Sweep {
@@ -143,7 +134,7 @@ impl App {
             store,
             wake,
             webhook_secrets: Arc::new(config.webhook_secrets.clone()),
-            repository: repository.into(),
+            repository: github.repository.to_string().into(),
             branch: github.branch.as_deref().map(Into::into),
             videos_dir,
             admin_token: config.admin_token.clone(),
@@ -250,6 +241,19 @@ pub async fn open_database(config: &Config, clock: Clock) -> anyhow::Result<Db> 
     }
 }
 
+/// The repository of the settings.
+pub(crate) fn github(config: &Config, clock: &Clock) -> Result<Github, InvalidSetting> {
+    let github = &config.github;
+    Github::new(
+        &github.api_url,
+        github.token.clone(),
+        &github.repository.to_string(),
+        github.branch.clone(),
+        &github.videos_dir,
+        clock.clone(),
+    )
+}
+
 fn open_store(config: &Config, timeouts: Timeouts) -> anyhow::Result<Store> {
     Ok(match &config.store {
         StoreConfig::Folder => {
@@ -268,7 +272,8 @@ fn open_store(config: &Config, timeouts: Timeouts) -> anyhow::Result<Store> {
     })
 }
 
-fn agent(
+/// The agent's API, if the settings have a key for it.
+pub(crate) fn agent(
     config: &Config,
     clock: &Clock,
     limits: agent::Limits,

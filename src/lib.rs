@@ -58,6 +58,8 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod doctor;
 pub mod failpoint;
+pub mod hooks;
 pub mod standin;
 pub mod telemetry;

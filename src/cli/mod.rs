@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::{self, App, Injected};
 use crate::clock::Clock;
 use crate::config::{self, Config, Problem, Sources};
-use crate::telemetry;
+use crate::{doctor, hooks, telemetry};
 use client::Client;
 
 /// Wrong usage or settings; nothing was tried.
@@ -44,6 +44,8 @@ pub fn command() -> Command {
             Command::new("serve").about("Receive webhooks and ingest videos"),
         ))
         .subcommand(demo::command())
+        .subcommand(doctor::command())
+        .subcommand(hooks::command())
         .subcommand(reconcile::command())
         .subcommand(videos::command())
         .subcommand(with_settings(
@@ -68,6 +70,11 @@ pub async fn run(matches: &ArgMatches) -> ExitCode {
     };
     let result = match name {
         "demo" => demo::run(matches).await,
+        "doctor" => doctor::run(matches).await.map_err(anyhow::Error::from),
+        "webhook" => match hooks::run(matches).await {
+            Ok(result) => result,
+            Err(problems) => return refuse(&problems),
+        },
         "healthcheck" => match Config::listen_addr(&Sources::from_process(matches)) {
             Ok(address) => healthcheck(address).await,
             Err(problems) => return refuse(&problems),

@@ -9,6 +9,7 @@
 //! since the epoch, flags as 0 and 1. What differs is spelled by a few tokens, see [`Db::query`].
 
 mod deliveries;
+mod doctor;
 mod rows;
 mod sweeps;
 mod videos;
@@ -29,6 +30,7 @@ use tokio::sync::Notify;
 use crate::clock::Clock;
 
 pub use deliveries::{Delivery, Scan};
+pub use doctor::{AppFacts, Migrated, Schema};
 pub use rows::{Row, RowOwner};
 pub use sweeps::{PendingRow, ReadyObject, StoredReading};
 pub use videos::{Claim, End, Lost, Published, Request, Source, Step};

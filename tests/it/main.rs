@@ -4,6 +4,8 @@ mod agent;
 mod bad_input;
 mod cli;
 mod deploy_sql;
+mod doctor;
+mod hooks;
 mod main_job;
 mod process;
 mod races;

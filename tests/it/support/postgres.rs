@@ -165,7 +165,9 @@ impl Postgres {
             openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial \
                 -extfile san -days 2 -out data/server.crt &&
             chmod 600 data/server.key"#;
-        let openssl = unprivileged(&dir, "sh".into()).args(["-c", certificates]).output();
+        let openssl = unprivileged(&dir, "sh".into())
+            .args(["-c", certificates])
+            .output();
         succeeded(openssl, "openssl (apt-get install -y openssl)");
         let (port, watch) = watch(&dir, |port| {
             let script = r#"
