@@ -14,6 +14,7 @@ pub mod failpoint;
 pub mod github;
 pub mod http;
 pub mod ingest;
+pub mod metrics;
 pub mod spool;
 pub mod standin;
 pub mod store;

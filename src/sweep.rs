@@ -21,6 +21,7 @@ use crate::domain::verdict::{self, Blobs, Facts, Record, RowState, Verdict, verd
 use crate::github::{Freshness, Github, Listing, Pair};
 use crate::http::{ErrorCode, Problem};
 use crate::ingest::{PUSH_LAG_MAX, PUSH_LAG_WAIT};
+use crate::metrics;
 use crate::store::{ObjectPath, Store};
 
 /// Look-ups of single files in one sweep, where the listing is truncated; the next sweep goes on.
@@ -195,7 +196,11 @@ impl Sweep {
     /// The branch cannot be read, or our database does not answer.
     pub async fn run(&self, options: &SweepOptions) -> Result<SweepReport, Problem> {
         let _one_at_a_time = self.running.lock().await;
-        self.swept(options).await.map_err(|stopped| match stopped {
+        let swept = self.swept(options).await;
+        if !options.dry_run {
+            metrics::swept(swept.as_ref().ok());
+        }
+        swept.map_err(|stopped| match stopped {
             Stopped::Db(error) => error.into(),
             Stopped::Failure(failure) => {
                 tracing::warn!(code = %failure.code, "no sweep: {}", failure.message);
@@ -290,6 +295,13 @@ impl Sweep {
             self.db.prune(self.history_retention).await?;
         }
         count(&mut report);
+        if !options.dry_run && options.only.is_none() {
+            let counted = serde_json::json!({
+                "checked": report.checked, "found": report.found, "failed": report.failed,
+                "generating": report.still_generating, "errors": report.errors.len(),
+            });
+            self.db.note_sweep(&counted).await?;
+        }
         tracing::info!(
             checked = report.checked,
             found = report.found,

@@ -10,6 +10,7 @@
 
 mod deliveries;
 mod rows;
+mod stats;
 mod sweeps;
 mod videos;
 mod views;
@@ -22,11 +23,13 @@ use sqlx::any::{AnyArguments, AnyPoolOptions};
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Row as _, Transaction};
+use tokio::sync::broadcast;
 
 use crate::clock::Clock;
 
 pub use deliveries::{Delivery, Scan};
 pub use rows::{Row, RowOwner};
+pub use stats::{Day, Hour, Overview};
 pub use sweeps::{PendingRow, ReadyObject, StoredReading};
 pub use videos::{Claim, End, Lost, Published, Request, Source, Step};
 pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
@@ -46,6 +49,9 @@ const TRANSACTION_POOLER_PORT: u16 = 6543;
 
 /// Any key, as long as every replica uses the same: replicas that start together migrate in turn.
 const MIGRATION_LOCK: i64 = 0x7669_6465_6f69_6e67;
+
+/// Changes that a listener may be behind before it has to read everything anew.
+const CHANGES_MAX: usize = 1024;
 
 const MIGRATIONS: &[Migration] = &[Migration {
     version: 1,
@@ -87,6 +93,15 @@ impl From<DbError> for crate::domain::failure::Failure {
     }
 }
 
+/// A change of a video's state.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Change {
+    /// Which video.
+    pub video_id: uuid::Uuid,
+    /// What it is now.
+    pub state: &'static str,
+}
+
 /// The database, through its connections.
 #[derive(Clone, Debug)]
 pub struct Db {
@@ -96,6 +111,7 @@ pub struct Db {
     write: AnyPool,
     read: AnyPool,
     clock: Clock,
+    changes: broadcast::Sender<Change>,
 }
 
 impl Db {
@@ -129,6 +145,7 @@ impl Db {
             write: options(1).connect(&url).await?,
             read: options(POOL_CONNECTIONS_MAX).connect_lazy(&url)?,
             clock,
+            changes: broadcast::Sender::new(CHANGES_MAX),
         })
     }
 
@@ -161,6 +178,7 @@ impl Db {
             write: pool.clone(),
             read: pool,
             clock,
+            changes: broadcast::Sender::new(CHANGES_MAX),
         })
     }
 
@@ -236,6 +254,16 @@ impl Db {
         let mut unit = self.unit(&self.write).await?;
         self.query("select 1").execute(unit.connection()).await?;
         Ok(unit.commit().await?)
+    }
+
+    /// Every change of a video's state that this process commits from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    fn announce(&self, video_id: uuid::Uuid, state: &'static str) {
+        // That nobody listens is fine.
+        let _ = self.changes.send(Change { video_id, state });
     }
 
     /// Closes the connections, after what they are doing.

@@ -134,10 +134,11 @@ impl Db {
                     order by updated_at desc, video_id desc limit $3) as recorded
                 union all
                 select * from (
-                    select a.id{{text}}, a.lesson_id{{text}}, 'generating', cast(null as text), cast(null as text),
+                    select a.id{{text}}, a.lesson_id{{text}}, 'generating', cast(null as text),
+                        r.reading || case when r.detail = '' then '' else ': ' || r.detail end,
                         cast(null as text), cast(0 as bigint), cast(null as bigint), cast(null as bigint),
                         cast(null as text), cast(null as text), {created} as updated_at, {created} as created_at
-                    from lesson_assets as a
+                    from lesson_assets as a left join video_ingest.readings as r on r.video_id = a.id{{text}}
                     where a.kind = 'video' and a.storage_path is null and a.mime_type not like 'error:%'
                         and ({created}, a.id{{text}}) < ($1, $2) and {pending_match} and {pending_state}
                         and not exists (select 1 from video_ingest.videos as v

@@ -3,4 +3,5 @@
 mod agent;
 mod deploy_sql;
 mod main_job;
+mod page;
 mod support;
