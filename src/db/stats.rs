@@ -8,7 +8,7 @@ use super::{Claim, Db, DbError, End, Unit};
 use crate::domain::failure::Failure;
 
 /// Videos of one state that are counted; more are said to be this many.
-pub const COUNTED_MAX: i64 = 10_000;
+const COUNTED_MAX: i64 = 10_000;
 
 /// Buckets per doubling of a duration: what is read back is within a tenth of what was counted.
 const BUCKETS_PER_DOUBLING: f64 = 4.0;

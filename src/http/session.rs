@@ -17,7 +17,7 @@ const SESSION_SECONDS: i64 = 12 * 3600;
 const WRONG_MAX: usize = 10;
 
 /// See [`WRONG_MAX`].
-pub const WRONG_WINDOW: Duration = Duration::from_secs(60);
+pub(super) const WRONG_WINDOW: Duration = Duration::from_secs(60);
 
 const COOKIE: &str = "video_ingest_session";
 

@@ -2,9 +2,11 @@
 
 mod agent;
 mod bad_input;
+mod browser;
 mod cli;
 mod deploy_sql;
 mod main_job;
+mod metrics;
 mod page;
 mod process;
 mod races;
