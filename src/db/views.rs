@@ -1,5 +1,7 @@
 //! What people and pages read. Nothing here writes.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
@@ -231,6 +233,26 @@ impl Db {
             timeline,
             deliveries,
         }))
+    }
+
+    /// The states of these videos, by their ids; of two records of one id, the one that got further.
+    pub async fn states(&self, video_ids: &[String]) -> Result<HashMap<String, String>, DbError> {
+        let statement = "select v.video_id, v.state from {each}($1{jsonb}) as k
+            join video_ingest.videos as v on v.video_id = k.value ->> 'id'
+            order by case when v.stored_sha is null then 0 else 1 end";
+        let ids: Vec<_> = video_ids
+            .iter()
+            .map(|id| serde_json::json!({"id": id}))
+            .collect();
+        let mut unit = self.unit(&self.read).await?;
+        let rows = self
+            .query(statement)
+            .bind(serde_json::Value::from(ids).to_string())
+            .fetch_all(unit.connection())
+            .await?;
+        unit.commit().await?;
+        let pair = |row: &AnyRow| (row.get("video_id"), row.get("state"));
+        Ok(rows.iter().map(pair).collect())
     }
 
     /// Deliveries, newest first.

@@ -28,6 +28,9 @@ const ATTENTION_MAX: i64 = 5;
 /// A queue whose oldest video waits for longer needs attention.
 const QUEUE_AGE_MAX: Duration = Duration::from_secs(600);
 
+/// Videos of one delivery that are shown.
+const DELIVERED_MAX: usize = 20;
+
 /// The states that can be filtered by.
 const STATES: [&str; 6] = [
     "generating",
@@ -91,14 +94,15 @@ struct DeliveriesPage {
 struct DeliveryRow {
     delivery: DeliveryView,
     received: Moment,
-    videos: Vec<String>,
+    /// With what became of each.
+    videos: Vec<(String, String)>,
+    more: usize,
     ignored: Vec<(String, String)>,
 }
 
 #[derive(Template)]
 #[template(path = "sign_in.html", config = "src/http/templates/askama.toml")]
 struct SignInPage {
-    repository: String,
     next: String,
     error: Option<&'static str>,
 }
@@ -106,7 +110,6 @@ struct SignInPage {
 #[derive(Template)]
 #[template(path = "problem.html", config = "src/http/templates/askama.toml")]
 struct ProblemPage {
-    repository: String,
     title: &'static str,
     detail: &'static str,
 }
@@ -142,11 +145,7 @@ impl From<Problem> for Oops {
 impl IntoResponse for Oops {
     fn into_response(self) -> Response {
         let Self(status, title, detail) = self;
-        let page = ProblemPage {
-            repository: String::new(),
-            title,
-            detail,
-        };
+        let page = ProblemPage { title, detail };
         (status, shown(&page)).into_response()
     }
 }
@@ -234,19 +233,12 @@ pub(super) struct SignInQuery {
 }
 
 /// `GET /sign-in`
-pub(super) async fn sign_in_form(
-    State(surface): State<Surface>,
-    Query(SignInQuery { next }): Query<SignInQuery>,
-) -> Response {
-    sign_in_page(&surface, next, None)
+pub(super) async fn sign_in_form(Query(SignInQuery { next }): Query<SignInQuery>) -> Response {
+    sign_in_page(next, None)
 }
 
-fn sign_in_page(surface: &Surface, next: String, error: Option<&'static str>) -> Response {
-    shown(&SignInPage {
-        repository: surface.repository.to_string(),
-        next,
-        error,
-    })
+fn sign_in_page(next: String, error: Option<&'static str>) -> Response {
+    shown(&SignInPage { next, error })
 }
 
 #[derive(Deserialize)]
@@ -267,7 +259,7 @@ pub(super) async fn sign_in(
     };
     if !session::is_same_origin(&headers) {
         let error = "Your browser did not say that this form is ours. Try again from this page.";
-        let page = sign_in_page(&surface, form.next, Some(error));
+        let page = sign_in_page(form.next, Some(error));
         return (StatusCode::FORBIDDEN, page).into_response();
     }
     match surface
@@ -281,12 +273,12 @@ pub(super) async fn sign_in(
         }
         Some(false) => {
             let error = "That is not this server's ADMIN_TOKEN.";
-            let page = sign_in_page(&surface, form.next, Some(error));
+            let page = sign_in_page(form.next, Some(error));
             (StatusCode::UNAUTHORIZED, page).into_response()
         }
         None => {
             let error = "Too many wrong tokens. Wait a minute, then try again.";
-            let page = sign_in_page(&surface, form.next, Some(error));
+            let page = sign_in_page(form.next, Some(error));
             let wait = [(header::RETRY_AFTER, WRONG_WINDOW.as_secs().to_string())];
             (StatusCode::TOO_MANY_REQUESTS, wait, page).into_response()
         }
@@ -485,12 +477,26 @@ pub(super) async fn deliveries(
     let now = surface.sweep.clock.now_ms();
     let page = surface.db.deliveries(query.cursor.as_deref()).await?;
     let text = |value: &Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();
-    let row = |delivery: DeliveryView| {
+    let named = |delivery: &DeliveryView| -> Vec<String> {
         let videos = delivery.videos.as_array().into_iter().flatten();
+        videos
+            .take(DELIVERED_MAX)
+            .map(|v| text(v, "video_id"))
+            .collect()
+    };
+    let ids: Vec<String> = page.items.iter().flat_map(named).collect();
+    let states = surface.db.states(&ids).await?;
+    let row = |delivery: DeliveryView| {
+        let state = |id: String| {
+            let state = states.get(&id).cloned().unwrap_or_default();
+            (id, state)
+        };
+        let all = delivery.videos.as_array().map_or(0, Vec::len);
         let ignored = delivery.ignored.as_array().into_iter().flatten();
         DeliveryRow {
             received: Moment::parse(&delivery.received_at, now),
-            videos: videos.map(|v| text(v, "video_id")).collect(),
+            videos: named(&delivery).into_iter().map(state).collect(),
+            more: all.saturating_sub(DELIVERED_MAX),
             ignored: ignored
                 .map(|i| (text(i, "path"), text(i, "reason")))
                 .collect(),

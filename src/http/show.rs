@@ -31,9 +31,10 @@ impl Moment {
             iso: Timestamp::from_millisecond(ms)
                 .map(|t| t.to_string())
                 .unwrap_or_default(),
-            ago: took(Duration::from_millis(
-                now_ms.saturating_sub(ms).max(0) as u64
-            )),
+            ago: match now_ms.saturating_sub(ms).max(0) / 1000 {
+                s @ ..10 => format!("{s} s"),
+                s => took(Duration::from_secs(s as u64)),
+            },
         }
     }
 

@@ -83,7 +83,7 @@ async fn everything_works_without_script() {
         ..Settings::default()
     };
     let browser = Browser::signed_in(&t.url, settings).await;
-    assert_eq!(browser.text("#live").await, "", "script ran after all");
+    assert_eq!(browser.text("#live").await, "reload to see changes");
     browser.fill("#q", &bad.mp4_path()).await;
     browser.press(".search button").await;
     browser

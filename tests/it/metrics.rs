@@ -53,7 +53,10 @@ async fn every_name_in_alerts_and_dashboard_is_measured() {
         !used.contains(name) && !used.contains(&format!("{}_bucket", base.unwrap_or(name)))
     };
     let unused: Vec<_> = measured.iter().filter(|name| told(name)).collect();
-    assert_eq!(unused, ["video_ingest_github_rate_limit_reset_timestamp_seconds"]);
+    assert_eq!(
+        unused,
+        ["video_ingest_github_rate_limit_reset_timestamp_seconds"]
+    );
 }
 
 #[tokio::test]
@@ -70,7 +73,10 @@ async fn what_happened_is_counted() {
     ] {
         let line = text.lines().find(|line| line.starts_with(series));
         let value = line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-        assert!(value.is_some_and(|n| n >= 1.0), "{series}: {line:?} in {text}");
+        assert!(
+            value.is_some_and(|n| n >= 1.0),
+            "{series}: {line:?} in {text}"
+        );
     }
 }
 
@@ -92,7 +98,10 @@ fn the_dashboard_asks_in_promql() {
         .iter()
         .flat_map(|panel| panel["targets"].as_array().unwrap())
         .map(|target| target["expr"].as_str().unwrap())
-        .map(|expr| expr.replace("$__rate_interval", "5m").replace("$__range", "24h"))
+        .map(|expr| {
+            expr.replace("$__rate_interval", "5m")
+                .replace("$__range", "24h")
+        })
         .collect();
     assert!(queries.len() >= panels.len());
     let dir = tempfile::tempdir().unwrap();

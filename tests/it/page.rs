@@ -113,7 +113,9 @@ story! {
             assert!(page.contains(part), "{part}: {page}");
         }
         let deliveries = browser.text("/deliveries").await;
-        assert!(deliveries.contains(&delivery.guid) && deliveries.contains(&good.id()), "{deliveries}");
+        for part in [&delivery.guid, &good.id(), "badge ready", "badge failed"] {
+            assert!(deliveries.contains(part), "{part}: {deliveries}");
+        }
     }
 
     what_the_agent_last_said_is_there_while_a_video_is_generating(t) {
