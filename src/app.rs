@@ -17,8 +17,9 @@ use crate::config::{AgentConfig, Config, Database, StoreConfig};
 use crate::db::{Db, RowOwner};
 use crate::failpoint::{FailPoints, Fault};
 use crate::github::{Github, InvalidSetting};
-use crate::http::{self, LARGE_BODIES_MAX, Surface};
+use crate::http::{self, LARGE_BODIES_MAX, STREAMS_MAX, Surface};
 use crate::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
+use crate::metrics;
 use crate::store::{FolderStore, Store, SupabaseStore, Timeouts};
 use crate::sweep::{Sweep, SweepOptions};
 use crate::worker::Worker;
@@ -54,6 +55,7 @@ pub struct App {
     pub sweep: Sweep,
     /// Every route.
     pub router: axum::Router,
+    closing: CancellationToken,
 }
 
 impl App {
@@ -128,6 +130,8 @@ impl App {
             stop: CancellationToken::new(),
             hand_back: CancellationToken::new(),
         };
+        metrics::recorder();
+        let closing = CancellationToken::new();
         let router = http::router(Surface {
             db: db.clone(),
             sweep: sweep.clone(),
@@ -140,6 +144,10 @@ impl App {
             admin_token: config.admin_token.clone(),
             large_body: Arc::new(Semaphore::new(1)),
             large_body_queue: Arc::new(Semaphore::new(LARGE_BODIES_MAX)),
+            event_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            sign_ins: Arc::default(),
+            overview: Arc::default(),
+            closing: closing.clone(),
         });
         Ok(Self {
             config,
@@ -147,6 +155,7 @@ impl App {
             worker,
             sweep,
             router,
+            closing,
         })
     }
 
@@ -174,7 +183,14 @@ impl App {
             });
         }
         tasks.close();
-        http::serve(listener, self.router, stop).await;
+        let upkeep = tokio::spawn(fold_metrics());
+        let serving = http::serve(listener, self.router, stop.clone());
+        let closing = async {
+            stop.cancelled().await;
+            self.closing.cancel();
+        };
+        tokio::join!(serving, closing);
+        upkeep.abort();
         tracing::info!("stopping: nothing new is taken");
         self.worker.stop.cancel();
         self.worker.wake.notify_waiters();
@@ -223,6 +239,14 @@ async fn sweep_every(interval: Duration, sweep: Sweep, stop: CancellationToken) 
             () = swept => {}
             () = stop.cancelled() => return,
         }
+    }
+}
+
+/// Keeps the samples of a process that nobody scrapes from piling up.
+async fn fold_metrics() {
+    loop {
+        tokio::time::sleep(metrics::UPKEEP_EVERY).await;
+        metrics::recorder().run_upkeep();
     }
 }
 

@@ -61,5 +61,6 @@ pub mod config;
 pub mod doctor;
 pub mod failpoint;
 pub mod hooks;
+pub mod metrics;
 pub mod standin;
 pub mod telemetry;

@@ -20,6 +20,7 @@ use crate::domain::ids::{FileKind, VideoKey};
 use crate::domain::verdict::{self, Blobs, Facts, Record, RowState, Verdict, verdict};
 use crate::github::{Freshness, Github, Listing, Pair};
 use crate::ingest::{PUSH_LAG_MAX, PUSH_LAG_WAIT};
+use crate::metrics;
 use crate::store::{ObjectPath, Store};
 
 /// Look-ups of single files in one sweep, where the listing is truncated; the next sweep goes on.
@@ -213,6 +214,9 @@ impl Sweep {
     pub async fn run(&self, options: &SweepOptions) -> Result<SweepReport, Stopped> {
         let _one_at_a_time = self.running.lock().await;
         let swept = self.swept(options).await;
+        if !options.dry_run {
+            metrics::swept(swept.as_ref().ok());
+        }
         if let Err(stopped) = &swept {
             tracing::warn!(error = stopped as &dyn std::error::Error, "no sweep");
         }
@@ -315,6 +319,13 @@ impl Sweep {
             self.db.prune(self.history_retention).await?;
         }
         count(&mut report);
+        if !options.dry_run && options.only.is_none() {
+            let counted = serde_json::json!({
+                "checked": report.checked, "found": report.found, "failed": report.failed,
+                "generating": report.still_generating, "errors": report.errors.len(),
+            });
+            self.db.note_sweep(&counted).await?;
+        }
         tracing::info!(
             checked = report.checked,
             found = report.found,

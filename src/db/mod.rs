@@ -11,6 +11,7 @@
 mod deliveries;
 mod doctor;
 mod rows;
+mod stats;
 mod sweeps;
 mod videos;
 mod views;
@@ -24,6 +25,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgListener;
 use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Row as _, Transaction};
+use tokio::sync::broadcast;
 
 use tokio::sync::Notify;
 
@@ -32,6 +34,7 @@ use crate::clock::Clock;
 pub use deliveries::{Delivery, Scan};
 pub use doctor::{AppFacts, Migrated, Schema};
 pub use rows::{Row, RowOwner};
+pub use stats::{Day, Hour, Overview};
 pub use sweeps::{PendingRow, ReadyObject, StoredReading};
 pub use videos::{Claim, End, Lost, Published, Request, Source, Step};
 pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
@@ -57,6 +60,9 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// Any key, as long as every replica uses the same: replicas that start together migrate in turn.
 const MIGRATION_LOCK: i64 = 0x7669_6465_6f69_6e67;
+
+/// Changes that a listener may be behind before it has to read everything anew.
+const CHANGES_MAX: usize = 1024;
 
 const MIGRATIONS: &[Migration] = &[Migration {
     version: 1,
@@ -98,6 +104,15 @@ impl From<DbError> for crate::domain::failure::Failure {
     }
 }
 
+/// A change of a video's state.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Change {
+    /// Which video.
+    pub video_id: uuid::Uuid,
+    /// What it is now.
+    pub state: &'static str,
+}
+
 /// The database, through its connections.
 #[derive(Clone, Debug)]
 pub struct Db {
@@ -107,6 +122,7 @@ pub struct Db {
     write: AnyPool,
     read: AnyPool,
     clock: Clock,
+    changes: broadcast::Sender<Change>,
 }
 
 impl Db {
@@ -140,6 +156,7 @@ impl Db {
             write: options(1).connect(&url).await?,
             read: options(POOL_CONNECTIONS_MAX).connect_lazy(&url)?,
             clock,
+            changes: broadcast::Sender::new(CHANGES_MAX),
         })
     }
 
@@ -172,6 +189,7 @@ impl Db {
             write: pool.clone(),
             read: pool,
             clock,
+            changes: broadcast::Sender::new(CHANGES_MAX),
         })
     }
 
@@ -274,6 +292,16 @@ impl Db {
         let mut unit = self.unit(&self.write).await?;
         self.query("select 1").execute(unit.connection()).await?;
         Ok(unit.commit().await?)
+    }
+
+    /// Every change of a video's state that this process commits from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    fn announce(&self, video_id: uuid::Uuid, state: &'static str) {
+        // That nobody listens is fine.
+        let _ = self.changes.send(Change { video_id, state });
     }
 
     /// Closes the connections, after what they are doing.

@@ -249,7 +249,10 @@ impl Db {
         .bind(failure.to_string())
         .execute(tx.connection())
         .await?;
-        Ok(tx.commit().await?)
+        self.count_failed(&mut tx).await?;
+        tx.commit().await?;
+        self.announce(key.video_id, "failed");
+        Ok(())
     }
 
     /// How many of these videos are queued or running.
@@ -349,7 +352,7 @@ impl Db {
         Ok(unit.commit().await?)
     }
 
-    /// Forgets deliveries and timeline entries that are older than `retention`, and readings of rows
+    /// Forgets deliveries, timeline entries and counts that are older than `retention`, and readings of rows
     /// that have a video by now.
     pub async fn prune(&self, retention: Duration) -> Result<(), DbError> {
         let (events_id, readings_where) = match self.dialect {
@@ -367,7 +370,9 @@ impl Db {
             "delete from video_ingest.readings where not exists (
                 select 1 from lesson_assets where {readings_where} and storage_path is null)"
         );
-        for statement in [events.as_str(), deliveries] {
+        let hours = "delete from video_ingest.hours where (hour, what, bucket) in (
+                select hour, what, bucket from video_ingest.hours where hour < {now} - $1 limit $2)";
+        for statement in [events.as_str(), deliveries, hours] {
             loop {
                 let mut unit = self.unit(&self.write).await?;
                 let done = self

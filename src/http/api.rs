@@ -71,17 +71,24 @@ pub(super) async fn retry(
     State(surface): State<Surface>,
     Path(video_id): Path<String>,
 ) -> Result<Response, Problem> {
-    let found = find(&surface, &video_id).await?.video;
+    let key = ask_again(&surface, &video_id).await?;
+    let answer = json!({"video_id": key.video_id, "status": "queued"});
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+/// Asks for a video for a person.
+pub(super) async fn ask_again(surface: &Surface, video_id: &str) -> Result<VideoKey, Problem> {
+    let found = find(surface, video_id).await?.video;
     let key = format!("{}_{}", found.lesson_id, found.video_id);
     let key = VideoKey::parse_stem(&key).ok_or_else(Problem::not_found)?;
     let request = Request::asked(key, Source::Retry, "asked for by a person");
     surface.db.request([request]).await?;
     surface.wake.notify_waiters();
-    let answer = json!({"video_id": found.video_id, "status": "queued"});
-    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+    Ok(key)
 }
 
-async fn find(surface: &Surface, video_id: &str) -> Result<VideoDetail, Problem> {
+/// A video by its id, as addresses spell it.
+pub(super) async fn find(surface: &Surface, video_id: &str) -> Result<VideoDetail, Problem> {
     let id = canonical_uuid(video_id).ok_or_else(Problem::not_found)?;
     surface.db.video(id).await?.ok_or_else(Problem::not_found)
 }

@@ -2,11 +2,14 @@
 
 mod agent;
 mod bad_input;
+mod browser;
 mod cli;
 mod deploy_sql;
 mod doctor;
 mod hooks;
 mod main_job;
+mod metrics;
+mod page;
 mod process;
 mod races;
 mod readme;
