@@ -12,4 +12,5 @@ mod storage_standin;
 mod store;
 mod support;
 mod sweep;
+mod sweep_model;
 mod webhook;
