@@ -183,6 +183,17 @@ story! {
         assert_eq!((&report["processed"], &report["failed"], &report["waiting"]), (&json!(1), &json!(1), &json!(1)));
     }
 
+    a_sweep_that_waits_keeps_no_other_from_sweeping(t) {
+        let video = aged(t, MINUTE).await;
+        t.commit(&video);
+        let other = async {
+            assert!(outcome(&sweep(t, "").await, &video).starts_with("queued: "));
+            t.work().await;
+        };
+        let (waited, ()) = tokio::join!(t.ask("/reconcile?wait=5"), other);
+        assert_eq!(outcome(&waited.json, &video), "processed: ready");
+    }
+
     two_readings_confirm_that_an_agent_failed(t) {
         let (video, conversation) = generating(t).await;
         t.agent.conversation(conversation, "ERROR", None);
@@ -529,15 +540,21 @@ story! {
             t.push(video).await;
         }
         t.work().await;
+        for _ in 0..40 {
+            made_ready_by_the_old_function(t).await;
+        }
+        sweep(t, "").await;
         t.spoil(&gone, None);
         t.break_store();
+        let calls = t.storage.calls().len();
         let report = expect_nothing_written(t, "verify=true").await;
+        assert!(t.storage.calls().len() - calls < 20, "a store that is down is not asked about everything");
         assert_eq!(report["checked"], 0);
         assert_eq!(report["errors"][0]["service"], "storage", "{report:#}");
         assert_eq!(report["errors"].as_array().unwrap().len(), 1);
         t.heal_store();
         let report = sweep(t, "verify=true").await;
-        assert_eq!((&report["errors"], &report["queued"]), (&json!([]), &json!(1)));
+        assert_eq!((&report["errors"], &report["queued"]), (&json!([]), &json!(41)));
         t.work().await;
         t.expect_ready(&gone).await;
     }
