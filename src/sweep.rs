@@ -29,8 +29,8 @@ const LOOKUPS_MAX: usize = 500;
 /// Objects whose size is asked at once, when a sweep verifies.
 const VERIFY_AT_ONCE: usize = 8;
 
-/// Objects that the store says nothing about before a sweep leaves the rest to the next one.
-const VERIFY_FAILURES_MAX: usize = 8;
+/// Failures of the store in a row before a sweep leaves the rest to the next one.
+const VERIFY_FAILURES_IN_A_ROW_MAX: usize = 8;
 
 /// Between two looks at whether what was found is ready.
 const WAIT_LOOK: Duration = Duration::from_millis(200);
@@ -212,7 +212,6 @@ impl Sweep {
     /// # Errors
     /// The branch cannot be read, or our database does not answer.
     pub async fn run(&self, options: &SweepOptions) -> Result<SweepReport, Stopped> {
-        let _one_at_a_time = self.running.lock().await;
         let swept = self.swept(options).await;
         if !options.dry_run {
             metrics::swept(swept.as_ref().ok());
@@ -224,6 +223,7 @@ impl Sweep {
     }
 
     async fn swept(&self, options: &SweepOptions) -> Result<SweepReport, Stopped> {
+        let one_at_a_time = self.running.lock().await;
         let listing = self.github.listing(Instant::now()).await?;
         let present = self.present(&listing, Some(options)).await?;
         let pending: HashMap<_, _> = present.pending.iter().map(|row| (row.key, row)).collect();
@@ -315,6 +315,8 @@ impl Sweep {
         report.orphans.sort();
         if !options.dry_run {
             self.write(asks, &adopted, &verdicts).await?;
+            // Whoever waits for videos keeps nobody else from sweeping.
+            drop(one_at_a_time);
             self.wait_for(&mut report, options.wait).await?;
             self.db.prune(self.history_retention).await?;
         }
@@ -492,14 +494,17 @@ impl Sweep {
             })
             .buffer_unordered(VERIFY_AT_ONCE);
         let mut drifted = HashMap::new();
-        let mut failures = 0;
-        while failures < VERIFY_FAILURES_MAX
+        let mut failures_in_a_row = 0;
+        while failures_in_a_row < VERIFY_FAILURES_IN_A_ROW_MAX
             && let Some(result) = looked.next().await
         {
             match result {
-                Ok(found) => drifted.extend(found),
+                Ok(found) => {
+                    failures_in_a_row = 0;
+                    drifted.extend(found);
+                }
                 Err(failure) => {
-                    failures += 1;
+                    failures_in_a_row += 1;
                     let error = ServiceError {
                         service: "storage",
                         code: failure.code.as_str(),

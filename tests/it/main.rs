@@ -18,4 +18,5 @@ mod store;
 mod supabase;
 mod support;
 mod sweep;
+mod sweep_model;
 mod webhook;

@@ -117,8 +117,16 @@ impl Video {
             video_id: Uuid::new_v4(),
         };
         Self {
-            key,
             mp4: Bytes::copy_from_slice(mp4),
+            ..Self::of(key)
+        }
+    }
+
+    /// A good one, with these ids.
+    pub fn of(key: VideoKey) -> Self {
+        Self {
+            key,
+            mp4: Bytes::from_static(GOOD),
             json: metadata(key, json!({})).into(),
         }
     }
