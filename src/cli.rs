@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::{self, App, Injected};
 use crate::clock::Clock;
 use crate::config::{self, Config, Problem, Sources};
-use crate::{demo, doctor, hooks, telemetry};
+use crate::{demo, doctor, hooks, standin, telemetry};
 
 /// Done.
 const DONE: ExitCode = ExitCode::SUCCESS;
@@ -41,6 +41,7 @@ pub fn command() -> Command {
         .subcommand(demo::command())
         .subcommand(doctor::command())
         .subcommand(hooks::command())
+        .subcommand(standin::command::command())
         .subcommand(with_settings(
             Command::new("migrate").about("Bring the database up to this version and exit"),
         ))
@@ -80,6 +81,7 @@ pub async fn run(matches: &ArgMatches) -> ExitCode {
             Ok(config) => {
                 telemetry::init(&config.log);
                 match name {
+                    "standin" => standin::command::run(matches, &config).await,
                     "migrate" => migrate(&config).await,
                     _ => serve(config).await,
                 }

@@ -7,7 +7,9 @@ use uuid::Uuid;
 use video_ingest::agent::{Limits, Rate};
 use video_ingest::app::{App, Injected};
 use video_ingest::clock::Clock;
-use video_ingest::config::{AgentConfig, AgentVersion, Config, Database, MissingRow, StoreConfig};
+use video_ingest::config::{
+    AgentConfig, AgentVersion, Config, Database, MissingRow, SETTINGS, StoreConfig,
+};
 use video_ingest::doctor::{self, Finding, Mark, Options};
 use video_ingest::standin::GithubStandin;
 
@@ -156,6 +158,22 @@ impl SetUp {
         let mut ids: Vec<_> = failed.map(|f| f.id).collect();
         ids.sort_unstable();
         ids
+    }
+}
+
+#[test]
+fn the_example_of_settings_lacks_only_what_nobody_else_can_know() {
+    let mut sources = video_ingest::config::Sources::default();
+    sources.read_dotenv("deploy/env.example".as_ref());
+    let problems = Config::load(&sources).unwrap_err();
+    let names: Vec<_> = problems.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(names, ["GITHUB_WEBHOOK_SECRET", "GITHUB_REPOSITORY"]);
+
+    let example = std::fs::read_to_string("deploy/env.example").unwrap();
+    for line in example.lines().filter(|line| !line.starts_with("# ")) {
+        let name = line.trim_start_matches('#').split('=').next().unwrap();
+        let is_known = SETTINGS.iter().any(|setting| setting.name == name);
+        assert!(is_known || name.is_empty(), "{line}");
     }
 }
 
