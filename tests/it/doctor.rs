@@ -199,8 +199,8 @@ async fn nothing_is_wrong_with_what_is_well() {
         let ids: std::collections::BTreeSet<_> = findings.iter().map(|f| f.id).collect();
         let ids: Vec<_> = ids.into_iter().collect();
         let count = match backend {
-            Backend::Embedded => 22,
-            Backend::Supabase => 35,
+            Backend::Embedded => 23,
+            Backend::Supabase => 36,
         };
         assert_eq!(ids.len(), count, "{ids:#?}");
     }
@@ -401,6 +401,18 @@ async fn a_superuser_s_connection_works_but_is_pointed_out() {
         .unwrap();
     assert_eq!(extra.mark, Mark::Warning);
     assert!(extra.text.contains("row-level security"), "{}", extra.text);
+}
+
+#[tokio::test]
+async fn videos_that_were_pushed_past_lfs_are_pointed_out() {
+    let setup = SetUp::well(Backend::Embedded).await;
+    let attributes = "*.mp4 filter=lfs diff=lfs merge=lfs -text\n";
+    setup
+        .github
+        .commit(|c| c.write(".gitattributes", attributes));
+    let findings = setup.findings().await;
+    let lfs = findings.iter().find(|f| f.id == "github.lfs").unwrap();
+    assert_eq!(lfs.mark, Mark::Warning, "{}", lfs.text);
 }
 
 #[tokio::test]
