@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -16,8 +17,9 @@ use crate::config::{AgentConfig, Config, Database, StoreConfig};
 use crate::db::{Db, RowOwner};
 use crate::failpoint::{FailPoints, Fault};
 use crate::github::{Github, InvalidSetting};
-use crate::http::{self, LARGE_BODIES_MAX, Surface};
+use crate::http::{self, LARGE_BODIES_MAX, STREAMS_MAX, Surface};
 use crate::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
+use crate::metrics;
 use crate::store::{FolderStore, Store, SupabaseStore, Timeouts};
 use crate::sweep::{Sweep, SweepOptions};
 use crate::worker::Worker;
@@ -53,6 +55,7 @@ pub struct App {
     pub sweep: Sweep,
     /// Every route.
     pub router: axum::Router,
+    closing: CancellationToken,
 }
 
 impl App {
@@ -109,6 +112,7 @@ impl App {
                 metadata_grace: config.metadata_grace,
                 generation_deadline: config.generation_deadline,
                 missing_row: config.missing_row,
+                lease: config.lease,
                 row_owner: match config.database {
                     Database::Sqlite => RowOwner::Fixed(config.default_user_id),
                     Database::Postgres { .. } => RowOwner::OfLesson,
@@ -126,6 +130,8 @@ impl App {
             stop: CancellationToken::new(),
             hand_back: CancellationToken::new(),
         };
+        metrics::recorder();
+        let closing = CancellationToken::new();
         let router = http::router(Surface {
             db: db.clone(),
             sweep: sweep.clone(),
@@ -138,6 +144,10 @@ impl App {
             admin_token: config.admin_token.clone(),
             large_body: Arc::new(Semaphore::new(1)),
             large_body_queue: Arc::new(Semaphore::new(LARGE_BODIES_MAX)),
+            event_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            sign_ins: Arc::default(),
+            overview: Arc::default(),
+            closing: closing.clone(),
         });
         Ok(Self {
             config,
@@ -145,6 +155,7 @@ impl App {
             worker,
             sweep,
             router,
+            closing,
         })
     }
 
@@ -162,8 +173,24 @@ impl App {
                 self.worker.stop.clone(),
             ));
         }
+        if let Database::Postgres { url } = &self.config.database {
+            let (db, url, worker) = (self.db.clone(), url.clone(), self.worker.clone());
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = db.forward_wakeups(&url, &worker.wake) => {}
+                    () = worker.stop.cancelled() => {}
+                }
+            });
+        }
         tasks.close();
-        http::serve(listener, self.router, stop).await;
+        let upkeep = tokio::spawn(fold_metrics());
+        let serving = http::serve(listener, self.router, stop.clone());
+        let closing = async {
+            stop.cancelled().await;
+            self.closing.cancel();
+        };
+        tokio::join!(serving, closing);
+        upkeep.abort();
         tracing::info!("stopping: nothing new is taken");
         self.worker.stop.cancel();
         self.worker.wake.notify_waiters();
@@ -183,6 +210,23 @@ impl App {
     }
 }
 
+/// Waits for SIGTERM from a service manager or SIGINT from a terminal.
+pub async fn stop_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        tracing::error!(
+            "signals cannot be received: stop the process with SIGKILL, nothing is lost"
+        );
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
 /// Once now, then at the interval, a tenth earlier or later each time so that replicas spread.
 async fn sweep_every(interval: Duration, sweep: Sweep, stop: CancellationToken) {
     loop {
@@ -195,6 +239,14 @@ async fn sweep_every(interval: Duration, sweep: Sweep, stop: CancellationToken) 
             () = swept => {}
             () = stop.cancelled() => return,
         }
+    }
+}
+
+/// Keeps the samples of a process that nobody scrapes from piling up.
+async fn fold_metrics() {
+    loop {
+        tokio::time::sleep(metrics::UPKEEP_EVERY).await;
+        metrics::recorder().run_upkeep();
     }
 }
 

@@ -20,7 +20,7 @@ use crate::domain::metadata::{METADATA_BYTES_MAX, Metadata};
 use crate::domain::mp4::Probe;
 use crate::failpoint::FailPoints;
 use crate::github::{Download, Entry, Freshness, Github, Listing, Pair};
-
+use crate::metrics;
 use crate::spool::{Spool, Spooled};
 use crate::store::{Digests, ObjectPath, Store};
 
@@ -51,6 +51,8 @@ pub struct Rules {
     pub missing_row: MissingRow,
     /// Who owns the rows that we insert.
     pub row_owner: RowOwner,
+    /// How long a lease lasts; an upload begins with a whole one.
+    pub lease: Duration,
 }
 
 /// Everything the story touches.
@@ -103,8 +105,10 @@ impl<'a> Attempt<'a> {
     /// Writes a step that ended just now.
     pub fn step(&mut self, step: &'static str, detail: impl Into<String>) {
         let now = Instant::now();
-        let ms = now.duration_since(self.last).as_millis() as i64;
+        let took = now.duration_since(self.last);
+        let ms = took.as_millis() as i64;
         self.last = now;
+        metrics::step(step, took);
         self.steps.push(Step {
             at: self.clock.now_ms(),
             step,
@@ -370,6 +374,13 @@ impl Ingest {
         {
             attempt.step("stored", "the same bytes are in the store already");
             return Ok(());
+        }
+        if let Err(error) = self.db.renew(attempt.claim, self.rules.lease).await {
+            tracing::warn!(video.id = %attempt.claim.key.video_id, error = &error as &dyn std::error::Error, "not uploaded");
+            return Err(Failure::new(
+                Code::LeaseExpired,
+                "the lease was lost before the upload",
+            ));
         }
         attempt.uploading.store(true, Ordering::Relaxed);
         self.fail.at("uploading").await?;

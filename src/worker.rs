@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::db::{Claim, DbError, End, Lost, Request, Source};
 use crate::domain::failure::{Class, Code, ENVIRONMENT_RETRY, Failure, GIVE_UP_AFTER, retry_delay};
 use crate::ingest::{Attempt, Ingest};
+use crate::metrics;
 use crate::sweep::Sweep;
 
 /// A worker that has nothing to do looks again after this time. Source: the contract.
@@ -164,7 +165,10 @@ impl Worker {
         }
         for tries in 1..=FINISH_TRIES_MAX {
             match self.ingest.finish(attempt, &end).await {
-                Ok(()) => return log(claim, &end),
+                Ok(()) => {
+                    let _ = self.ingest.fail.at("published").await;
+                    return log(claim, &end);
+                }
                 Err(Lost::Db(error)) if tries < FINISH_TRIES_MAX => {
                     tracing::warn!(video.id = %claim.key.video_id, error = &error as &dyn std::error::Error, "end not written yet");
                     tokio::time::sleep(DATABASE_WAIT).await;
@@ -235,6 +239,7 @@ fn end_of(claim: &Claim, failure: Failure, random: f64) -> End {
 fn log(claim: &Claim, end: &End) {
     let video = claim.key.video_id;
     let attempt = claim.attempts + 1;
+    metrics::ended(claim, end);
     match end {
         End::Ready { published, .. } => {
             let replaced = claim

@@ -11,6 +11,7 @@
 mod deliveries;
 mod doctor;
 mod rows;
+mod stats;
 mod sweeps;
 mod videos;
 mod views;
@@ -21,14 +22,19 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::any::{AnyArguments, AnyPoolOptions};
 use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgListener;
 use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Row as _, Transaction};
+use tokio::sync::broadcast;
+
+use tokio::sync::Notify;
 
 use crate::clock::Clock;
 
 pub use deliveries::{Delivery, Scan};
 pub use doctor::{AppFacts, Migrated, Schema};
 pub use rows::{Row, RowOwner};
+pub use stats::{Day, Hour, Overview};
 pub use sweeps::{PendingRow, ReadyObject, StoredReading};
 pub use videos::{Claim, End, Lost, Published, Request, Source, Step};
 pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
@@ -46,8 +52,17 @@ const TRUST_IDLE_FOR: Duration = Duration::from_secs(1);
 /// Source: Supabase's guide "Connect to your database".
 const TRANSACTION_POOLER_PORT: u16 = 6543;
 
+/// What is notified when something was recorded.
+const WAKE_CHANNEL: &str = "video_ingest";
+
+/// After the connection that listens for wake-ups broke.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+
 /// Any key, as long as every replica uses the same: replicas that start together migrate in turn.
 const MIGRATION_LOCK: i64 = 0x7669_6465_6f69_6e67;
+
+/// Changes that a listener may be behind before it has to read everything anew.
+const CHANGES_MAX: usize = 1024;
 
 const MIGRATIONS: &[Migration] = &[Migration {
     version: 1,
@@ -89,6 +104,15 @@ impl From<DbError> for crate::domain::failure::Failure {
     }
 }
 
+/// A change of a video's state.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Change {
+    /// Which video.
+    pub video_id: uuid::Uuid,
+    /// What it is now.
+    pub state: &'static str,
+}
+
 /// The database, through its connections.
 #[derive(Clone, Debug)]
 pub struct Db {
@@ -98,6 +122,7 @@ pub struct Db {
     write: AnyPool,
     read: AnyPool,
     clock: Clock,
+    changes: broadcast::Sender<Change>,
 }
 
 impl Db {
@@ -136,6 +161,7 @@ impl Db {
             write: options(1).connect(&url).await?,
             read: options(POOL_CONNECTIONS_MAX).connect_lazy(&url)?,
             clock,
+            changes: broadcast::Sender::new(CHANGES_MAX),
         })
     }
 
@@ -168,7 +194,35 @@ impl Db {
             write: pool.clone(),
             read: pool,
             clock,
+            changes: broadcast::Sender::new(CHANGES_MAX),
         })
+    }
+
+    /// Passes on, for ever, that another process recorded something. Only where a connection is ours
+    /// for longer than a transaction; elsewhere, and while it is broken, the workers' poll is enough.
+    pub async fn forward_wakeups(&self, url: &SecretString, wake: &Notify) {
+        if self.pooled {
+            return;
+        }
+        loop {
+            let listened: Result<(), sqlx::Error> = async {
+                let mut listener = PgListener::connect(url.expose_secret()).await?;
+                listener.listen(WAKE_CHANNEL).await?;
+                loop {
+                    // `None`: reconnected, something may have been missed meanwhile.
+                    listener.try_recv().await?;
+                    wake.notify_waiters();
+                }
+            }
+            .await;
+            if let Err(error) = listened {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "not listening for wake-ups"
+                );
+            }
+            tokio::time::sleep(LISTEN_AGAIN).await;
+        }
     }
 
     /// Brings our own tables up to this program's version. Safe when replicas start together.
@@ -245,6 +299,16 @@ impl Db {
         Ok(unit.commit().await?)
     }
 
+    /// Every change of a video's state that this process commits from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    fn announce(&self, video_id: uuid::Uuid, state: &'static str) {
+        // That nobody listens is fine.
+        let _ = self.changes.send(Change { video_id, state });
+    }
+
     /// Closes the connections, after what they are doing.
     pub async fn close(&self) {
         self.write.close().await;
@@ -259,6 +323,7 @@ impl Db {
     /// | `{each}(x)` | `json_each(x)` | `jsonb_array_elements(x)` |
     /// | `{jsonb}` `{uuid}` `{text}` | nothing | the cast |
     /// | `{skip_locked}` | nothing: there is one writer | `for update skip locked` |
+    /// | `{wake}` | nothing: there is one process | tells the other replicas, once it is committed |
     /// | `video_ingest.` | nothing | the schema |
     fn query<'q>(&self, text: &str) -> Query<'q, Any, AnyArguments> {
         sqlx::query(AssertSqlSafe(self.spell(text))).persistent(!self.pooled)
@@ -277,6 +342,7 @@ impl Db {
                 .replace("{uuid}", "")
                 .replace("{text}", "")
                 .replace("{skip_locked}", "")
+                .replace("{wake}", "")
                 .replace("video_ingest.", ""),
             Dialect::Postgres => text
                 .replace(
@@ -289,7 +355,11 @@ impl Db {
                 .replace("{jsonb}", "::jsonb")
                 .replace("{uuid}", "::uuid")
                 .replace("{text}", "::text")
-                .replace("{skip_locked}", "for update skip locked"),
+                .replace("{skip_locked}", "for update skip locked")
+                .replace(
+                    "{wake}",
+                    &format!("returning pg_notify('{WAKE_CHANNEL}', '')::text"),
+                ),
         }
     }
 

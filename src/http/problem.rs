@@ -40,6 +40,11 @@ impl Problem {
         Self { code, detail }
     }
 
+    /// What the client can do about it.
+    pub fn code(&self) -> ErrorCode {
+        self.code
+    }
+
     /// Nothing is there, or nothing is told.
     pub fn not_found() -> Self {
         Self::new(ErrorCode::NotFound, "there is nothing here")

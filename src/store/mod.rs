@@ -205,6 +205,14 @@ impl Store {
         }
     }
 
+    /// The origin of the URLs in [`Playable::Url`]; `None` = there are none.
+    pub fn playable_origin(&self) -> Option<String> {
+        match self {
+            Self::Folder(_) => None,
+            Self::Supabase(store) => Some(store.origin()),
+        }
+    }
+
     /// How to play the object; `None` = no such object.
     pub async fn playable(&self, path: &ObjectPath) -> Result<Option<Playable>, Failure> {
         match self {

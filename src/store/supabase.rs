@@ -130,6 +130,10 @@ impl SupabaseStore {
         })
     }
 
+    pub(super) fn origin(&self) -> String {
+        self.base.origin().ascii_serialization()
+    }
+
     pub(super) async fn info(&self, path: &ObjectPath) -> Result<Option<ObjectInfo>, Failure> {
         #[derive(Deserialize)]
         struct Info {

@@ -1,0 +1,214 @@
+//! Whatever is pushed: it ends in its code, nothing of it is visible, and the queue goes on.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
+use uuid::Uuid;
+use video_ingest::domain::ids::VideoKey;
+use video_ingest::domain::lfs::{Pointer, Sha256};
+use video_ingest::standin::Fault;
+
+use crate::story;
+use crate::support::story::{Backend, GOOD, SECOND, Story, TRUNCATED, Video, metadata};
+
+const AUDIO_ONLY: &[u8] = include_bytes!("../../fixtures/videos/audio_only.mp4");
+const HTML: &[u8] = include_bytes!("../../fixtures/videos/not_a_video.mp4");
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn is_blob(call: &video_ingest::standin::Call) -> bool {
+    call.path.contains("/git/blobs/")
+}
+
+story! {
+    each_bad_file_ends_in_its_code(t) {
+        let pointer = Pointer { oid: Sha256::from_bytes([7; 32]), size: 5 };
+        let key = Video::good().key;
+        let other = Video::good().key;
+        let json_of = |fields| metadata(key, fields);
+        let mut cases = vec![
+            ("half a file", Video::with(&GOOD[..GOOD.len() / 2]), "truncated"),
+            ("a cut index", Video::with(TRUNCATED), "truncated"),
+            ("an empty file", Video::with(b""), "not_an_mp4"),
+            ("seven bytes", Video::with(b"ftypmp4"), "not_an_mp4"),
+            ("an error page", Video::with(HTML), "not_an_mp4"),
+            ("sound only", Video::with(AUDIO_ONLY), "no_video_track"),
+            ("a pointer to nothing", Video::with(pointer.to_string().as_bytes()), "lfs_object_missing"),
+        ];
+        let jsons: [(&str, Bytes, &str); 7] = [
+            ("broken JSON", "{".into(), "bad_metadata"),
+            ("an array", "[]".into(), "bad_metadata"),
+            ("an empty JSON", "".into(), "bad_metadata"),
+            ("a JSON without ids", "{}".into(), "bad_metadata"),
+            ("65 KiB of JSON", json_of(json!({"note": "x".repeat(65 << 10)})).into(), "bad_metadata"),
+            ("another video's JSON", metadata(other, json!({})).into(), "metadata_mismatch"),
+            ("another lesson's JSON", json_of(json!({"lesson_id": other.lesson_id})).into(), "metadata_mismatch"),
+        ];
+        for (name, json, code) in jsons {
+            cases.push((name, Video { key: VideoKey { video_id: Uuid::new_v4(), ..key }, mp4: GOOD.into(), json }, code));
+        }
+        for (name, video, code) in &cases {
+            t.row(video).await;
+            t.push(video).await;
+            t.work().await;
+            println!("{name}: {code}");
+            t.expect_reported(video, code).await;
+        }
+        assert_eq!(t.objects(), Vec::<String>::new());
+        let good = Video::good();
+        t.row(&good).await;
+        t.push(&good).await;
+        t.work().await;
+        t.expect_ready(&good).await;
+    }
+
+    a_video_over_the_limit_is_refused_unread_and_taken_once_it_may_be(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        let max = t.worker.ingest.video_bytes_max.clone();
+        max.store(1000, std::sync::atomic::Ordering::Relaxed);
+        t.push(&video).await;
+        t.github.take_calls();
+        t.work().await;
+        t.expect_reported(&video, "too_large").await;
+        assert_eq!(t.github.take_calls().iter().filter(|c| is_blob(c)).count(), 1, "only the JSON");
+        max.store(1 << 20, std::sync::atomic::Ordering::Relaxed);
+        t.later(HOUR + HOUR / 8);
+        t.work().await;
+        t.expect_ready(&video).await;
+    }
+
+    a_corrupted_download_is_never_published(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        t.github.fault(|call| is_blob(call) && call.path.ends_with(&blob_of(GOOD)), Fault::CorruptByte { at: 5000 });
+        t.push(&video).await;
+        for wait in [0, 6, 17, 67, 331] {
+            t.later(Duration::from_secs(wait));
+            t.work().await;
+            t.expect_state(&video, "queued", "corrupt_download").await;
+            assert_eq!(t.stored(&video), None);
+        }
+        t.github.clear_faults();
+        t.later(Duration::from_secs(991));
+        t.work().await;
+        t.expect_ready(&video).await;
+    }
+
+    a_failure_in_passing_is_given_up_after_a_day(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        t.github.fault(is_blob, Fault::Status { code: 502, headers: vec![], body: "<html>".into() });
+        t.push(&video).await;
+        for _ in 0..40 {
+            t.work().await;
+            t.later(HOUR + HOUR / 8);
+        }
+        t.expect_reported(&video, "gave_up").await;
+        t.github.clear_faults();
+        assert_eq!(t.ask(&format!("/api/videos/{}/retry", video.id())).await.status, 202);
+        t.work().await;
+        t.expect_ready(&video).await;
+    }
+
+    a_json_alone_waits_for_its_video_until_the_deadline(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        let before = t.github.head();
+        t.github.commit(|c| c.write(video.json_path(), video.json.clone()));
+        t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
+        t.work().await;
+        t.expect_state(&video, "waiting", "video_missing").await;
+        t.later(6 * HOUR + HOUR / 8);
+        t.work().await;
+        t.expect_reported(&video, "video_missing").await;
+        t.push(&video).await;
+        t.work().await;
+        t.expect_ready(&video).await;
+    }
+
+    a_video_that_is_gone_again_is_missing_and_a_ready_one_stays(t) {
+        let (gone, ready) = (Video::good(), Video::good());
+        for video in [&gone, &ready] {
+            t.row(video).await;
+        }
+        t.push(&ready).await;
+        t.work().await;
+        t.push(&gone).await;
+        let before = t.github.head();
+        t.github.commit(|c| c.remove(gone.mp4_path()).remove(gone.json_path()).remove(ready.mp4_path()).remove(ready.json_path()));
+        t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
+        t.work().await;
+        t.expect_reported(&gone, "video_missing").await;
+        t.expect_ready(&ready).await;
+    }
+
+    another_lessons_row_cannot_be_reached(t) {
+        let theirs = Video::good();
+        t.row(&theirs).await;
+        let mut mine = Video::with(SECOND);
+        mine.key.video_id = theirs.key.video_id;
+        mine.json = metadata(mine.key, json!({})).into();
+        t.push(&mine).await;
+        t.work().await;
+        t.expect_failed(&mine, "row_mismatch").await;
+        assert_eq!(t.asset(&theirs).await.mime_type, "video/mp4", "their row says nothing of it");
+        t.push(&theirs).await;
+        t.work().await;
+        t.expect_ready(&theirs).await;
+    }
+
+    no_row_within_a_day_is_a_failure_until_it_comes(t) {
+        let video = Video::good();
+        t.push(&video).await;
+        t.work().await;
+        t.later(25 * HOUR);
+        t.work().await;
+        t.expect_failed(&video, "no_row").await;
+        t.row(&video).await;
+        assert_eq!(t.ask("/reconcile?wait=0").await.json["queued"], 1);
+        t.work().await;
+        t.expect_ready(&video).await;
+    }
+
+    a_row_deleted_meanwhile_takes_its_object_with_it(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        t.push(&video).await;
+        let reached = std::sync::Arc::new(tokio::sync::Notify::new());
+        t.fail.arm("stored", video_ingest::failpoint::Fault::Pause(reached.clone()));
+        let delete = async {
+            while t.objects().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            t.sql(&format!("delete from lesson_assets where id = '{}'", video.id())).await;
+            t.fail.disarm("stored");
+            reached.notify_one();
+        };
+        tokio::join!(t.work(), delete);
+        t.expect_state(&video, "waiting", "no_row").await;
+        assert_eq!(t.objects(), Vec::<String>::new());
+    }
+}
+
+/// A row of another kind; on Supabase the service cannot even see it, there it is `no_row`.
+#[tokio::test]
+async fn a_row_of_another_kind_is_not_ours() {
+    let t = Story::begin(Backend::Embedded).await;
+    let video = Video::good();
+    t.row_of(video.key, "pdf").await;
+    t.push(&video).await;
+    t.work().await;
+    t.expect_failed(&video, "row_mismatch").await;
+    t.finish().await;
+}
+
+fn blob_of(bytes: &[u8]) -> String {
+    use sha1::Digest as _;
+    hex::encode(
+        sha1::Sha1::new_with_prefix(format!("blob {}\0", bytes.len()))
+            .chain_update(bytes)
+            .finalize(),
+    )
+}

@@ -1,0 +1,32 @@
+#!/bin/sh
+# Installs what the tests need and runs them. On Debian or Ubuntu nothing else is necessary.
+#
+#     sh tests/run.sh [arguments of cargo test]
+set -eu
+cd "$(dirname "$0")/.."
+
+# A C compiler for the build, git as a server of repositories, a database, its pooler, a browser.
+packages='gcc libc6-dev ca-certificates git postgresql pgbouncer chromium chromium-driver'
+
+if ! command -v dpkg-query >/dev/null; then
+    echo "This is neither Debian nor Ubuntu: install what these packages hold, then run cargo test:" >&2
+    echo "    $packages" >&2
+    exit 1
+fi
+
+missing=''
+for package in $packages; do
+    # shellcheck disable=SC2016 # the placeholder is dpkg-query's
+    status=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$status" = installed ] || missing="$missing $package"
+done
+
+if [ -n "$missing" ]; then
+    echo "installing:$missing"
+    if [ "$(id -u)" = 0 ]; then as_root=''; else as_root='sudo'; fi
+    $as_root apt-get update -qq
+    # shellcheck disable=SC2086 # a list, on purpose
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
+fi
+
+exec cargo test "$@"
