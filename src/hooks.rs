@@ -190,13 +190,25 @@ async fn install(
 ) -> anyhow::Result<ExitCode> {
     let url = matches.get_one::<Url>("url").context("--url is missing")?;
     let github = app::github(config, &Clock::default())?;
+    if made_up.is_some()
+        && existing(&github, url)
+            .await?
+            .is_some_and(|hook| hook.config.is_signed())
+    {
+        bail!(
+            "the webhook is there and has a secret, which a server may be using: set {SECRET} to that one, or to a new one for both"
+        );
+    }
     let (hook, is_new) = save(&github, url, &config.webhook_secrets[0]).await?;
     let what = if is_new { "created" } else { "up to date" };
     say(&format!("✓ the webhook to {url} is {what}"))?;
     if let Some(secret) = made_up {
+        // No server runs with it yet, so there is nothing to ping.
         say(&format!(
-            "\nPut this into the server's settings and start it; it is not shown again:\n\n{SECRET}={secret}\n"
+            "\nPut this into the server's settings; it is not shown again:\n\n{SECRET}={secret}\n\n\
+             Then start the server, and run this once more: GitHub pings it."
         ))?;
+        return Ok(ExitCode::SUCCESS);
     }
     match ping(&github, &hook).await? {
         Some(answer) if answer.succeeded() => say("✓ the server answered GitHub's ping")?,
@@ -219,7 +231,7 @@ async fn install(
 
 /// Makes the repository's webhook one for pushes to `url`; whether it had to be made.
 ///
-/// The one that has this address is corrected; else the only one of ours is moved here.
+/// One that has this address is corrected; else the only one of ours is moved here.
 ///
 /// # Errors
 /// In words for the command line.
@@ -228,15 +240,21 @@ pub async fn save(
     url: &Url,
     secret: &SecretString,
 ) -> anyhow::Result<(Hook, bool)> {
-    let hooks = visible(github).await?;
-    let ours: Vec<&Hook> = hooks.iter().filter(|hook| is_ours(hook)).collect();
-    let same = hooks.iter().find(|hook| hook.config.url == url.as_str());
-    let known = same.or(match ours[..] {
-        [only] => Some(only),
-        _ => None,
-    });
-    let id = known.map(|hook| hook.id);
+    let id = existing(github, url).await?.map(|hook| hook.id);
     Ok((github.save_hook(id, url, secret).await?, id.is_none()))
+}
+
+/// The webhook that has this address; else the only one of ours.
+async fn existing(github: &Github, url: &Url) -> anyhow::Result<Option<Hook>> {
+    let mut hooks = visible(github).await?;
+    if let Some(at) = hooks
+        .iter()
+        .position(|hook| hook.config.url == url.as_str())
+    {
+        return Ok(Some(hooks.swap_remove(at)));
+    }
+    hooks.retain(is_ours);
+    Ok(if hooks.len() == 1 { hooks.pop() } else { None })
 }
 
 async fn visible(github: &Github) -> anyhow::Result<Vec<Hook>> {

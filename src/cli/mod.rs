@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::{self, App, Injected};
 use crate::clock::Clock;
 use crate::config::{self, Config, Problem, Sources};
-use crate::{doctor, hooks, telemetry};
+use crate::{doctor, hooks, standin, telemetry};
 use client::Client;
 
 /// Wrong usage or settings; nothing was tried.
@@ -46,6 +46,7 @@ pub fn command() -> Command {
         .subcommand(demo::command())
         .subcommand(doctor::command())
         .subcommand(hooks::command())
+        .subcommand(standin::command::command())
         .subcommand(reconcile::command())
         .subcommand(videos::command())
         .subcommand(with_settings(
@@ -101,6 +102,9 @@ pub async fn run(matches: &ArgMatches) -> ExitCode {
             Ok(config) => {
                 telemetry::init(&config.log);
                 match name {
+                    "standin" => standin::command::run(matches, &config)
+                        .await
+                        .map(|()| ExitCode::SUCCESS),
                     "migrate" => migrate(&config).await,
                     _ => serve(config).await,
                 }

@@ -16,7 +16,7 @@ mod sweeps;
 mod videos;
 mod views;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -126,10 +126,15 @@ pub struct Db {
 }
 
 impl Db {
+    /// Where the embedded database is.
+    pub fn embedded_file(data_dir: &Path) -> PathBuf {
+        data_dir.join("video-ingest.sqlite")
+    }
+
     /// Opens (and creates) the embedded database in `data_dir`.
     pub async fn sqlite(data_dir: &Path, clock: Clock) -> Result<Self, DbError> {
         sqlx::any::install_default_drivers();
-        let path = data_dir.join("video-ingest.sqlite");
+        let path = Self::embedded_file(data_dir);
         let url = reqwest::Url::from_file_path(std::path::absolute(&path).unwrap_or(path))
             .map_err(|()| DbError::Unfit("DATA_DIR is not a path that SQLite can open".into()))?;
         let url = format!("sqlite://{}?mode=rwc", url.path());

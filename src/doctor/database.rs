@@ -14,6 +14,13 @@ pub(super) async fn examine(
     let db = match &config.database {
         // What is unwritable was reported.
         Database::Sqlite if !is_writable => return (report, Vec::new()),
+        Database::Sqlite if !Db::embedded_file(&config.data_dir).exists() => {
+            report.ok(
+                "database.connect",
+                "the embedded database is made at the first start",
+            );
+            return (report, Vec::new());
+        }
         Database::Sqlite => Db::sqlite(&config.data_dir, options.clock.clone()).await,
         Database::Postgres { url } => Db::postgres(url, options.clock.clone()).await,
     };

@@ -52,7 +52,7 @@ pub(super) async fn examine(config: &Config, options: &Options) -> Report {
     match github.has_branch(branch).await {
         Ok(true) => {
             report.ok("github.branch", format!("the branch {branch} is there"));
-            videos(config, &github, &mut report).await;
+            videos(config, &github, branch, &mut report).await;
         }
         Ok(false) if config.github.branch.is_some() => report.fail(
             "github.branch",
@@ -184,7 +184,7 @@ fn days_left(expires: &str) -> Option<i64> {
         .map(|span| i64::from(span.get_days()))
 }
 
-async fn videos(config: &Config, github: &Github, report: &mut Report) {
+async fn videos(config: &Config, github: &Github, branch: &str, report: &mut Report) {
     let dir = &config.github.videos_dir;
     let listing = match github.listing(Instant::now()).await {
         Ok(listing) => listing,
@@ -199,17 +199,39 @@ async fn videos(config: &Config, github: &Github, report: &mut Report) {
             format!("{dir}/ holds {count} video(s), and {ignored} file(s) that are not called <lesson_id>_<video_id>.mp4 or .json, such as {}", listing.ignored[0]),
         ),
     }
+    let tracked = match github.top_file(".gitattributes", branch).await {
+        Ok(text) => text.is_some_and(|text| tracks_videos(&String::from_utf8_lossy(&text))),
+        Err(failure) => return trouble(failure, "github.lfs", report),
+    };
     match download(github, &listing).await {
-        Ok(Some(kind)) => report.ok(
-            "github.download",
-            format!("a video can be downloaded ({kind})"),
-        ),
         Ok(None) => {}
+        Ok(Some(kept)) => {
+            let text = format!("a video can be downloaded (kept in {kept})");
+            report.ok("github.download", text);
+            match (kept, tracked) {
+                ("git", true) => report.warn(
+                    "github.lfs",
+                    ".gitattributes wants videos in LFS, but they were pushed without: git lfs install where the agent pushes",
+                ),
+                _ => report.ok("github.lfs", ".gitattributes and what was pushed agree"),
+            }
+        }
         Err(failure) => report.fail(
             "github.download",
             format!("a video cannot be downloaded: {}", failure.message),
         ),
     }
+}
+
+/// Whether a `.gitattributes` has `*.mp4`, or everything, kept in LFS.
+fn tracks_videos(attributes: &str) -> bool {
+    attributes.lines().any(|line| {
+        let mut words = line.split_whitespace();
+        let pattern = words.next().unwrap_or_default();
+        let is_video =
+            !pattern.starts_with('#') && (pattern.ends_with(".mp4") || pattern.ends_with('*'));
+        is_video && words.any(|word| word == "filter=lfs")
+    })
 }
 
 /// Begins to download the smallest video, which is an LFS pointer if there is one.
@@ -224,18 +246,18 @@ async fn download(github: &Github, listing: &Listing) -> Result<Option<&'static 
     };
     if entry.size > POINTER_BYTES_MAX as u64 {
         github.blob(entry.sha, entry.size).await?.chunk().await?;
-        return Ok(Some("kept in git"));
+        return Ok(Some("git"));
     }
     let bytes = github.small_blob(entry.sha, entry.size).await?;
     let Some(pointer) = Pointer::parse(&bytes) else {
-        return Ok(Some("kept in git"));
+        return Ok(Some("git"));
     };
     github
         .lfs(&pointer.oid.to_string(), pointer.size)
         .await?
         .chunk()
         .await?;
-    Ok(Some("kept in LFS"))
+    Ok(Some("LFS"))
 }
 
 async fn hooks(github: &Github, options: &Options, report: &mut Report) {

@@ -1,7 +1,7 @@
 //! `video-ingest doctor`: every setting checked against the services it is for, and what to do.
 //!
-//! It writes nothing that stays: one test object is stored and deleted again. What a check cannot be
-//! made without is checked first; a check whose ground is missing says nothing.
+//! It leaves nothing behind but `DATA_DIR` itself: one test object is stored and deleted again. What a
+//! check cannot be made without is checked first; a check whose ground is missing says nothing.
 
 mod database;
 mod github;

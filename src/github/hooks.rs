@@ -1,8 +1,9 @@
 //! The repository's settings as far as they concern us: itself, its branches and its webhooks.
 //! Source: GitHub's REST documentation, "Repositories" and "Repository webhooks".
 
+use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, LINK};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LINK};
 use reqwest::{Method, StatusCode, Url};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
@@ -139,6 +140,15 @@ impl Github {
         let url = self.endpoint(["branches"].into_iter().chain(name.split('/')));
         let answer = self.get(url, HeaderMap::new()).await?;
         Ok(answer.status.is_success())
+    }
+
+    /// A small text file at the top of a branch; `None` if there is none.
+    pub async fn top_file(&self, name: &str, branch: &str) -> Result<Option<Bytes>, Failure> {
+        let mut url = self.endpoint(["contents", name]);
+        url.query_pairs_mut().append_pair("ref", branch);
+        let raw = HeaderValue::from_static("application/vnd.github.raw+json");
+        let answer = self.get(url, HeaderMap::from_iter([(ACCEPT, raw)])).await?;
+        Ok(answer.status.is_success().then_some(answer.body))
     }
 
     /// The repository's webhooks; `None` if the token may not see them.

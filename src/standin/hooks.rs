@@ -246,3 +246,86 @@ fn deliveries(state: &mut State, parts: &Parts, id: &str) -> Result<Response, Pr
     }
     Ok(response)
 }
+
+#[cfg(test)]
+mod tests {
+    use reqwest::{Client, RequestBuilder};
+    use serde_json::{Value, json};
+
+    use crate::standin::GithubStandin;
+
+    const REPO: &str = "acme/video-artifacts";
+    /// Nobody listens there.
+    const CLOSED: &str = "http://127.0.0.1:1/webhooks/github";
+
+    fn call(gh: &GithubStandin, method: &str, path: &str) -> RequestBuilder {
+        let client = Client::builder().no_proxy().build().unwrap();
+        let url = format!("{}/repos/{REPO}/hooks{path}", gh.url());
+        client
+            .request(method.parse().unwrap(), url)
+            .bearer_auth("t")
+    }
+
+    async fn answer(request: RequestBuilder) -> (u16, Value) {
+        let answer = request.send().await.unwrap();
+        (
+            answer.status().as_u16(),
+            answer.json().await.unwrap_or_default(),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_hook_never_shows_its_secret_and_exists_once_for_a_url() {
+        let gh = GithubStandin::start(REPO).await.unwrap();
+        let body = json!({"config": {"url": CLOSED, "secret": "a canary"}});
+        let (status, made) = answer(call(&gh, "POST", "").json(&body)).await;
+        assert_eq!(
+            (status, &made["config"]["secret"]),
+            (201, &json!("********"))
+        );
+        assert_eq!(
+            (&made["config"]["content_type"], &made["events"]),
+            (&json!("form"), &json!(["push"]))
+        );
+        let (status, refused) = answer(call(&gh, "POST", "").json(&body)).await;
+        assert_eq!(
+            (status, &refused["message"]),
+            (422, &json!("Validation Failed"))
+        );
+        let (status, all) = answer(call(&gh, "GET", "")).await;
+        assert_eq!((status, all), (200, json!([made])));
+    }
+
+    #[tokio::test]
+    async fn hooks_are_not_there_for_the_anonymous() {
+        let gh = GithubStandin::start(REPO).await.unwrap();
+        let hooks = format!("{}/repos/{REPO}/hooks", gh.url());
+        let client = Client::builder().no_proxy().build().unwrap();
+        let (status, body) = answer(client.get(hooks)).await;
+        assert_eq!((status, &body["message"]), (404, &json!("Not Found")));
+    }
+
+    #[tokio::test]
+    async fn each_attempt_has_an_id_and_all_of_them_the_delivery_s_guid() {
+        let gh = GithubStandin::start(REPO).await.unwrap();
+        let id = gh.add_hook(&json!({"config": {"url": CLOSED}}));
+        let (status, _) = answer(call(&gh, "POST", &format!("/{id}/pings"))).await;
+        assert_eq!(status, 204);
+        let log = format!("/{id}/deliveries");
+        let (_, first) = answer(call(&gh, "GET", &log)).await;
+        let attempts = format!("{log}/{}/attempts", first[0]["id"]);
+        let (status, _) = answer(call(&gh, "POST", &attempts)).await;
+        assert_eq!(status, 202);
+        let (_, both) = answer(call(&gh, "GET", &log)).await;
+        assert_eq!(both[0]["guid"], both[1]["guid"]);
+        assert_ne!(both[0]["id"], both[1]["id"]);
+        assert_eq!(
+            (&both[0]["redelivery"], &both[1]["redelivery"]),
+            (&json!(true), &json!(false))
+        );
+        assert_eq!(
+            (&both[0]["status"], &both[0]["status_code"]),
+            (&json!("failed to connect to host"), &json!(0))
+        );
+    }
+}

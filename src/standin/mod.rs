@@ -5,6 +5,7 @@
 //! objects. The repository is in memory ([`GithubStandin::start`]) or is one on this disk
 //! ([`GithubStandin::serve_git`]).
 
+pub mod command;
 mod faults;
 mod hooks;
 mod lfs;
@@ -15,6 +16,7 @@ mod routes;
 mod tests;
 mod webhooks;
 
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -34,6 +36,8 @@ use faults::Traffic;
 use local::Local;
 use model::Repository;
 
+/// A free port of the loopback interface.
+const ANY_PORT: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
 /// The id that the repository keeps when it is renamed.
 const REPOSITORY_ID: u64 = 1_138_000_042;
 /// How a payload says "no such commit".
@@ -91,7 +95,15 @@ impl GithubStandin {
     /// # Errors
     /// When no loopback port can be had.
     pub async fn start(full_name: &str) -> std::io::Result<Self> {
-        Self::serve(Repository::new(full_name), None).await
+        Self::start_at(full_name, ANY_PORT).await
+    }
+
+    /// The same at this address.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub async fn start_at(full_name: &str, address: SocketAddr) -> std::io::Result<Self> {
+        Self::serve(Repository::new(full_name), None, address).await
     }
 
     /// Serves HEAD of a local repository, bare or not, under this name.
@@ -102,11 +114,15 @@ impl GithubStandin {
     /// See [`LocalError`].
     pub async fn serve_git(full_name: &str, path: &Path) -> Result<Self, LocalError> {
         let (local, repository) = Local::open(path, full_name).await?;
-        Ok(Self::serve(repository, Some(local)).await?)
+        Ok(Self::serve(repository, Some(local), ANY_PORT).await?)
     }
 
-    async fn serve(repository: Repository, local: Option<Local>) -> std::io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+    async fn serve(
+        repository: Repository,
+        local: Option<Local>,
+        address: SocketAddr,
+    ) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
         let url = format!("http://{}", listener.local_addr()?);
         let state = State {
             repository,

@@ -7,7 +7,9 @@ use uuid::Uuid;
 use video_ingest::agent::{Limits, Rate};
 use video_ingest::app::{App, Injected};
 use video_ingest::clock::Clock;
-use video_ingest::config::{AgentConfig, AgentVersion, Config, Database, MissingRow, StoreConfig};
+use video_ingest::config::{
+    AgentConfig, AgentVersion, Config, Database, MissingRow, SETTINGS, StoreConfig,
+};
 use video_ingest::doctor::{self, Finding, Mark, Options};
 use video_ingest::standin::GithubStandin;
 
@@ -159,6 +161,22 @@ impl SetUp {
     }
 }
 
+#[test]
+fn the_example_of_settings_lacks_only_what_nobody_else_can_know() {
+    let mut sources = video_ingest::config::Sources::default();
+    sources.read_dotenv("deploy/env.example".as_ref());
+    let problems = Config::load(&sources).unwrap_err();
+    let names: Vec<_> = problems.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(names, ["GITHUB_WEBHOOK_SECRET", "GITHUB_REPOSITORY"]);
+
+    let example = std::fs::read_to_string("deploy/env.example").unwrap();
+    for line in example.lines().filter(|line| !line.starts_with("# ")) {
+        let name = line.trim_start_matches('#').split('=').next().unwrap();
+        let is_known = SETTINGS.iter().any(|setting| setting.name == name);
+        assert!(is_known || name.is_empty(), "{line}");
+    }
+}
+
 /// `broken! { backend: name(setup) => ["expected.id"] { what breaks it } }`
 macro_rules! broken {
     ($($backend:ident: $name:ident($s:ident) => [$($id:literal),*] $body:block)*) => { $(
@@ -181,8 +199,8 @@ async fn nothing_is_wrong_with_what_is_well() {
         let ids: std::collections::BTreeSet<_> = findings.iter().map(|f| f.id).collect();
         let ids: Vec<_> = ids.into_iter().collect();
         let count = match backend {
-            Backend::Embedded => 22,
-            Backend::Supabase => 35,
+            Backend::Embedded => 23,
+            Backend::Supabase => 36,
         };
         assert_eq!(ids.len(), count, "{ids:#?}");
     }
@@ -383,6 +401,18 @@ async fn a_superuser_s_connection_works_but_is_pointed_out() {
         .unwrap();
     assert_eq!(extra.mark, Mark::Warning);
     assert!(extra.text.contains("row-level security"), "{}", extra.text);
+}
+
+#[tokio::test]
+async fn videos_that_were_pushed_past_lfs_are_pointed_out() {
+    let setup = SetUp::well(Backend::Embedded).await;
+    let attributes = "*.mp4 filter=lfs diff=lfs merge=lfs -text\n";
+    setup
+        .github
+        .commit(|c| c.write(".gitattributes", attributes));
+    let findings = setup.findings().await;
+    let lfs = findings.iter().find(|f| f.id == "github.lfs").unwrap();
+    assert_eq!(lfs.mark, Mark::Warning, "{}", lfs.text);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use video_ingest::hooks;
 use crate::story;
 use crate::support::story::{REPOSITORY, SECRET, Story, Video};
 
-const TOKEN: &str = "a token for hooks";
+const TOKEN: &str = "a-token-for-hooks";
 
 fn github(t: &Story) -> Github {
     let token = Some(TOKEN.into());
@@ -104,5 +104,36 @@ story! {
         let anonymous = Github::new(&t.github.url(), None, REPOSITORY, None, "videos", Clock::default()).unwrap();
         let refusal = hooks::save(&anonymous, &receiver(t), &SECRET.into()).await.unwrap_err();
         assert!(refusal.to_string().contains("Webhooks: read and write"), "{refusal}");
+    }
+}
+
+/// Runs the program as an operator does, with nothing set but the repository and a token.
+async fn webhook(t: &Story, args: &[&str]) -> (Option<i32>, String) {
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_video-ingest"))
+        .arg("webhook")
+        .args(args)
+        .env_clear()
+        .env("GITHUB_API_URL", t.github.url())
+        .env("GITHUB_REPOSITORY", REPOSITORY)
+        .env("GITHUB_TOKEN", TOKEN)
+        .current_dir(t.data_dir())
+        .output()
+        .await
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+story! {
+    a_secret_that_was_made_up_is_shown_once_and_never_replaced(t) {
+        let install = ["install", "--url", t.url.as_str()];
+        let (code, said) = webhook(t, &install).await;
+        let secret = said.lines().find_map(|line| line.strip_prefix("GITHUB_WEBHOOK_SECRET="));
+        assert_eq!((code, secret.map(str::len)), (Some(0), Some(64)), "{said}");
+        let (code, said) = webhook(t, &install).await;
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("has a secret") && !said.contains('='), "{said}");
+        let (code, said) = webhook(t, &["status"]).await;
+        assert_eq!(code, Some(2), "no secret is a setting that is missing: {said}");
     }
 }
