@@ -7,6 +7,7 @@ mod cli;
 mod deploy_sql;
 mod main_job;
 mod metrics;
+mod openapi;
 mod page;
 mod process;
 mod races;
