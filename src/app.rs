@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -15,7 +16,7 @@ use crate::clock::Clock;
 use crate::config::{AgentConfig, Config, Database, StoreConfig};
 use crate::db::{Db, RowOwner};
 use crate::failpoint::{FailPoints, Fault};
-use crate::github::Github;
+use crate::github::{Github, InvalidSetting};
 use crate::http::{self, LARGE_BODIES_MAX, STREAMS_MAX, Surface};
 use crate::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
 use crate::metrics;
@@ -86,16 +87,7 @@ impl App {
             .context("the database could not be brought up to this version")?;
         let store = Arc::new(open_store(&config, storage_timeouts)?);
         let github = &config.github;
-        let repository = github.repository.to_string();
-        let client = Github::new(
-            &github.api_url,
-            github.token.clone(),
-            &repository,
-            github.branch.clone(),
-            &github.videos_dir,
-            clock.clone(),
-        )?;
-        let client = Arc::new(client);
+        let client = Arc::new(self::github(&config, &clock)?);
         let wake = Arc::new(Notify::new());
         let videos_dir: Arc<str> = github.videos_dir.as_str().into();
         let sweep = Sweep {
@@ -120,6 +112,7 @@ impl App {
                 metadata_grace: config.metadata_grace,
                 generation_deadline: config.generation_deadline,
                 missing_row: config.missing_row,
+                lease: config.lease,
                 row_owner: match config.database {
                     Database::Sqlite => RowOwner::Fixed(config.default_user_id),
                     Database::Postgres { .. } => RowOwner::OfLesson,
@@ -145,7 +138,7 @@ impl App {
             store,
             wake,
             webhook_secrets: Arc::new(config.webhook_secrets.clone()),
-            repository: repository.into(),
+            repository: github.repository.to_string().into(),
             branch: github.branch.as_deref().map(Into::into),
             videos_dir,
             admin_token: config.admin_token.clone(),
@@ -180,6 +173,15 @@ impl App {
                 self.worker.stop.clone(),
             ));
         }
+        if let Database::Postgres { url } = &self.config.database {
+            let (db, url, worker) = (self.db.clone(), url.clone(), self.worker.clone());
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = db.forward_wakeups(&url, &worker.wake) => {}
+                    () = worker.stop.cancelled() => {}
+                }
+            });
+        }
         tasks.close();
         let upkeep = tokio::spawn(fold_metrics());
         let serving = http::serve(listener, self.router, stop.clone());
@@ -205,6 +207,23 @@ impl App {
             }
         }
         let _ = tokio::time::timeout(HAND_BACK_TIMEOUT / 3, self.db.close()).await;
+    }
+}
+
+/// Waits for SIGTERM from a service manager or SIGINT from a terminal.
+pub async fn stop_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        tracing::error!(
+            "signals cannot be received: stop the process with SIGKILL, nothing is lost"
+        );
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
 }
 
@@ -246,6 +265,19 @@ pub async fn open_database(config: &Config, clock: Clock) -> anyhow::Result<Db> 
     }
 }
 
+/// The repository of the settings.
+pub(crate) fn github(config: &Config, clock: &Clock) -> Result<Github, InvalidSetting> {
+    let github = &config.github;
+    Github::new(
+        &github.api_url,
+        github.token.clone(),
+        &github.repository.to_string(),
+        github.branch.clone(),
+        &github.videos_dir,
+        clock.clone(),
+    )
+}
+
 fn open_store(config: &Config, timeouts: Timeouts) -> anyhow::Result<Store> {
     Ok(match &config.store {
         StoreConfig::Folder => {
@@ -264,7 +296,8 @@ fn open_store(config: &Config, timeouts: Timeouts) -> anyhow::Result<Store> {
     })
 }
 
-fn agent(
+/// The agent's API, if the settings have a key for it.
+pub(crate) fn agent(
     config: &Config,
     clock: &Clock,
     limits: agent::Limits,

@@ -51,6 +51,8 @@ pub struct Rules {
     pub missing_row: MissingRow,
     /// Who owns the rows that we insert.
     pub row_owner: RowOwner,
+    /// How long a lease lasts; an upload begins with a whole one.
+    pub lease: Duration,
 }
 
 /// Everything the story touches.
@@ -372,6 +374,13 @@ impl Ingest {
         {
             attempt.step("stored", "the same bytes are in the store already");
             return Ok(());
+        }
+        if let Err(error) = self.db.renew(attempt.claim, self.rules.lease).await {
+            tracing::warn!(video.id = %attempt.claim.key.video_id, error = &error as &dyn std::error::Error, "not uploaded");
+            return Err(Failure::new(
+                Code::LeaseExpired,
+                "the lease was lost before the upload",
+            ));
         }
         attempt.uploading.store(true, Ordering::Relaxed);
         self.fail.at("uploading").await?;

@@ -31,7 +31,7 @@
 //! [`ingest`], whether and when to try again only in [`worker`], and nothing but values in [`domain`].
 
 #![forbid(unsafe_code)]
-#![warn(missing_docs, unreachable_pub)]
+#![warn(missing_docs, clippy::unwrap_used)]
 
 pub mod domain;
 
@@ -58,8 +58,9 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
-pub mod demo;
+pub mod doctor;
 pub mod failpoint;
+pub mod hooks;
 pub mod metrics;
 pub mod standin;
 pub mod telemetry;

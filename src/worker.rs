@@ -262,7 +262,7 @@ fn log(claim: &Claim, end: &End) {
 }
 
 /// The room left for us on the disk that holds `dir`, in bytes.
-fn free_bytes(dir: &std::path::Path) -> Option<u64> {
+pub(crate) fn free_bytes(dir: &std::path::Path) -> Option<u64> {
     let disk = rustix::fs::statvfs(dir).ok()?;
     Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }

@@ -19,7 +19,7 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// A video as the API lists it; what is not shown is not read, so that versions may differ.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct Video {
+pub(crate) struct Video {
     /// Its id.
     pub video_id: String,
     /// Its lesson's.
@@ -48,7 +48,7 @@ pub struct Video {
 
 /// A video with its history.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct Detail {
+pub(crate) struct Detail {
     /// What the list has too.
     #[serde(flatten)]
     pub video: Video,
@@ -62,7 +62,7 @@ pub struct Detail {
 
 /// One entry of a timeline.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct Event {
+pub(crate) struct Event {
     /// RFC 3339.
     pub at: String,
     /// One word.
@@ -80,7 +80,7 @@ struct Problem {
 }
 
 /// Where a server is, and the right to ask it.
-pub struct Client {
+pub(crate) struct Client {
     base: String,
     token: SecretString,
     http: reqwest::Client,
@@ -91,7 +91,7 @@ impl Client {
     ///
     /// # Errors
     /// No TLS on this machine.
-    pub fn new(base: &str, token: SecretString) -> anyhow::Result<Self> {
+    pub(crate) fn new(base: &str, token: SecretString) -> anyhow::Result<Self> {
         let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT);
         // A proxy cannot reach this machine's own loopback.
         let host = reqwest::Url::parse(base)?
@@ -110,7 +110,7 @@ impl Client {
     ///
     /// # Errors
     /// It is not known there, or as for every call.
-    pub async fn video(&self, id: uuid::Uuid) -> anyhow::Result<Value> {
+    pub(crate) async fn video(&self, id: uuid::Uuid) -> anyhow::Result<Value> {
         let answer = self.find_video(id).await?;
         self.known(answer, id).await
     }
@@ -119,7 +119,7 @@ impl Client {
     ///
     /// # Errors
     /// As for every call.
-    pub async fn find_video(&self, id: uuid::Uuid) -> anyhow::Result<Option<Value>> {
+    pub(crate) async fn find_video(&self, id: uuid::Uuid) -> anyhow::Result<Option<Value>> {
         let path = format!("/api/videos/{id}");
         self.ask(Method::GET, &path, &[], Duration::ZERO).await
     }
@@ -128,7 +128,7 @@ impl Client {
     ///
     /// # Errors
     /// It is not known there, or as for every call.
-    pub async fn retry(&self, id: uuid::Uuid) -> anyhow::Result<Value> {
+    pub(crate) async fn retry(&self, id: uuid::Uuid) -> anyhow::Result<Value> {
         let path = format!("/api/videos/{id}/retry");
         let answer = self.ask(Method::POST, &path, &[], Duration::ZERO).await?;
         self.known(answer, id).await
@@ -138,7 +138,7 @@ impl Client {
     ///
     /// # Errors
     /// No server, no right, no such API, or the server's own trouble.
-    pub async fn call(
+    pub(crate) async fn call(
         &self,
         method: Method,
         path: &str,

@@ -34,7 +34,7 @@ const WATCH_MIN: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 
 /// Its command line.
-pub fn command() -> Command {
+pub(crate) fn command() -> Command {
     Command::new("reconcile")
         .about("Have a running server look for what lost webhooks left behind")
         .after_help(

@@ -23,7 +23,7 @@ const PAGE_ROWS_MAX: usize = 200;
 const LIMIT_DEFAULT: &str = "50";
 
 /// Its command line.
-pub fn command() -> Command {
+pub(crate) fn command() -> Command {
     let id = Arg::new("id")
         .value_name("ID")
         .required(true)
@@ -73,7 +73,7 @@ pub fn command() -> Command {
 }
 
 /// A video's id from what a person has at hand: the id, a file's name or its path.
-pub fn video_id(text: &str) -> Result<Uuid, String> {
+pub(crate) fn video_id(text: &str) -> Result<Uuid, String> {
     let name = text.trim().rsplit('/').next().unwrap_or_default();
     let stem = name
         .strip_suffix(".mp4")

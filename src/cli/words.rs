@@ -3,13 +3,13 @@
 use jiff::{SignedDuration, Timestamp};
 
 /// What every terminal shows without breaking lines, in characters.
-pub const WIDTH: usize = 80;
+pub(crate) const WIDTH: usize = 80;
 
 /// The narrowest that a wrapped column gets, in characters.
 const WRAP_MIN: usize = 24;
 
 /// How long ago, in the largest unit that fits: `12 s ago`.
-pub fn ago(at: &str, now: Timestamp) -> String {
+pub(crate) fn ago(at: &str, now: Timestamp) -> String {
     let Ok(at) = at.parse::<Timestamp>() else {
         return "?".to_owned();
     };
@@ -24,7 +24,7 @@ pub fn ago(at: &str, now: Timestamp) -> String {
 }
 
 /// A time of day in UTC, to the millisecond.
-pub fn clock(at: &str) -> String {
+pub(crate) fn clock(at: &str) -> String {
     match at.parse::<Timestamp>() {
         Ok(at) => at.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string(),
         Err(_) => at.to_owned(),
@@ -32,7 +32,7 @@ pub fn clock(at: &str) -> String {
 }
 
 /// Bytes in a unit of three or four digits.
-pub fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         0..1_024 => format!("{bytes} bytes"),
         1_024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1_024.0),
@@ -41,7 +41,7 @@ pub fn size(bytes: u64) -> String {
 }
 
 /// A video's duration: `30.059 s`, `12:05`.
-pub fn duration(ms: u64) -> String {
+pub(crate) fn duration(ms: u64) -> String {
     match ms {
         0..60_000 => format!("{}.{:03} s", ms / 1_000, ms % 1_000),
         _ => format!("{}:{:02}", ms / 60_000, ms / 1_000 % 60),
@@ -50,7 +50,7 @@ pub fn duration(ms: u64) -> String {
 
 /// One row of a table.
 #[derive(Clone, Debug, Default)]
-pub struct Row {
+pub(crate) struct Row {
     /// One for each head.
     pub cells: Vec<String>,
     /// Paragraphs below the row, over its whole width.
@@ -59,7 +59,7 @@ pub struct Row {
 
 /// Rows under their heads, columns as wide as what is in them; the last one and notes are broken at
 /// [`WIDTH`] characters.
-pub fn table(heads: &[&str], rows: &[Row]) -> String {
+pub(crate) fn table(heads: &[&str], rows: &[Row]) -> String {
     let heads = Row {
         cells: heads.iter().map(|head| (*head).to_owned()).collect(),
         notes: Vec::new(),
@@ -91,7 +91,7 @@ pub fn table(heads: &[&str], rows: &[Row]) -> String {
 }
 
 /// Paragraphs, moved to the right and broken at [`WIDTH`] characters.
-pub fn indented(paragraphs: &[String], indent: usize) -> String {
+pub(crate) fn indented(paragraphs: &[String], indent: usize) -> String {
     let lines = paragraphs
         .iter()
         .flat_map(|text| wrap(text, WIDTH - indent));
@@ -101,7 +101,7 @@ pub fn indented(paragraphs: &[String], indent: usize) -> String {
 }
 
 /// Breaks a text between words so that lines have at most `width` characters; at least one line.
-pub fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let width = width.max(WRAP_MIN);
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
@@ -120,7 +120,7 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
 }
 
 /// What another side wrote, fit for a terminal: without control characters, which could move its cursor.
-pub fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()

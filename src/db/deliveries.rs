@@ -54,7 +54,7 @@ const RECORD: &str = "insert into video_ingest.deliveries
     from {each}($1{jsonb}) as d
     where true
     on conflict (guid) do update set
-        redeliveries = deliveries.redeliveries + 1, scan_due_at = excluded.scan_due_at";
+        redeliveries = deliveries.redeliveries + 1, scan_due_at = excluded.scan_due_at {wake}";
 
 impl Db {
     /// Records deliveries and asks for their videos: all of it or nothing, in one commit.

@@ -9,6 +9,7 @@
 //! since the epoch, flags as 0 and 1. What differs is spelled by a few tokens, see [`Db::query`].
 
 mod deliveries;
+mod doctor;
 mod rows;
 mod stats;
 mod sweeps;
@@ -21,13 +22,17 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::any::{AnyArguments, AnyPoolOptions};
 use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgListener;
 use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Row as _, Transaction};
 use tokio::sync::broadcast;
 
+use tokio::sync::Notify;
+
 use crate::clock::Clock;
 
 pub use deliveries::{Delivery, Scan};
+pub use doctor::{AppFacts, Migrated, Schema};
 pub use rows::{Row, RowOwner};
 pub use stats::{Day, Hour, Overview};
 pub use sweeps::{PendingRow, ReadyObject, StoredReading};
@@ -46,6 +51,12 @@ const TRUST_IDLE_FOR: Duration = Duration::from_secs(1);
 /// The port of Supabase's transaction pooler, where a connection is ours for one transaction only.
 /// Source: Supabase's guide "Connect to your database".
 const TRANSACTION_POOLER_PORT: u16 = 6543;
+
+/// What is notified when something was recorded.
+const WAKE_CHANNEL: &str = "video_ingest";
+
+/// After the connection that listens for wake-ups broke.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// Any key, as long as every replica uses the same: replicas that start together migrate in turn.
 const MIGRATION_LOCK: i64 = 0x7669_6465_6f69_6e67;
@@ -182,6 +193,33 @@ impl Db {
         })
     }
 
+    /// Passes on, for ever, that another process recorded something. Only where a connection is ours
+    /// for longer than a transaction; elsewhere, and while it is broken, the workers' poll is enough.
+    pub async fn forward_wakeups(&self, url: &SecretString, wake: &Notify) {
+        if self.pooled {
+            return;
+        }
+        loop {
+            let listened: Result<(), sqlx::Error> = async {
+                let mut listener = PgListener::connect(url.expose_secret()).await?;
+                listener.listen(WAKE_CHANNEL).await?;
+                loop {
+                    // `None`: reconnected, something may have been missed meanwhile.
+                    listener.try_recv().await?;
+                    wake.notify_waiters();
+                }
+            }
+            .await;
+            if let Err(error) = listened {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "not listening for wake-ups"
+                );
+            }
+            tokio::time::sleep(LISTEN_AGAIN).await;
+        }
+    }
+
     /// Brings our own tables up to this program's version. Safe when replicas start together.
     pub async fn migrate(&self) -> Result<(), DbError> {
         let mut tx = self.transaction().await?;
@@ -280,6 +318,7 @@ impl Db {
     /// | `{each}(x)` | `json_each(x)` | `jsonb_array_elements(x)` |
     /// | `{jsonb}` `{uuid}` `{text}` | nothing | the cast |
     /// | `{skip_locked}` | nothing: there is one writer | `for update skip locked` |
+    /// | `{wake}` | nothing: there is one process | tells the other replicas, once it is committed |
     /// | `video_ingest.` | nothing | the schema |
     fn query<'q>(&self, text: &str) -> Query<'q, Any, AnyArguments> {
         sqlx::query(AssertSqlSafe(self.spell(text))).persistent(!self.pooled)
@@ -298,6 +337,7 @@ impl Db {
                 .replace("{uuid}", "")
                 .replace("{text}", "")
                 .replace("{skip_locked}", "")
+                .replace("{wake}", "")
                 .replace("video_ingest.", ""),
             Dialect::Postgres => text
                 .replace(
@@ -310,7 +350,11 @@ impl Db {
                 .replace("{jsonb}", "::jsonb")
                 .replace("{uuid}", "::uuid")
                 .replace("{text}", "::text")
-                .replace("{skip_locked}", "for update skip locked"),
+                .replace("{skip_locked}", "for update skip locked")
+                .replace(
+                    "{wake}",
+                    &format!("returning pg_notify('{WAKE_CHANNEL}', '')::text"),
+                ),
         }
     }
 

@@ -116,7 +116,7 @@ pub(super) const TELL: &str = "insert into video_ingest.events
     select k.value ->> 'video_id', k.value ->> 'lesson_id', {now}, 0,
         case when k.value ->> 'source' = 'push' then 'received' else 'requested' end,
         k.value ->> 'detail', g.value ->> 'guid'
-    from {each}($1{jsonb}) as k left join {each}(k.value -> 'deliveries') as g on true";
+    from {each}($1{jsonb}) as k left join {each}(k.value -> 'deliveries') as g on true {wake}";
 
 /// Requests as [`ASK`] and [`TELL`] read them: one per video, since one statement may touch a row
 /// only once.

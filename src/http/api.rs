@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
@@ -15,7 +16,7 @@ use super::problem::ProblemBody;
 use super::{ErrorCode, Problem, Surface};
 use crate::db::{DeliveryView, Filter, Request, Source, VideoDetail, VideoView};
 use crate::domain::ids::{VideoKey, canonical_uuid};
-use crate::sweep::{SweepOptions, SweepReport};
+use crate::sweep::{Stopped, SweepOptions, SweepReport};
 
 /// The database has this long to say that it is there.
 const READY_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -70,8 +71,9 @@ pub(super) struct Videos {
 )]
 pub(super) async fn videos(
     State(surface): State<Surface>,
-    Query(query): Query<ListQuery>,
+    query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Videos>, Problem> {
+    let Query(query) = query.map_err(|error| malformed(error.body_text()))?;
     let filter = Filter {
         state: query.state.filter(|s| !s.is_empty()),
         q: query.q.filter(|q| !q.is_empty()),
@@ -179,8 +181,9 @@ pub(super) struct Deliveries {
 )]
 pub(super) async fn deliveries(
     State(surface): State<Surface>,
-    Query(query): Query<DeliveriesQuery>,
+    query: Result<Query<DeliveriesQuery>, QueryRejection>,
 ) -> Result<Json<Deliveries>, Problem> {
+    let Query(query) = query.map_err(|error| malformed(error.body_text()))?;
     let page = surface.db.deliveries(query.cursor.as_deref()).await?;
     Ok(Json(Deliveries {
         deliveries: page.items,
@@ -188,19 +191,33 @@ pub(super) async fn deliveries(
     }))
 }
 
+/// All as text: `dry_run=&wait=` means that neither is given.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ReconcileQuery {
     /// Write nothing; say what would be done.
-    #[serde(default)]
-    dry_run: bool,
+    #[param(value_type = Option<bool>)]
+    dry_run: Option<String>,
     /// Seconds to wait for what was found, 0 to 300; 25 unless asked otherwise.
-    wait: Option<u64>,
+    #[param(value_type = Option<u64>)]
+    wait: Option<String>,
     /// Only this video.
     video_id: Option<String>,
     /// Compare ready rows with what the store holds, too.
-    #[serde(default)]
-    verify: bool,
+    #[param(value_type = Option<bool>)]
+    verify: Option<String>,
+}
+
+fn flag(name: &str, text: Option<&str>) -> Result<bool, Problem> {
+    match text.unwrap_or_default() {
+        "" | "false" | "0" => Ok(false),
+        "true" | "1" => Ok(true),
+        _ => Err(malformed(format!("{name} is true or false"))),
+    }
+}
+
+fn malformed(detail: impl Into<String>) -> Problem {
+    Problem::new(ErrorCode::Malformed, detail)
 }
 
 /// Looks for what no delivery brought: compares the branch, the rows and what the agent says.
@@ -216,25 +233,35 @@ pub(super) struct ReconcileQuery {
 )]
 pub(super) async fn reconcile(
     State(surface): State<Surface>,
-    Query(query): Query<ReconcileQuery>,
+    query: Result<Query<ReconcileQuery>, QueryRejection>,
 ) -> Result<Json<SweepReport>, Problem> {
-    let only = match query.video_id {
-        Some(text) => Some(
-            canonical_uuid(&text)
-                .ok_or_else(|| Problem::new(ErrorCode::Malformed, "video_id is not a UUID"))?,
-        ),
-        None => None,
+    let Query(query) = query.map_err(|error| malformed(error.body_text()))?;
+    let only = match query.video_id.as_deref() {
+        None | Some("") => None,
+        Some(text) => {
+            Some(canonical_uuid(text).ok_or_else(|| malformed("video_id is not a UUID"))?)
+        }
     };
-    let wait = query.wait.unwrap_or(WAIT_DEFAULT);
-    if wait > WAIT_MAX {
-        let detail = format!("wait is in seconds, at most {WAIT_MAX}");
-        return Err(Problem::new(ErrorCode::Malformed, detail));
-    }
+    let wait = match query.wait.as_deref() {
+        None | Some("") => Some(WAIT_DEFAULT),
+        Some(text) => text.parse().ok().filter(|wait| *wait <= WAIT_MAX),
+    };
+    let wait = wait.ok_or_else(|| malformed(format!("wait is in seconds, at most {WAIT_MAX}")))?;
     let options = SweepOptions {
-        dry_run: query.dry_run,
+        dry_run: flag("dry_run", query.dry_run.as_deref())?,
         wait: Duration::from_secs(wait),
         only,
-        verify: query.verify,
+        verify: flag("verify", query.verify.as_deref())?,
     };
-    surface.sweep.run(&options).await.map(Json)
+    surface
+        .sweep
+        .run(&options)
+        .await
+        .map(Json)
+        .map_err(|stopped| match stopped {
+            Stopped::Db(error) => error.into(),
+            Stopped::Failure(failure) => {
+                Problem::new(ErrorCode::GithubUnavailable, failure.message)
+            }
+        })
 }

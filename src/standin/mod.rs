@@ -6,6 +6,7 @@
 //! ([`GithubStandin::serve_git`]).
 
 mod faults;
+mod hooks;
 mod lfs;
 mod local;
 mod model;
@@ -64,6 +65,7 @@ struct State {
     /// Calls left, and the Unix second at which there are more.
     quota: Option<(u32, u64)>,
     tree_entries_max: usize,
+    hooks: Vec<hooks::Hook>,
 }
 
 impl State {
@@ -114,6 +116,7 @@ impl GithubStandin {
             token: None,
             quota: None,
             tree_entries_max: routes::TREE_ENTRIES_MAX,
+            hooks: Vec::new(),
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -309,6 +312,26 @@ impl GithubStandin {
     /// The webhook that GitHub sends when a hook is created.
     pub fn ping(&self) -> Delivery {
         webhooks::ping(&self.shared.state())
+    }
+
+    /// Adds a webhook as a call of the API would (`{"config": {"url": …, "secret": …}}`): its number.
+    pub fn add_hook(&self, body: &serde_json::Value) -> u64 {
+        self.shared.state().add_hook(body)
+    }
+
+    /// Changes a webhook as a call of the API would.
+    pub fn change_hook(&self, hook: u64, body: &serde_json::Value) {
+        self.shared.state().change_hook(hook, body);
+    }
+
+    /// Sends a delivery to a hook's receiver and remembers how it went, as the API then shows it.
+    pub async fn deliver(&self, hook: u64, delivery: &Delivery) {
+        self.shared.deliver(hook, delivery.clone()).await;
+    }
+
+    /// Remembers an attempt at a delivery that nobody made: `timed out`, 0.
+    pub fn record(&self, hook: u64, delivery: &Delivery, status: &str, code: u16) {
+        self.shared.record(hook, delivery, status, code);
     }
 }
 

@@ -184,6 +184,8 @@ impl SupabaseStore {
     pub(super) async fn limits(&self, bucket: &str) -> Result<BucketLimits, Failure> {
         #[derive(Deserialize)]
         struct Bucket {
+            #[serde(default)]
+            public: bool,
             file_size_limit: Option<u64>,
             allowed_mime_types: Option<Vec<String>>,
         }
@@ -194,6 +196,7 @@ impl SupabaseStore {
         let types = found.allowed_mime_types.unwrap_or_default();
         Ok(BucketLimits {
             max_bytes: found.file_size_limit,
+            public: found.public,
             mp4_allowed: types.is_empty()
                 || types
                     .iter()

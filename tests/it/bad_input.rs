@@ -116,7 +116,7 @@ story! {
         let video = Video::good();
         t.row(&video).await;
         let before = t.github.head();
-        t.github.commit(|c| c.write(&video.json_path(), video.json.clone()));
+        t.github.commit(|c| c.write(video.json_path(), video.json.clone()));
         t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
         t.work().await;
         t.expect_state(&video, "waiting", "video_missing").await;
@@ -137,7 +137,7 @@ story! {
         t.work().await;
         t.push(&gone).await;
         let before = t.github.head();
-        t.github.commit(|c| c.remove(&gone.mp4_path()).remove(&gone.json_path()).remove(&ready.mp4_path()).remove(&ready.json_path()));
+        t.github.commit(|c| c.remove(gone.mp4_path()).remove(gone.json_path()).remove(ready.mp4_path()).remove(ready.json_path()));
         t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
         t.work().await;
         t.expect_reported(&gone, "video_missing").await;

@@ -25,8 +25,8 @@ story! {
             for json in [json_first, !json_first] {
                 let before = t.github.head();
                 t.github.commit(|c| match json {
-                    true => c.write(&video.json_path(), video.json.clone()),
-                    false => c.write(&video.mp4_path(), video.mp4.clone()),
+                    true => c.write(video.json_path(), video.json.clone()),
+                    false => c.write(video.mp4_path(), video.mp4.clone()),
                 });
                 t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
                 t.work().await;
@@ -39,7 +39,7 @@ story! {
         let video = Video::good();
         t.row(&video).await;
         let before = t.github.head();
-        t.github.commit(|c| c.write(&video.mp4_path(), video.mp4.clone()));
+        t.github.commit(|c| c.write(video.mp4_path(), video.mp4.clone()));
         t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
         t.work().await;
         t.expect_state(&video, "waiting", "metadata_missing").await;

@@ -113,8 +113,8 @@ async fn pushed(video: &Video) -> (GithubStandin, Delivery) {
     let github = GithubStandin::start(REPOSITORY).await.unwrap();
     let before = github.commit(|c| c.write("README.md", "videos, rendered"));
     github.commit(|c| {
-        c.write(&video.mp4_path(), video.mp4.clone())
-            .write(&video.json_path(), video.json.clone())
+        c.write(video.mp4_path(), video.mp4.clone())
+            .write(video.json_path(), video.json.clone())
     });
     let push = github.push(before, github.head());
     (github, push)
@@ -231,8 +231,8 @@ async fn a_large_video_needs_little_memory() {
     let github = GithubStandin::start(REPOSITORY).await.unwrap();
     let before = github.commit(|c| c.write("README.md", "videos, rendered"));
     github.commit(|c| {
-        c.write_lfs(&video.mp4_path(), video.mp4.clone())
-            .write(&video.json_path(), video.json.clone())
+        c.write_lfs(video.mp4_path(), video.mp4.clone())
+            .write(video.json_path(), video.json.clone())
     });
     let server = Server::start(dir.path(), &github, &[("MAX_VIDEO_BYTES", "300000000")]);
     assert_eq!(

@@ -168,7 +168,7 @@ story! {
         let video = Video::good();
         t.row(&video).await;
         let before = t.github.head();
-        t.github.commit(|c| c.write_lfs(&video.mp4_path(), video.mp4.clone()).write(&video.json_path(), video.json.clone()));
+        t.github.commit(|c| c.write_lfs(video.mp4_path(), video.mp4.clone()).write(video.json_path(), video.json.clone()));
         t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
         t.work().await;
         t.expect_ready(&video).await;

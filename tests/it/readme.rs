@@ -1,9 +1,10 @@
 //! What the README says of the program is what the program is.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use video_ingest::config;
+use video_ingest::domain::advice::advice;
 use video_ingest::domain::failure::{Class, Code};
 
 const README: &str = include_str!("../../README.md");
@@ -43,8 +44,9 @@ fn the_settings_are_those_of_the_program() {
 }
 
 #[test]
-fn every_failure_code_is_explained_in_its_class() {
-    let written: Vec<_> = table("codes").map(|cells| (cells[0], cells[1])).collect();
+fn every_failure_code_is_explained_with_its_class_and_advice() {
+    let rows = table("codes");
+    let written: Vec<_> = rows.map(|cells| (cells[0], cells[1], cells[3])).collect();
     let expected: Vec<_> = Code::ALL
         .iter()
         .map(|code| {
@@ -54,7 +56,7 @@ fn every_failure_code_is_explained_in_its_class() {
                 Class::Passing => "passing",
                 Class::Time => "time",
             };
-            (code.as_str(), class)
+            (code.as_str(), class, advice(*code))
         })
         .collect();
     assert_eq!(written, expected);
@@ -63,7 +65,7 @@ fn every_failure_code_is_explained_in_its_class() {
 #[test]
 fn every_source_file_is_on_the_map() {
     let mut files = Vec::new();
-    rust_files(Path::new("src"), &mut files);
+    rust_files(Path::new("src"), &mut files).unwrap();
     files.retain(|file| !file.ends_with("tests.rs"));
     files.sort();
     let mut written: Vec<_> = table("rooms")
@@ -74,27 +76,36 @@ fn every_source_file_is_on_the_map() {
 }
 
 #[test]
-fn the_fail_points_of_the_crash_table_are_those_of_an_attempt() {
-    let ingest = include_str!("../../src/ingest.rs");
-    let mut there: Vec<_> = ingest
-        .split("fail.at(\"")
-        .skip(1)
-        .filter_map(|text| text.split('"').next())
-        .collect();
+fn the_proofs_of_the_crash_table_are_there() {
+    let sources = [
+        include_str!("../../src/ingest.rs"),
+        include_str!("../../src/worker.rs"),
+    ];
+    let places = sources.iter().flat_map(|s| s.split("fail.at(\"").skip(1));
+    let mut there: Vec<_> = places.filter_map(|text| text.split('"').next()).collect();
     there.sort_unstable();
-    let named = table("crashes").map(|cells| cells[3]);
-    let mut named: Vec<_> = named.filter(|name| !name.is_empty()).collect();
+
+    let proofs = table("crashes").map(|cells| cells[3]);
+    let (tests, mut named): (Vec<_>, Vec<_>) = proofs
+        .filter(|proof| !proof.is_empty())
+        .partition(|proof| proof.contains("::"));
     named.sort_unstable();
-    assert_eq!(named, there);
+    assert_eq!(named, there, "left: the README's fail points, right: src");
+    for test in tests {
+        let (file, name) = test.split_once("::").unwrap();
+        let file = fs::read_to_string(format!("tests/it/{file}.rs")).unwrap();
+        assert!(file.contains(&format!(" {name}(")), "there is no {test}");
+    }
 }
 
-fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
         if path.is_dir() {
-            rust_files(&path, found);
+            rust_files(&path, found)?;
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.push(path);
         }
     }
+    Ok(())
 }

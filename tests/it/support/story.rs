@@ -1,5 +1,6 @@
 //! One test = one story: a GitHub, a server, a store and a worker that is driven by hand.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,16 +12,19 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::SubscriberExt as _;
 use uuid::Uuid;
+use video_ingest::agent::{Limits, Rate};
 use video_ingest::app::{App, Injected};
 use video_ingest::clock::Clock;
-use video_ingest::config::{Config, Database, MissingRow, StoreConfig};
+use video_ingest::config::{AgentConfig, Config, Database, MissingRow, StoreConfig};
 use video_ingest::db::Db;
+use video_ingest::domain::agent::AgentVersion;
 use video_ingest::domain::ids::{FileKind, GitSha, VideoKey};
 use video_ingest::failpoint::FailPoints;
 use video_ingest::http;
 use video_ingest::standin::{Delivery, GithubStandin};
 use video_ingest::worker::Worker;
 
+use super::openhands::{self, OpenHands, Server};
 use super::postgres::{self, Postgres};
 use super::storage::StorageStandin;
 
@@ -31,6 +35,16 @@ pub const ADMIN_TOKEN: &str = "an-admin-token-for-tests";
 const BUCKET: &str = "lesson-assets";
 /// More steps than any story needs: a loop that does not end is a failure, not a hang.
 const STEPS_MAX: usize = 5000;
+
+/// As patient as a test can be, and as fast as the stand-in answers.
+const AGENT_LIMITS: Limits = Limits {
+    answer: Duration::from_secs(2),
+    probe: Duration::from_secs(20),
+    rates: [Rate {
+        calls: 10_000,
+        per: Duration::from_secs(1),
+    }; 2],
+};
 
 pub const GOOD: &[u8] = include_bytes!("../../../fixtures/videos/good.mp4");
 pub const SECOND: &[u8] = include_bytes!("../../../fixtures/videos/second.mp4");
@@ -44,6 +58,8 @@ pub enum Backend {
     Embedded,
     /// Postgres as the least-privileged role, and the Storage stand-in: Supabase mode.
     Supabase,
+    /// The same behind pgbouncer in transaction mode, as behind Supabase's port 6543.
+    Pooled,
 }
 
 /// Runs a story on both back ends: `story! { a_pushed_video_becomes_ready(t) { … } }`.
@@ -66,6 +82,13 @@ macro_rules! story {
             #[tokio::test]
             async fn supabase() {
                 let mut t = $crate::support::story::Story::begin($crate::support::story::Backend::Supabase).await;
+                story(&mut t).await;
+                t.finish().await;
+            }
+
+            #[tokio::test]
+            async fn pooled() {
+                let mut t = $crate::support::story::Story::begin($crate::support::story::Backend::Pooled).await;
                 story(&mut t).await;
                 t.finish().await;
             }
@@ -159,9 +182,33 @@ pub struct Asset {
     pub metadata: Value,
 }
 
+/// A row as the app, or the old function, left it.
+#[derive(Clone, Debug)]
+pub struct AppRow {
+    pub key: VideoKey,
+    pub age: Duration,
+    pub mime_type: &'static str,
+    pub storage_path: Option<String>,
+    pub conversation: Option<Uuid>,
+}
+
+impl AppRow {
+    /// Made just now, being generated, by nobody that we know of.
+    pub fn pending(key: VideoKey) -> Self {
+        Self {
+            key,
+            age: Duration::ZERO,
+            mime_type: "video/mp4",
+            storage_path: None,
+            conversation: None,
+        }
+    }
+}
+
 pub struct Story {
     pub backend: Backend,
     pub github: GithubStandin,
+    pub agent: OpenHands,
     pub storage: StorageStandin,
     pub clock: Clock,
     pub fail: FailPoints,
@@ -169,6 +216,7 @@ pub struct Story {
     pub db: Db,
     pub url: String,
     pub user: Uuid,
+    config: Config,
     client: reqwest::Client,
     database: Option<postgres::Database>,
     dir: tempfile::TempDir,
@@ -187,6 +235,7 @@ impl Story {
     pub async fn begin_with(backend: Backend, change: impl FnOnce(&mut Config)) -> Self {
         let github = GithubStandin::start(REPOSITORY).await.unwrap();
         github.commit(|c| c.write("README.md", "videos, rendered"));
+        let agent = OpenHands::start(Server::Cloud).await;
         let storage = StorageStandin::start().await;
         storage.create_bucket(BUCKET, Some(52_428_800), Some(&["video/mp4"]));
         let dir = tempfile::tempdir().unwrap();
@@ -194,13 +243,20 @@ impl Story {
         let mut config = Config::embedded(dir.path(), local, REPOSITORY, &github.url(), SECRET);
         config.admin_token = Some(ADMIN_TOKEN.into());
         config.missing_row = MissingRow::Wait;
+        config.agent = Some(AgentConfig {
+            key: openhands::KEY.into(),
+            api_url: agent.url.clone(),
+            version: AgentVersion::V1,
+        });
         let database = match backend {
             Backend::Embedded => None,
-            Backend::Supabase => {
+            Backend::Supabase | Backend::Pooled => {
                 let database = Postgres::database().await;
-                config.database = Database::Postgres {
-                    url: database.service_url.clone().into(),
+                let url = match backend {
+                    Backend::Pooled => database.pooled_url(),
+                    _ => database.service_url.clone(),
                 };
+                config.database = Database::Postgres { url: url.into() };
                 config.store = StoreConfig::Supabase {
                     url: storage.url(),
                     service_role_key: super::storage::SECRET_KEY.into(),
@@ -216,7 +272,10 @@ impl Story {
             .with(Errors(errors.clone()))
             .with(tracing_subscriber::fmt::layer().with_test_writer());
         let logs = tracing::subscriber::set_default(subscriber);
-        let injected = Injected::default();
+        let injected = Injected {
+            agent_limits: AGENT_LIMITS,
+            ..Injected::default()
+        };
         let (clock, fail) = (injected.clock.clone(), injected.fail.clone());
         let app = App::build(config.clone(), injected).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -226,6 +285,7 @@ impl Story {
         Self {
             backend,
             github,
+            agent,
             storage,
             clock,
             fail,
@@ -233,6 +293,7 @@ impl Story {
             db: app.db,
             url,
             user: Uuid::new_v4(),
+            config,
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
             database,
             dir,
@@ -248,8 +309,8 @@ impl Story {
     /// Commits both files of a video.
     pub fn commit(&self, video: &Video) -> GitSha {
         self.github.commit(|c| {
-            c.write(&video.mp4_path(), video.mp4.clone())
-                .write(&video.json_path(), video.json.clone())
+            c.write(video.mp4_path(), video.mp4.clone())
+                .write(video.json_path(), video.json.clone())
         })
     }
 
@@ -295,6 +356,36 @@ impl Story {
                 .await;
             }
         }
+    }
+
+    /// Many rows at once, with their lessons.
+    pub async fn rows(&self, rows: &[AppRow]) {
+        let (now, user) = (self.clock.now_ms(), self.user);
+        let text = |value: Option<String>| match value {
+            Some(value) => format!("'{value}'"),
+            None => "null".to_owned(),
+        };
+        let mut statements = String::from("begin;\n");
+        for row in rows {
+            let (lesson, id) = (row.key.lesson_id, row.key.video_id);
+            let mut created = (now - row.age.as_millis() as i64).to_string();
+            if self.backend == Backend::Supabase {
+                created = format!("to_timestamp({created} / 1000.0)");
+                statements += &format!(
+                    "insert into lessons (id, user_id, title)
+                     values ('{lesson}', '{user}', 'Photosynthesis') on conflict do nothing;\n"
+                );
+            }
+            statements += &format!(
+                "insert into lesson_assets (id, lesson_id, user_id, kind, storage_bucket, mime_type,
+                    storage_path, conversation_id, created_at)
+                 values ('{id}', '{lesson}', '{user}', 'video', '{BUCKET}', '{}', {}, {}, {created});\n",
+                row.mime_type,
+                text(row.storage_path.clone()),
+                text(row.conversation.map(|id| id.to_string())),
+            );
+        }
+        self.sql(&(statements + "commit;")).await;
     }
 
     /// Statements as the database's owner.
@@ -364,6 +455,38 @@ impl Story {
         counts.join(", ")
     }
 
+    /// Every row of ours and of the app's, whole: what two looks differ in was written in between.
+    pub async fn snapshot(&self) -> BTreeSet<String> {
+        let mut lines = BTreeSet::from([self.counts().await]);
+        for table in [
+            "deliveries",
+            "videos",
+            "events",
+            "readings",
+            "marks",
+            "lesson_assets",
+        ] {
+            let query = match self.backend {
+                Backend::Supabase => {
+                    let schema = match table {
+                        "lesson_assets" => "",
+                        _ => "video_ingest.",
+                    };
+                    format!("select string_agg(t::text, chr(10)) from {schema}{table} as t")
+                }
+                Backend::Embedded => {
+                    let columns =
+                        format!("select group_concat(name) from pragma_table_info('{table}')");
+                    let columns = self.text(&columns).await.unwrap();
+                    format!("select group_concat(json_array({columns}), char(10)) from {table}")
+                }
+            };
+            let rows = self.text(&query).await.unwrap_or_default();
+            lines.extend(rows.lines().map(|row| format!("{table}: {row}")));
+        }
+        lines
+    }
+
     pub async fn asset(&self, video: &Video) -> Asset {
         let id = video.id();
         let column =
@@ -383,7 +506,32 @@ impl Story {
         }
     }
 
+    /// Where the service connects to.
+    pub fn database_url(&self) -> secrecy::SecretString {
+        self.database.as_ref().unwrap().service_url.clone().into()
+    }
+
+    /// What Postgres logged about this story's database.
+    pub fn database_log(&self) -> String {
+        self.database
+            .as_ref()
+            .map(|database| database.log())
+            .unwrap_or_default()
+    }
+
     // What happens in the server.
+
+    /// Another process on the same database and store.
+    pub async fn replica(&self) -> Worker {
+        let injected = Injected {
+            clock: self.clock.clone(),
+            ..Injected::default()
+        };
+        App::build(self.config.clone(), injected)
+            .await
+            .unwrap()
+            .worker
+    }
 
     /// Everything that is due now, one thing after another.
     pub async fn work(&self) {
@@ -458,7 +606,7 @@ impl Story {
     /// `bucket/path  size`, sorted.
     pub fn objects(&self) -> Vec<String> {
         match self.backend {
-            Backend::Supabase => self.storage.objects(),
+            Backend::Supabase | Backend::Pooled => self.storage.objects(),
             Backend::Embedded => {
                 let root = self.dir.path().join("store");
                 let mut found = Vec::new();
@@ -487,10 +635,49 @@ impl Story {
         )
     }
 
+    /// Something else than this service changes an object: other bytes in its place, or none.
+    pub fn spoil(&self, video: &Video, bytes: Option<&[u8]>) {
+        let path = format!("{BUCKET}/{}", self.path(video));
+        match (self.backend, bytes) {
+            (Backend::Supabase, bytes) => self.storage.spoil(&path, bytes),
+            (Backend::Embedded, Some(bytes)) => {
+                std::fs::write(self.dir.path().join("store").join(path), bytes).unwrap();
+            }
+            (Backend::Embedded, None) => {
+                std::fs::remove_file(self.dir.path().join("store").join(path)).unwrap();
+            }
+        }
+    }
+
+    /// The store answers no question about an object, until [`Story::heal_store`].
+    pub fn break_store(&self) {
+        let bucket = self.dir.path().join("store").join(BUCKET);
+        match self.backend {
+            Backend::Supabase => self.storage.break_down(true),
+            Backend::Embedded => {
+                std::fs::rename(&bucket, self.dir.path().join("away")).unwrap();
+                std::fs::write(&bucket, "not a folder").unwrap();
+            }
+        }
+    }
+
+    pub fn heal_store(&self) {
+        let bucket = self.dir.path().join("store").join(BUCKET);
+        match self.backend {
+            Backend::Supabase => self.storage.break_down(false),
+            Backend::Embedded => {
+                std::fs::remove_file(&bucket).unwrap();
+                std::fs::rename(self.dir.path().join("away"), &bucket).unwrap();
+            }
+        }
+    }
+
     pub fn stored(&self, video: &Video) -> Option<Vec<u8>> {
         let path = format!("{BUCKET}/{}", self.path(video));
         match self.backend {
-            Backend::Supabase => self.storage.bytes(&path).map(|bytes| bytes.to_vec()),
+            Backend::Supabase | Backend::Pooled => {
+                self.storage.bytes(&path).map(|bytes| bytes.to_vec())
+            }
             Backend::Embedded => std::fs::read(self.dir.path().join("store").join(path)).ok(),
         }
     }
