@@ -80,7 +80,7 @@ pub struct SweepOptions {
 }
 
 /// What a sweep found. The names are the contract's, the first six the old poll's.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "the names are the contract's")]
 pub struct SweepReport {
@@ -99,7 +99,7 @@ pub struct SweepReport {
 }
 
 /// One video's outcome.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct SweptVideo {
     /// Its lesson.
     pub lesson_id: Uuid,

@@ -38,7 +38,7 @@ pub struct Filter {
 }
 
 /// A video as the API shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the names are the contract's")]
 pub struct VideoView {
     pub video_id: String,
@@ -57,7 +57,7 @@ pub struct VideoView {
 }
 
 /// One entry of a timeline.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the names are the contract's")]
 pub struct EventView {
     pub at: String,
@@ -67,7 +67,7 @@ pub struct EventView {
 }
 
 /// A video with everything that may be shown of it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the names are the contract's")]
 pub struct VideoDetail {
     #[serde(flatten)]
@@ -79,7 +79,7 @@ pub struct VideoDetail {
 }
 
 /// A delivery as the API shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the names are the contract's")]
 pub struct DeliveryView {
     pub delivery: String,

@@ -9,6 +9,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::stream::{self, Stream, StreamExt as _};
 use tokio::sync::broadcast::error::RecvError;
 
+use super::problem::ProblemBody;
 use super::{ErrorCode, Problem, Surface};
 
 /// Clients that may listen at once.
@@ -17,8 +18,19 @@ pub const STREAMS_MAX: usize = 64;
 /// Proxies close connections on which nothing is said.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// What changes, as it changes.
+///
 /// Each change that this process commits is an event `video`; a client that was too slow to hear all
 /// of them, or that connects (again), gets `reload`.
+#[utoipa::path(
+    get,
+    path = "/api/events",
+    responses(
+        (status = 200, body = String, content_type = "text/event-stream", description = "Events `video`, data `{\"video_id\",\"state\"}`, and `reload`"),
+        (status = "default", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+    security(("admin_token" = [])),
+)]
 pub(super) async fn stream(
     State(surface): State<Surface>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {

@@ -3,6 +3,7 @@
 mod api;
 mod events;
 mod listen;
+mod openapi;
 mod page;
 mod problem;
 mod scrape;
@@ -76,6 +77,7 @@ pub fn router(surface: Surface) -> Router {
         .route("/api/videos/{video_id}/retry", post(api::retry))
         .route("/api/deliveries", get(api::deliveries))
         .route("/api/events", get(events::stream))
+        .route("/api/openapi.json", get(openapi::document))
         .layer(middleware::from_fn_with_state(surface.clone(), admin_only));
     let page = Router::new()
         .route("/", get(page::videos))

@@ -9,6 +9,7 @@ mod doctor;
 mod hooks;
 mod main_job;
 mod metrics;
+mod openapi;
 mod page;
 mod process;
 mod races;

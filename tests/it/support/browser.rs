@@ -68,7 +68,7 @@ impl Browser {
         let javascript = if settings.script { 1 } else { 2 };
         let mut options = json!({
             "args": args,
-            "prefs": {"profile.managed_default_content_settings.javascript": javascript},
+            "prefs": {"profile.default_content_setting_values.javascript": javascript},
         });
         if settings.width < WINDOW_WIDTH_MIN {
             let phone = json!({"width": settings.width, "height": 900, "pixelRatio": 1.0});
