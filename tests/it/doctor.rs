@@ -70,7 +70,7 @@ impl SetUp {
         });
         let database = match backend {
             Backend::Embedded => None,
-            Backend::Supabase => {
+            Backend::Supabase | Backend::Pooled => {
                 let database = Postgres::database().await;
                 config.database = Database::Postgres {
                     url: database.service_url.clone().into(),
@@ -200,7 +200,7 @@ async fn nothing_is_wrong_with_what_is_well() {
         let ids: Vec<_> = ids.into_iter().collect();
         let count = match backend {
             Backend::Embedded => 23,
-            Backend::Supabase => 36,
+            Backend::Supabase | Backend::Pooled => 36,
         };
         assert_eq!(ids.len(), count, "{ids:#?}");
     }

@@ -442,6 +442,7 @@ async fn limits_are_the_buckets() {
         let limits = BucketLimits {
             max_bytes: limit,
             mp4_allowed,
+            public: false,
         };
         assert_eq!(store.limits("odd name").await.unwrap(), limits, "{mimes:?}");
     }

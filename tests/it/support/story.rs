@@ -377,7 +377,7 @@ impl Story {
         for row in rows {
             let (lesson, id) = (row.key.lesson_id, row.key.video_id);
             let mut created = (now - row.age.as_millis() as i64).to_string();
-            if self.backend == Backend::Supabase {
+            if self.backend != Backend::Embedded {
                 created = format!("to_timestamp({created} / 1000.0)");
                 statements += &format!(
                     "insert into lessons (id, user_id, title)
@@ -475,7 +475,7 @@ impl Story {
             "lesson_assets",
         ] {
             let query = match self.backend {
-                Backend::Supabase => {
+                Backend::Supabase | Backend::Pooled => {
                     let schema = match table {
                         "lesson_assets" => "",
                         _ => "video_ingest.",
@@ -647,7 +647,7 @@ impl Story {
     pub fn spoil(&self, video: &Video, bytes: Option<&[u8]>) {
         let path = format!("{BUCKET}/{}", self.path(video));
         match (self.backend, bytes) {
-            (Backend::Supabase, bytes) => self.storage.spoil(&path, bytes),
+            (Backend::Supabase | Backend::Pooled, bytes) => self.storage.spoil(&path, bytes),
             (Backend::Embedded, Some(bytes)) => {
                 std::fs::write(self.dir.path().join("store").join(path), bytes).unwrap();
             }
@@ -661,7 +661,7 @@ impl Story {
     pub fn break_store(&self) {
         let bucket = self.dir.path().join("store").join(BUCKET);
         match self.backend {
-            Backend::Supabase => self.storage.break_down(true),
+            Backend::Supabase | Backend::Pooled => self.storage.break_down(true),
             Backend::Embedded => {
                 std::fs::rename(&bucket, self.dir.path().join("away")).unwrap();
                 std::fs::write(&bucket, "not a folder").unwrap();
@@ -672,7 +672,7 @@ impl Story {
     pub fn heal_store(&self) {
         let bucket = self.dir.path().join("store").join(BUCKET);
         match self.backend {
-            Backend::Supabase => self.storage.break_down(false),
+            Backend::Supabase | Backend::Pooled => self.storage.break_down(false),
             Backend::Embedded => {
                 std::fs::remove_file(&bucket).unwrap();
                 std::fs::rename(self.dir.path().join("away"), &bucket).unwrap();
@@ -688,6 +688,10 @@ impl Story {
             }
             Backend::Embedded => std::fs::read(self.dir.path().join("store").join(path)).ok(),
         }
+    }
+
+    pub fn data_dir(&self) -> &std::path::Path {
+        self.dir.path()
     }
 
     // What the story says of it.
