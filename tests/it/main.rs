@@ -4,6 +4,7 @@ mod agent;
 mod bad_input;
 mod cli;
 mod deploy_sql;
+mod invariants;
 mod main_job;
 mod process;
 mod races;

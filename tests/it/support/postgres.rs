@@ -41,8 +41,10 @@ const TEMPLATE: &str = "app_template";
 
 /// A running server.
 pub struct Postgres {
-    bin: PathBuf,
-    dir: PathBuf,
+    /// Where its programs are.
+    pub bin: PathBuf,
+    /// Holds `data` and `log`.
+    pub dir: PathBuf,
     port: u16,
     databases: AtomicU32,
     scripts: Mutex<()>,
