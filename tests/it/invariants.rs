@@ -19,7 +19,7 @@ story! {
         t.push(&video).await;
         let dead = t.db.claim(LEASE).await.unwrap().unwrap();
         t.later(LEASE + Duration::from_secs(1));
-        let next = t.db.claim_expired(LEASE).await.unwrap().unwrap();
+        let next = t.db.claim(LEASE).await.unwrap().unwrap();
         assert!(matches!(t.db.renew(&dead, LEASE).await, Err(Lost::Lease)));
         assert!(matches!(t.db.finish(&dead, None, &End::Unchanged, &[]).await, Err(Lost::Lease)));
         t.db.hand_back(&dead).await.unwrap();
@@ -27,6 +27,21 @@ story! {
         t.db.hand_back(&next).await.unwrap();
         t.work().await;
         t.expect_ready(&video).await;
+    }
+
+    an_ended_lease_does_not_wait_behind_what_came_later(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        t.push(&video).await;
+        let _dead = t.db.claim(LEASE).await.unwrap().unwrap();
+        t.later(LEASE + Duration::from_secs(1));
+        for _ in 0..3 {
+            let queued = Video::good();
+            t.row(&queued).await;
+            t.push(&queued).await;
+        }
+        t.worker.run_once().await.unwrap();
+        t.expect_state(&video, "queued", "lease_expired").await;
     }
 }
 

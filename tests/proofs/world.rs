@@ -28,6 +28,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(420);
 /// Long enough for a kill to fall into it.
 const DOWNLOAD_TIME: Duration = Duration::from_millis(30);
 
+/// How much of a log is shown.
+const LOG_LINES: usize = 30;
+
 const BUCKET: &str = "lesson-assets";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,7 +278,7 @@ impl World {
 
     /// Waits, with a process that works, until everything acknowledged is ready, and checks all of it.
     pub async fn drain(&mut self) -> Drained {
-        let (began, began_at) = (tokio::time::Instant::now(), since_epoch());
+        let (began, mut free_since) = (tokio::time::Instant::now(), since_epoch());
         let mut lease_over_max = Duration::ZERO;
         let asked: HashSet<Uuid> = self
             .acknowledged
@@ -291,9 +294,16 @@ impl World {
             let leases =
                 "select cast(due_at as text) from video_ingest.videos where state = 'running'";
             let now = since_epoch();
+            let ahead = format!(
+                "select video_id from video_ingest.videos where state <> 'running' and due_at <= {}",
+                now.as_millis()
+            );
+            if !self.texts(&ahead).await.is_empty() {
+                free_since = now;
+            }
             for due in self.texts(&leases).await {
-                // What ended before is nobody's fault: nobody was there to take it.
-                let ended = Duration::from_millis(due.parse().unwrap()).max(began_at);
+                // An ended lease is work like any other: it has its place in the queue.
+                let ended = Duration::from_millis(due.parse().unwrap()).max(free_since);
                 let over = now.saturating_sub(ended);
                 lease_over_max = lease_over_max.max(over);
                 assert!(
@@ -336,6 +346,20 @@ impl World {
             between: self.between.len(),
             replaced_between: self.replaced.values().sum(),
             lease_over_max,
+        }
+    }
+}
+
+impl Drop for World {
+    /// What the process said last, if a promise did not hold.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.dir.path().join("data.log")).unwrap_or_default();
+            let lines: Vec<_> = log.lines().collect();
+            eprintln!(
+                "{}",
+                lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+            );
         }
     }
 }

@@ -334,7 +334,7 @@ fn free_port() -> u16 {
 }
 
 /// A command that runs in `dir`, and not as root, which Postgres and pgbouncer refuse.
-fn unprivileged(dir: &Path, program: PathBuf) -> Command {
+pub fn unprivileged(dir: &Path, program: PathBuf) -> Command {
     let mut command = match is_root(Path::new("/proc/self")) {
         true => {
             let mut command = Command::new("setpriv");
