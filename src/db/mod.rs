@@ -187,7 +187,10 @@ impl Db {
     /// Passes on, for ever, that another process recorded something. Only where a connection is ours
     /// for longer than a transaction; elsewhere, and while it is broken, the workers' poll is enough.
     pub async fn forward_wakeups(&self, url: &SecretString, wake: &Notify) {
-        while !self.pooled {
+        if self.pooled {
+            return;
+        }
+        loop {
             let listened: Result<(), sqlx::Error> = async {
                 let mut listener = PgListener::connect(url.expose_secret()).await?;
                 listener.listen(WAKE_CHANNEL).await?;

@@ -301,7 +301,7 @@ impl World {
             if !self.texts(&ahead).await.is_empty() {
                 free_since = now;
             }
-            for due in self.texts(&leases).await {
+            for due in self.texts(leases).await {
                 // An ended lease is work like any other: it has its place in the queue.
                 let ended = Duration::from_millis(due.parse().unwrap()).max(free_since);
                 let over = now.saturating_sub(ended);
