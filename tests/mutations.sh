@@ -11,14 +11,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 export CARGO_TARGET_DIR=$PWD/target/mutations
 patches=("$PWD"/tests/mutations/*"${1:-}"*.patch)
-copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
+# Always the same place, so that a build can build on the last one.
+copy=$CARGO_TARGET_DIR/copy
+rm -rf "$copy"
+mkdir -p "$copy"
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp -p --parents -t "$copy"
 cd "$copy"
 
 field() { sed -n "s/^$1: //p" "$2"; }
 # A panic or a wait without end are failures too, so a mutant gets this many seconds.
-readonly TEST_SECONDS_MAX=300
+readonly TEST_SECONDS_MAX=60
 run() { timeout "$TEST_SECONDS_MAX" cargo test --quiet --test it -- "$@" >test.log 2>&1; }
 
 cargo test --quiet --no-run --test it
