@@ -11,11 +11,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 export CARGO_TARGET_DIR=$PWD/target/mutations
 patches=("$PWD"/tests/mutations/*"${1:-}"*.patch)
-# Always the same place, so that a build can build on the last one.
+# Always the same place, so that a build can build on the last one; without the old times, by which
+# cargo would take what a mutant left for up to date.
 copy=$CARGO_TARGET_DIR/copy
 rm -rf "$copy"
 mkdir -p "$copy"
-git ls-files -z --cached --others --exclude-standard | xargs -0 cp -p --parents -t "$copy"
+git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$copy"
 cd "$copy"
 
 field() { sed -n "s/^$1: //p" "$2"; }
