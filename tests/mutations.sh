@@ -18,6 +18,8 @@ rm -rf "$copy"
 mkdir -p "$copy"
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$copy"
 cd "$copy"
+# Inside a repository, git apply would pass over files that are not below this folder, without a word.
+export GIT_CEILING_DIRECTORIES=$CARGO_TARGET_DIR
 
 field() { sed -n "s/^$1: //p" "$2"; }
 # A panic or a wait without end are failures too, so a mutant gets this many seconds.
