@@ -78,16 +78,17 @@ impl Worker {
             return Ok(false);
         }
         if let Some(claim) = db.claim(self.lease).await? {
-            self.work(&claim).await;
-            return Ok(true);
-        }
-        if let Some(claim) = db.claim_expired(self.lease).await? {
-            let failure = Failure::new(
-                Code::LeaseExpired,
-                "the process that had the video stopped before it was done",
-            );
-            let mut attempt = Attempt::new(&claim, self.ingest.clock.clone());
-            self.settle(&mut attempt, Err(failure)).await;
+            match claim.expired {
+                false => self.work(&claim).await,
+                true => {
+                    let failure = Failure::new(
+                        Code::LeaseExpired,
+                        "the process that had the video stopped before it was done",
+                    );
+                    let mut attempt = Attempt::new(&claim, self.ingest.clock.clone());
+                    self.settle(&mut attempt, Err(failure)).await;
+                }
+            }
             return Ok(true);
         }
         Ok(db.wake_those_with_rows().await? > 0)

@@ -154,6 +154,17 @@ impl Db {
                         .map(drop)
                     })
                 })
+                .after_release(|connection, _| {
+                    Box::pin(async move {
+                        if connection.is_in_transaction() {
+                            // Its rollback may be under way: a ping comes after it.
+                            connection.ping().await?;
+                        }
+                        // SQLite rolls back by itself when the disk is full, the driver's own rollback
+                        // fails after that, and the connection would never begin anything again.
+                        Ok(!connection.is_in_transaction())
+                    })
+                })
         };
         Ok(Self {
             dialect: Dialect::Sqlite,

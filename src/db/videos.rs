@@ -166,6 +166,8 @@ pub struct Claim {
     /// Which video.
     pub key: VideoKey,
     token: String,
+    /// The worker that had it before let its lease end.
+    pub expired: bool,
     /// Up to which request this claim answers.
     requested: i64,
     /// How long ago it was last asked for.
@@ -321,41 +323,34 @@ impl Db {
         Ok(())
     }
 
-    /// Takes the video that has been due for longest.
+    /// Takes the video that has been due for longest: queued ones and those whose worker let its lease
+    /// end, in one order, so that neither waits behind the other.
     pub async fn claim(&self, lease: Duration) -> Result<Option<Claim>, DbError> {
-        self.claim_where("state <> 'running'", lease).await
-    }
-
-    /// Takes a video whose worker let its lease end.
-    pub async fn claim_expired(&self, lease: Duration) -> Result<Option<Claim>, DbError> {
-        self.claim_where("state = 'running'", lease).await
-    }
-
-    async fn claim_where(
-        &self,
-        condition: &'static str,
-        lease: Duration,
-    ) -> Result<Option<Claim>, DbError> {
         let statement = "update video_ingest.videos set
-                state = 'running', lease_token = $1, due_at = {now} + $2
+                state = 'running', due_at = {now} + $2,
+                lease_token = case when state = 'running' then $3 else $1 end
             where (video_id, lesson_id) = (
                 select video_id, lesson_id from video_ingest.videos
-                where due_at <= {now} and {condition}
+                where due_at <= {now}
                 order by due_at limit 1 {skip_locked})
-            returning video_id, lesson_id, requested, {now} - requested_at as asked, wanted, forced,
-                source, attempts, {now} - failing_since as failing, code, message,
+            returning video_id, lesson_id, lease_token, requested, {now} - requested_at as asked,
+                wanted, forced, source, attempts, {now} - failing_since as failing, code, message,
                 {now} - waiting_since as waited, mp4_sha, json_sha, stored_sha, commit_sha, sha256,
-                size_bytes, duration_ms, width, height, storage_path, metadata, warnings"
-            .replace("{condition}", condition);
+                size_bytes, duration_ms, width, height, storage_path, metadata, warnings";
         let token = uuid::Uuid::new_v4().simple().to_string();
+        // Only the token can tell what the row's state was: a row is returned as it is afterwards.
+        let token_if_expired = uuid::Uuid::new_v4().simple().to_string();
         let mut unit = self.unit(&self.write).await?;
         let row = self
-            .query(&statement)
+            .query(statement)
             .bind(token.as_str())
             .bind(lease.as_millis() as i64)
+            .bind(token_if_expired.as_str())
             .fetch_optional(unit.connection())
             .await?;
-        let claim = row.map(|row| claimed(&row, token)).transpose()?;
+        let claim = row
+            .map(|row| claimed(&row, &token_if_expired))
+            .transpose()?;
         unit.commit().await?;
         if let Some(claim) = &claim {
             self.announce(claim.key.video_id, "running");
@@ -571,7 +566,7 @@ impl Db {
     }
 }
 
-fn claimed(row: &AnyRow, token: String) -> Result<Claim, sqlx::Error> {
+fn claimed(row: &AnyRow, token_if_expired: &str) -> Result<Claim, sqlx::Error> {
     let id = |column: &str| -> Result<uuid::Uuid, sqlx::Error> {
         let text: String = row.try_get(column)?;
         uuid::Uuid::try_parse(&text).map_err(|e| sqlx::Error::Decode(e.into()))
@@ -614,6 +609,7 @@ fn claimed(row: &AnyRow, token: String) -> Result<Claim, sqlx::Error> {
         }
         _ => None,
     };
+    let token: String = row.try_get("lease_token")?;
     let wanted: String = row.try_get("wanted")?;
     let asked = ago("asked")?.unwrap_or_default();
     let now = Instant::now();
@@ -622,6 +618,7 @@ fn claimed(row: &AnyRow, token: String) -> Result<Claim, sqlx::Error> {
             lesson_id: id("lesson_id")?,
             video_id: id("video_id")?,
         },
+        expired: token == token_if_expired,
         token,
         requested: row.try_get("requested")?,
         asked,

@@ -7,6 +7,7 @@ mod cli;
 mod deploy_sql;
 mod doctor;
 mod hooks;
+mod invariants;
 mod main_job;
 mod metrics;
 mod openapi;

@@ -41,8 +41,10 @@ const TEMPLATE: &str = "app_template";
 
 /// A running server.
 pub struct Postgres {
-    bin: PathBuf,
-    dir: PathBuf,
+    /// Where its programs are.
+    pub bin: PathBuf,
+    /// Holds `data` and `log`.
+    pub dir: PathBuf,
     port: u16,
     databases: AtomicU32,
     scripts: Mutex<()>,
@@ -352,7 +354,7 @@ fn free_port() -> u16 {
 }
 
 /// A command that runs in `dir`, and not as root, which Postgres and pgbouncer refuse.
-fn unprivileged(dir: &Path, program: PathBuf) -> Command {
+pub fn unprivileged(dir: &Path, program: PathBuf) -> Command {
     let mut command = match is_root(Path::new("/proc/self")) {
         true => {
             let mut command = Command::new("setpriv");

@@ -492,6 +492,8 @@ impl Story {
             let rows = self.text(&query).await.unwrap_or_default();
             lines.extend(rows.lines().map(|row| format!("{table}: {row}")));
         }
+        // That there was a sweep is noted for the page, whatever it found.
+        lines.retain(|line| !line.contains("last_sweep"));
         lines
     }
 

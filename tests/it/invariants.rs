@@ -1,0 +1,83 @@
+//! What must hold whatever dies in between: see the invariants in `src/lib.rs`.
+
+use std::time::Duration;
+
+use video_ingest::db::{End, Lost};
+use video_ingest::domain::failure::Code;
+use video_ingest::failpoint::Fault;
+
+use crate::story;
+use crate::support::storage::{Answer, Fault as StorageFault, Op};
+use crate::support::story::{Backend, Story, Video};
+
+const LEASE: Duration = Duration::from_secs(30);
+
+story! {
+    a_dead_workers_late_writes_do_not_reach_the_next_ones_video(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        t.push(&video).await;
+        let dead = t.db.claim(LEASE).await.unwrap().unwrap();
+        t.later(LEASE + Duration::from_secs(1));
+        let next = t.db.claim(LEASE).await.unwrap().unwrap();
+        assert!(matches!(t.db.renew(&dead, LEASE).await, Err(Lost::Lease)));
+        assert!(matches!(t.db.finish(&dead, None, &End::Unchanged, &[]).await, Err(Lost::Lease)));
+        t.db.hand_back(&dead).await.unwrap();
+        assert_eq!(t.video(&video).await["state"], "running", "the next one has it");
+        t.db.hand_back(&next).await.unwrap();
+        t.work().await;
+        t.expect_ready(&video).await;
+    }
+
+    an_ended_lease_does_not_wait_behind_what_came_later(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        t.push(&video).await;
+        let _dead = t.db.claim(LEASE).await.unwrap().unwrap();
+        t.later(LEASE + Duration::from_secs(1));
+        for _ in 0..3 {
+            let queued = Video::good();
+            t.row(&queued).await;
+            t.push(&queued).await;
+        }
+        t.worker.run_once().await.unwrap();
+        t.expect_state(&video, "queued", "lease_expired").await;
+    }
+}
+
+/// What fell between the store's last byte and its confirmation is recognised by its hash.
+#[tokio::test]
+async fn bytes_that_are_stored_are_sent_once() {
+    let t = Story::begin(Backend::Supabase).await;
+    let video = Video::good();
+    t.row(&video).await;
+    t.fail
+        .arm("uploaded", Fault::Fail(Code::StorageUnavailable));
+    t.push(&video).await;
+    t.work().await;
+    t.fail.disarm("uploaded");
+    t.later(Duration::from_secs(10));
+    t.work().await;
+    t.expect_ready(&video).await;
+    let object = format!("lesson-assets/{}", t.path(&video));
+    assert_eq!(t.storage.uploads(&object), 1);
+    t.finish().await;
+}
+
+#[tokio::test]
+async fn what_the_store_takes_and_does_not_keep_is_not_ready() {
+    let t = Story::begin(Backend::Supabase).await;
+    let video = Video::good();
+    t.row(&video).await;
+    let taken = Answer::new(200, "application/json", r#"{"Key":"x","Id":"y"}"#);
+    t.storage.fault(Op::Upload, StorageFault::Answer(taken));
+    t.push(&video).await;
+    t.work().await;
+    t.expect_state(&video, "queued", "storage_unavailable")
+        .await;
+    assert_eq!(t.asset(&video).await.storage_path, None);
+    t.later(Duration::from_secs(10));
+    t.work().await;
+    t.expect_ready(&video).await;
+    t.finish().await;
+}

@@ -1,0 +1,301 @@
+//! The database goes away while deliveries come: each is answered with 503 within two seconds, or is
+//! durably accepted; afterwards work goes on by itself.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+
+use crate::server::Server;
+use crate::support::postgres::{Postgres, unprivileged};
+use crate::world::{Backend, Push, World};
+
+/// Faults of the short and of the long form, over both back ends.
+const SHORT_FAULTS: usize = 32;
+const LONG_FAULTS: usize = 1000;
+
+/// Faults in one world, before everything has to become ready.
+const FAULTS_PER_WORLD: usize = 32;
+
+/// The contract's two seconds, for the client too.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// After this time the database is taken for good again by a server that nobody touched.
+const RECOVERY_MAX: Duration = Duration::from_secs(20);
+
+/// Deliveries sent at once while the fault lasts.
+const DELIVERIES: usize = 6;
+
+/// More than the pool has connections.
+const CROWD: usize = 24;
+
+/// Shorter than a delivery waits.
+const SLOW: Duration = Duration::from_millis(900);
+
+/// Between two cuts.
+const CUT_EVERY: Duration = Duration::from_millis(20);
+
+/// How often connections are cut in one fault.
+const CUTS: usize = 10;
+
+/// What happens to the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    /// Postgres is stopped as if its power were cut, and started again.
+    Stopped,
+    /// The same while deliveries are under way.
+    Restarted,
+    /// Connections end, again and again.
+    Cut,
+    /// Everything takes nearly as long as it may.
+    Slow,
+    /// Every process of Postgres stands still.
+    Stalled,
+    /// More deliveries wait for a lock than there are connections.
+    PoolExhausted,
+    /// Another process holds SQLite's only writer.
+    Locked,
+    /// No file may grow.
+    DiskFull,
+}
+
+use Fault::{Cut, DiskFull, Locked, PoolExhausted, Restarted, Slow, Stalled, Stopped};
+
+const POSTGRES: [Fault; 6] = [Cut, Stopped, Slow, Stalled, Restarted, PoolExhausted];
+const SQLITE: [Fault; 2] = [Locked, DiskFull];
+
+/// Figures over all worlds, by fault.
+#[derive(Default)]
+struct Figures {
+    faults: usize,
+    accepted: usize,
+    refused: usize,
+    slowest: Duration,
+    recovery: Duration,
+}
+
+pub async fn prove(long: bool, seed: u64) {
+    let (form, faults) = match long {
+        false => ("short", SHORT_FAULTS),
+        true => ("long", LONG_FAULTS),
+    };
+    println!("the database goes away, {form} form, seed={seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let postgres = Postgres::start();
+    let mut figures = BTreeMap::<Fault, Figures>::new();
+    let mut ready = 0;
+    // Three quarters of the faults are Postgres's, as are three quarters of their kinds.
+    let parts = [
+        (Backend::Supabase, &POSTGRES[..], faults * 3 / 4),
+        (Backend::Embedded, &SQLITE[..], faults / 4),
+    ];
+    for (backend, kinds, count) in parts {
+        let mut turns: Vec<Fault> = kinds.iter().copied().cycle().take(count).collect();
+        rng.shuffle(&mut turns);
+        for turns in turns.chunks(FAULTS_PER_WORLD) {
+            let mut world = World::new(backend, Some(postgres)).await;
+            let server = world.start("data", &[]);
+            for fault in turns {
+                one(
+                    &mut world,
+                    &server,
+                    *fault,
+                    figures.entry(*fault).or_default(),
+                )
+                .await;
+            }
+            ready += world.drain().await.ready;
+        }
+    }
+    println!("  fault           times  accepted  503   slowest answer  slowest recovery");
+    for (fault, f) in &figures {
+        println!(
+            "  {:14} {:6} {:9} {:4} {:13} ms {:14} ms",
+            format!("{fault:?}"),
+            f.faults,
+            f.accepted,
+            f.refused,
+            f.slowest.as_millis(),
+            f.recovery.as_millis()
+        );
+    }
+    println!("  {ready} acknowledged deliveries, all recorded (0 false 2xx), all videos ready");
+}
+
+/// One fault, from before it to after it.
+async fn one(world: &mut World, server: &Server, fault: Fault, figures: &mut Figures) {
+    let count = if fault == PoolExhausted {
+        CROWD
+    } else {
+        DELIVERIES
+    };
+    let pushes = world.pushes(count).await;
+    let answers = during(world, server, fault, &pushes).await;
+    figures.faults += 1;
+    let mut refused = Vec::new();
+    for (push, (status, took)) in pushes.into_iter().zip(answers) {
+        assert!(took <= ANSWER_MAX, "{fault:?}: {status:?} after {took:?}");
+        figures.slowest = figures.slowest.max(took);
+        match status {
+            Some(202) => {
+                figures.accepted += 1;
+                world.acknowledged.push(push);
+            }
+            Some(503) => {
+                figures.refused += 1;
+                refused.push(push);
+            }
+            other => panic!("{fault:?}: answered {other:?}"),
+        }
+    }
+    // It goes on by itself, and *Redeliver* brings what was refused.
+    let began = Instant::now();
+    refused.extend(world.pushes(1).await);
+    for push in refused {
+        while server.deliver(&world.client, &push.delivery).await != Some(202) {
+            assert!(began.elapsed() < RECOVERY_MAX, "{fault:?}: still no record");
+        }
+        world.acknowledged.push(push);
+    }
+    figures.recovery = figures.recovery.max(began.elapsed());
+}
+
+type Answer = (Option<u16>, Duration);
+
+/// The answers to deliveries that come while the fault lasts.
+async fn during(world: &World, server: &Server, fault: Fault, pushes: &[Push]) -> Vec<Answer> {
+    let deliveries = join_all(pushes.iter().map(async |push| {
+        let began = Instant::now();
+        let status = server.deliver(&world.client, &push.delivery).await;
+        (status, began.elapsed())
+    }));
+    let postgres = || world.database.as_ref().unwrap().server;
+    match fault {
+        Stopped => {
+            pg_ctl(postgres(), "stop").await;
+            let answers = deliveries.await;
+            pg_ctl(postgres(), "restart").await;
+            answers
+        }
+        Restarted => tokio::join!(deliveries, pg_ctl(postgres(), "restart")).0,
+        Cut => {
+            let cut = async {
+                for _ in 0..CUTS {
+                    let service = "select pg_terminate_backend(pid)::text from pg_stat_activity
+                        where datname = current_database() and usename = 'video_ingest'";
+                    world.texts(service).await;
+                    tokio::time::sleep(CUT_EVERY).await;
+                }
+            };
+            tokio::join!(deliveries, cut).0
+        }
+        Slow => {
+            let lock = lock(world).await;
+            let slow = async {
+                tokio::time::sleep(SLOW).await;
+                lock.rollback().await.unwrap();
+            };
+            tokio::join!(deliveries, slow).0
+        }
+        PoolExhausted => {
+            let lock = lock(world).await;
+            let answers = deliveries.await;
+            lock.rollback().await.unwrap();
+            answers
+        }
+        Stalled => {
+            let processes = processes(postgres());
+            signal("-STOP", &processes);
+            let answers = deliveries.await;
+            signal("-CONT", &processes);
+            answers
+        }
+        Locked => {
+            let pool = world.sqlite().await;
+            let lock = pool.begin_with("begin immediate").await.unwrap();
+            let answers = deliveries.await;
+            lock.rollback().await.unwrap();
+            pool.close().await;
+            answers
+        }
+        DiskFull => {
+            limit_files(server, "1");
+            let answers = deliveries.await;
+            limit_files(server, "unlimited");
+            answers
+        }
+    }
+}
+
+/// What every record has to wait for.
+async fn lock(world: &World) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let mut lock = world
+        .database
+        .as_ref()
+        .unwrap()
+        .admin
+        .begin()
+        .await
+        .unwrap();
+    sqlx::raw_sql("lock table video_ingest.deliveries in access exclusive mode")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    lock
+}
+
+/// Stops or restarts the server at once, without a word to its clients.
+async fn pg_ctl(postgres: &'static Postgres, what: &'static str) {
+    let run = move || {
+        unprivileged(&postgres.dir, postgres.bin.join("pg_ctl"))
+            .args([
+                "-s",
+                "-w",
+                "-D",
+                "data",
+                "-l",
+                "log",
+                "-m",
+                "immediate",
+                what,
+            ])
+            .output()
+    };
+    succeeded(tokio::task::spawn_blocking(run).await.unwrap());
+}
+
+/// The postmaster, then its children.
+fn processes(postgres: &Postgres) -> Vec<String> {
+    let file = std::fs::read_to_string(postgres.dir.join("data/postmaster.pid")).unwrap();
+    let postmaster = file.lines().next().unwrap().to_owned();
+    let children = format!("/proc/{postmaster}/task/{postmaster}/children");
+    let children = std::fs::read_to_string(children).unwrap();
+    let mut all = vec![postmaster];
+    all.extend(children.split_whitespace().map(str::to_owned));
+    all
+}
+
+fn signal(name: &str, processes: &[String]) {
+    succeeded(Command::new("kill").arg(name).args(processes).output());
+}
+
+/// The size up to which the server may write a file, in bytes.
+fn limit_files(server: &Server, size: &str) {
+    let process = server.id().to_string();
+    let limit = format!("--fsize={size}:unlimited");
+    succeeded(
+        Command::new("prlimit")
+            .args(["--pid", &process, &limit])
+            .output(),
+    );
+}
+
+fn succeeded(output: std::io::Result<Output>) {
+    let output = output.unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

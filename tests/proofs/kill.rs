@@ -1,0 +1,421 @@
+//! SIGKILL at every row of the README's crash table, with videos running and deliveries in flight.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt as _};
+use tokio::time::timeout;
+
+use crate::server::Server;
+use crate::world::{Backend, Drained, Push, World};
+
+/// Kills of the short and of the long form, over both back ends.
+const SHORT_KILLS: usize = 30;
+const LONG_KILLS: usize = 1000;
+
+/// Acknowledged deliveries that the long form needs.
+const LONG_ACKNOWLEDGED_MIN: usize = 10_000;
+
+/// How often each row must have been hit.
+const SHORT_HITS_MIN: u32 = 1;
+const LONG_HITS_MIN: u32 = 20;
+
+/// Kills in one world, before everything has to become ready.
+const KILLS_PER_WORLD: usize = 50;
+
+/// Deliveries of one round, so many of them at once.
+const DELIVERIES: usize = 10;
+const CLIENTS: usize = 4;
+
+/// Videos ingested at once by the process that is killed.
+const RUNNING: usize = 4;
+
+/// Longer than anything waited for here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Within this time after its first delivery a process is killed at a random moment.
+const RANDOM_MOMENT_MS: u64 = 600;
+
+/// Where and when the process dies: a row of the crash table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Moment {
+    BeforeCommit,
+    AfterCommit,
+    /// With acknowledged videos that nobody has claimed.
+    AfterAnswer,
+    /// While four videos stand at this fail point.
+    At(&'static str),
+    LastTransaction,
+    /// Whenever.
+    Random,
+}
+
+use Moment::{AfterAnswer, AfterCommit, At, BeforeCommit, LastTransaction, Random};
+
+/// In turn. What needs a statement to be held at its place needs Postgres.
+const EMBEDDED: [Moment; 15] = [
+    Random,
+    BeforeCommit,
+    At("claimed"),
+    At("listed"),
+    Random,
+    At("fetched"),
+    At("checked"),
+    AfterAnswer,
+    At("uploading"),
+    Random,
+    At("uploaded"),
+    At("stored"),
+    Random,
+    At("published"),
+    Random,
+];
+const SUPABASE: [Moment; 15] = [
+    Random,
+    BeforeCommit,
+    AfterCommit,
+    At("claimed"),
+    At("listed"),
+    At("fetched"),
+    At("checked"),
+    AfterAnswer,
+    At("uploading"),
+    At("uploaded"),
+    At("stored"),
+    At("published"),
+    LastTransaction,
+    AfterCommit,
+    LastTransaction,
+];
+
+/// Figures over all worlds.
+#[derive(Default)]
+struct Figures {
+    kills: usize,
+    hits: BTreeMap<Moment, u32>,
+    acknowledged: usize,
+    unanswered: usize,
+    unanswered_recorded: usize,
+    running_at_kill: usize,
+    drained: Drained,
+}
+
+pub async fn prove(long: bool, seed: u64) {
+    let (form, kills, hits_min) = match long {
+        false => ("short", SHORT_KILLS, SHORT_HITS_MIN),
+        true => ("long", LONG_KILLS, LONG_HITS_MIN),
+    };
+    println!("kill -9, {form} form, seed={seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut figures = Figures::default();
+    for (backend, moments) in [(Backend::Embedded, EMBEDDED), (Backend::Supabase, SUPABASE)] {
+        let turns: Vec<Moment> = moments.into_iter().cycle().take(kills / 2).collect();
+        for turns in turns.chunks(KILLS_PER_WORLD) {
+            in_one_world(backend, turns, &mut rng, &mut figures).await;
+            println!(
+                "  {backend:?}: {} of {kills} killed, all ready",
+                figures.kills
+            );
+        }
+    }
+    let Figures { drained, .. } = &figures;
+    println!("  killed at                              times");
+    for (moment, hits) in &figures.hits {
+        println!("  {:36} {hits:7}", format!("{moment:?}"));
+    }
+    println!(
+        "  {} deliveries acknowledged, {} unanswered ({} of them recorded all the same)",
+        figures.acknowledged, figures.unanswered, figures.unanswered_recorded
+    );
+    println!(
+        "  {} videos running when their process died",
+        figures.running_at_kill
+    );
+    println!(
+        "  {} videos ready with the right bytes; {} died between their last byte and their row, {} of those were stored once more",
+        drained.ready, drained.between, drained.replaced_between
+    );
+    println!(
+        "  leases taken at most {:?} after their end",
+        drained.lease_over_max
+    );
+    let rows = EMBEDDED.iter().chain(&SUPABASE);
+    for moment in rows {
+        let hits = figures.hits.get(moment).copied().unwrap_or_default();
+        assert!(
+            hits >= hits_min,
+            "{moment:?} was hit {hits} times, not {hits_min}"
+        );
+    }
+    assert!(!long || figures.acknowledged >= LONG_ACKNOWLEDGED_MIN);
+}
+
+async fn in_one_world(
+    backend: Backend,
+    turns: &[Moment],
+    rng: &mut fastrand::Rng,
+    figures: &mut Figures,
+) {
+    let mut world = World::new(backend, None).await;
+    // The other replica; it is killed too whenever the moment is a random one.
+    let steady = |world: &World| world.start("steady", &[("WORKERS", "2")]);
+    let mut other = (backend == Backend::Supabase).then(|| steady(&world));
+    for moment in turns {
+        let fault = match moment {
+            At(place) => format!("{place}=hang"),
+            // Its workers are busy for good, so that what is acknowledged stays unclaimed.
+            AfterAnswer => "claimed=hang".to_owned(),
+            _ => String::new(),
+        };
+        let running = RUNNING.to_string();
+        let mut settings = vec![("WORKERS", running.as_str())];
+        if !fault.is_empty() {
+            settings.push(("FAIL_POINTS", &fault));
+        }
+        let mut victim = world.start("data", &settings);
+        let pushes = world.pushes(DELIVERIES).await;
+        let unanswered = round(&mut world, &mut victim, *moment, pushes, rng).await;
+        if *moment == Random
+            && let Some(other) = &mut other
+        {
+            other.kill();
+        }
+        // What the dead left behind.
+        let running = "select state from video_ingest.videos where state = 'running'";
+        figures.running_at_kill += world.texts(running).await.len();
+        let recorded = world.recorded().await;
+        let kept = unanswered
+            .iter()
+            .filter(|p| recorded.contains(&p.delivery.guid))
+            .count();
+        match moment {
+            BeforeCommit => assert!(kept < unanswered.len(), "nothing died before its commit"),
+            AfterCommit => assert!(kept > 0, "nothing died between its commit and its answer"),
+            _ => {}
+        }
+        figures.unanswered += unanswered.len();
+        figures.unanswered_recorded += kept;
+        world.audit(true).await;
+        figures.kills += 1;
+        let queued =
+            "select state from video_ingest.videos where state = 'queued' and attempts = 0";
+        if *moment != AfterAnswer || !world.texts(queued).await.is_empty() {
+            *figures.hits.entry(*moment).or_default() += 1;
+        }
+        if *moment == Random && backend == Backend::Supabase {
+            other = Some(steady(&world));
+        }
+        // Somebody presses *Redeliver*.
+        let server = world.start("data", &[("WORKERS", "0")]);
+        for push in unanswered {
+            let status = server.deliver(&world.client, &push.delivery).await;
+            assert_eq!(status, Some(202), "redelivered");
+            world.acknowledged.push(push);
+        }
+    }
+    let _server = world.start("data", &[("WORKERS", "4")]);
+    let drained = world.drain().await;
+    figures.acknowledged += world.acknowledged.len();
+    figures.drained.ready += drained.ready;
+    figures.drained.between += drained.between;
+    figures.drained.replaced_between += drained.replaced_between;
+    figures.drained.lease_over_max = figures.drained.lease_over_max.max(drained.lease_over_max);
+}
+
+/// Delivers, kills at the moment, and says which deliveries had no answer.
+async fn round(
+    world: &mut World,
+    victim: &mut Server,
+    moment: Moment,
+    mut pushes: Vec<Push>,
+    rng: &mut fastrand::Rng,
+) -> Vec<Push> {
+    let mut last = pushes.split_off(DELIVERIES - CLIENTS);
+    match moment {
+        Random => {
+            last.append(&mut pushes);
+            let sending = tokio::spawn(send(world, victim, last));
+            tokio::time::sleep(Duration::from_millis(rng.u64(..RANDOM_MOMENT_MS))).await;
+            victim.kill();
+            let sent = sending.await.unwrap();
+            settle(world, sent)
+        }
+        AfterAnswer => {
+            let mut unanswered = deliver(world, victim, pushes).await;
+            unanswered.append(&mut deliver(world, victim, last).await);
+            victim.kill();
+            unanswered
+        }
+        At(place) => {
+            let mut unanswered = deliver(world, victim, pushes).await;
+            while timeout(PATIENCE / 30, victim.hanging(RUNNING))
+                .await
+                .is_err()
+            {
+                // The other replica was quicker.
+                let more = world.pushes(RUNNING).await;
+                unanswered.append(&mut deliver(world, victim, more).await);
+                assert!(
+                    world.acknowledged.len() < 100_000,
+                    "nothing comes to {place}"
+                );
+            }
+            unanswered.append(&mut in_flight(world, victim, last, rng).await);
+            unanswered
+        }
+        BeforeCommit | AfterCommit => {
+            let mut unanswered = deliver(world, victim, pushes).await;
+            let (victims, held) = hold_record(world, victim, last).await;
+            victim.kill();
+            if moment == BeforeCommit && world.backend == Backend::Supabase {
+                // What the server has begun would be committed without its client.
+                world
+                    .texts(
+                        "select pg_terminate_backend(pid)::text from pg_stat_activity
+                    where datname = current_database() and wait_event_type = 'Lock'",
+                    )
+                    .await;
+            }
+            held.release().await;
+            if moment == AfterCommit {
+                until_none_waits(world).await;
+            }
+            let sent = victims.await.unwrap();
+            unanswered.append(&mut settle(world, sent));
+            unanswered
+        }
+        LastTransaction => {
+            let admin = &world.database.as_ref().unwrap().admin;
+            let mut lock = admin.begin().await.unwrap();
+            sqlx::raw_sql("lock table lesson_assets in share row exclusive mode")
+                .execute(&mut *lock)
+                .await
+                .unwrap();
+            let mut unanswered = deliver(world, victim, pushes).await;
+            // Two of them may be the other replica's.
+            let waiting = "select pid::text from pg_stat_activity
+                where datname = current_database() and wait_event_type = 'Lock'
+                and query like '%update lesson_assets%'";
+            until(async || world.texts(waiting).await.len() > 2).await;
+            unanswered.append(&mut in_flight(world, victim, last, rng).await);
+            lock.rollback().await.unwrap();
+            until_none_waits(world).await;
+            unanswered
+        }
+    }
+}
+
+/// Something that holds all records back.
+enum Held {
+    Sqlite(sqlx::Transaction<'static, sqlx::Sqlite>),
+    Postgres(sqlx::Transaction<'static, sqlx::Postgres>),
+}
+
+impl Held {
+    async fn release(self) {
+        match self {
+            Self::Sqlite(lock) => lock.rollback().await.unwrap(),
+            Self::Postgres(lock) => lock.rollback().await.unwrap(),
+        }
+    }
+}
+
+type Sent = Vec<(Push, Option<u16>)>;
+
+/// Delivers while nothing can be recorded; returns once at least one delivery waits for that.
+async fn hold_record(
+    world: &World,
+    victim: &Server,
+    pushes: Vec<Push>,
+) -> (tokio::task::JoinHandle<Sent>, Held) {
+    match &world.database {
+        None => {
+            let lock = world
+                .sqlite()
+                .await
+                .begin_with("begin immediate")
+                .await
+                .unwrap();
+            let sending = tokio::spawn(send(world, victim, pushes));
+            // Nothing outside shows that the embedded database is waited for: less than it waits.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            (sending, Held::Sqlite(lock))
+        }
+        Some(database) => {
+            let mut lock = database.admin.begin().await.unwrap();
+            sqlx::raw_sql("lock table video_ingest.deliveries in access exclusive mode")
+                .execute(&mut *lock)
+                .await
+                .unwrap();
+            let sending = tokio::spawn(send(world, victim, pushes));
+            let waiting = "select pid::text from pg_stat_activity
+                where datname = current_database() and wait_event_type = 'Lock'
+                and query like '%with asked%'";
+            until(async || !world.texts(waiting).await.is_empty()).await;
+            (sending, Held::Postgres(lock))
+        }
+    }
+}
+
+async fn until_none_waits(world: &World) {
+    let waiting = "select pid::text from pg_stat_activity where datname = current_database()
+        and (wait_event_type = 'Lock' or (state = 'active' and pid <> pg_backend_pid()))";
+    until(async || world.texts(waiting).await.is_empty()).await;
+}
+
+async fn until(condition: impl AsyncFn() -> bool) {
+    let waited = timeout(PATIENCE, async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    waited.await.expect("it comes to that");
+}
+
+/// Kills while these are being delivered.
+async fn in_flight(
+    world: &mut World,
+    victim: &mut Server,
+    pushes: Vec<Push>,
+    rng: &mut fastrand::Rng,
+) -> Vec<Push> {
+    let sending = tokio::spawn(send(world, victim, pushes));
+    tokio::time::sleep(Duration::from_millis(rng.u64(..20))).await;
+    victim.kill();
+    let sent = sending.await.unwrap();
+    settle(world, sent)
+}
+
+async fn deliver(world: &mut World, victim: &Server, pushes: Vec<Push>) -> Vec<Push> {
+    let sent = send(world, victim, pushes).await;
+    settle(world, sent)
+}
+
+fn send(
+    world: &World,
+    victim: &Server,
+    pushes: Vec<Push>,
+) -> impl Future<Output = Sent> + Send + use<> {
+    let sends: Vec<_> = pushes
+        .into_iter()
+        .map(|push| {
+            let sent = victim.deliver(&world.client, &push.delivery);
+            async move { (push, sent.await) }
+        })
+        .collect();
+    stream::iter(sends).buffer_unordered(CLIENTS).collect()
+}
+
+/// Notes what was acknowledged; returns the rest.
+fn settle(world: &mut World, sent: Sent) -> Vec<Push> {
+    let (yes, no): (Vec<_>, Vec<_>) = sent
+        .into_iter()
+        .partition(|(_, status)| *status == Some(202));
+    for (_, status) in &no {
+        assert!(matches!(status, None | Some(503)), "answered {status:?}");
+    }
+    world
+        .acknowledged
+        .extend(yes.into_iter().map(|(push, _)| push));
+    no.into_iter().map(|(push, _)| push).collect()
+}
