@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::config::{AgentConfig, Config, Database, StoreConfig};
 use crate::db::{Db, RowOwner};
 use crate::failpoint::{FailPoints, Fault};
-use crate::github::Github;
+use crate::github::{self, Github};
 use crate::http::{self, LARGE_BODIES_MAX, Surface};
 use crate::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
 use crate::store::{FolderStore, Store, SupabaseStore, Timeouts};
@@ -35,6 +35,8 @@ pub struct Injected {
     pub clock: Clock,
     /// Armed to break things on purpose.
     pub fail: FailPoints,
+    /// How patient the GitHub client is.
+    pub github_patience: github::Patience,
     /// How patient the storage client is.
     pub storage_timeouts: Timeouts,
     /// How patient and how fast the agent's client is.
@@ -64,6 +66,7 @@ impl App {
         let Injected {
             clock,
             fail,
+            github_patience,
             storage_timeouts,
             agent_limits,
         } = injected;
@@ -93,7 +96,7 @@ impl App {
             &github.videos_dir,
             clock.clone(),
         )?;
-        let client = Arc::new(client);
+        let client = Arc::new(client.with_patience(github_patience));
         let wake = Arc::new(Notify::new());
         let videos_dir: Arc<str> = github.videos_dir.as_str().into();
         let sweep = Sweep {
@@ -112,6 +115,7 @@ impl App {
             db: db.clone(),
             github: client,
             store: store.clone(),
+            breakers: Arc::default(),
             rules: Arc::new(Rules {
                 data_dir: config.data_dir.clone(),
                 bucket: config.storage_bucket.clone(),

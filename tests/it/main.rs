@@ -5,6 +5,7 @@ mod bad_input;
 mod cli;
 mod deploy_sql;
 mod main_job;
+mod matrix;
 mod process;
 mod races;
 mod readme;

@@ -2,5 +2,6 @@
 
 pub mod openhands;
 pub mod postgres;
+pub mod spoiler;
 pub mod storage;
 pub mod story;
