@@ -127,6 +127,9 @@ fn no_secret_is_compared_with_an_operator() {
                 open.push(path);
                 continue;
             }
+            if path.ends_with("tests.rs") {
+                continue;
+            }
             let source = std::fs::read_to_string(&path).unwrap();
             let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
             for line in source
