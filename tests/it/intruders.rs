@@ -228,6 +228,7 @@ async fn no_secret_comes_out_anywhere() {
         ("GitHub", "ghp_canary_github_a81e"),
         ("admin", "canary-admin-token-c4d7"),
         ("storage", storage::SECRET_KEY),
+        ("database", "canary-password-e3b0"),
         ("OpenHands", openhands::KEY),
         ("OpenHands session", openhands::SESSION_KEY),
         ("OpenHands prompt", openhands::PROMPT),
@@ -241,6 +242,9 @@ async fn no_secret_comes_out_anywhere() {
     storage.create_bucket("lesson-assets", Some(1 << 20), Some(&["video/mp4"]));
     let openhands = OpenHands::start(openhands::Server::Cloud).await;
     let database = Postgres::database().await;
+    // This Postgres trusts whoever comes; the password is in the address all the same.
+    let with_password = format!(":{}@", canary("database"));
+    let database_url = database.service_url.replacen('@', &with_password, 1);
     let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let proxy_url = format!("http://{}", proxy.local_addr().unwrap());
     let dir = tempfile::tempdir().unwrap();
@@ -256,7 +260,7 @@ async fn no_secret_comes_out_anywhere() {
             ("GITHUB_WEBHOOK_SECRET", canary("webhook")),
             ("GITHUB_WEBHOOK_SECRET_PREVIOUS", canary("previous webhook")),
             ("ADMIN_TOKEN", canary("admin")),
-            ("DATABASE_URL", &database.service_url),
+            ("DATABASE_URL", &database_url),
             ("SUPABASE_URL", &storage.url()),
             ("SUPABASE_SERVICE_ROLE_KEY", canary("storage")),
             ("OPENHANDS_API_URL", &openhands.url),
@@ -405,24 +409,17 @@ async fn no_secret_comes_out_anywhere() {
         log.contains("\"replaced\":true"),
         "each replacement of a ready video is logged"
     );
-    let password = database
-        .service_url
-        .split(['/', ':', '@'])
-        .nth(4)
-        .unwrap_or_default();
-    let postgres = ("database", database.service_url.as_str());
-    for (name, secret) in canaries.iter().copied().chain([postgres]) {
+    for (name, secret) in canaries {
         for (place, text) in [("an answer", &said), ("the log", &log)] {
             let found = text.lines().find(|line| line.contains(secret));
             assert_eq!(found, None, "{name} secret in {place}");
         }
     }
     println!(
-        "{} secrets, none in {} KiB of answers and {} KiB of log ({} characters of password)",
-        canaries.len() + 1,
+        "{} secrets, none in {} KiB of answers and {} KiB of log",
+        canaries.len(),
         said.len() >> 10,
-        log.len() >> 10,
-        password.len()
+        log.len() >> 10
     );
     let told = tokio::time::timeout(Duration::ZERO, proxy.accept()).await;
     assert!(told.is_err(), "a proxy of the environment was asked");
