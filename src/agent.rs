@@ -97,7 +97,7 @@ pub struct Probed {
 }
 
 /// A service that did not answer as it should, as `/reconcile` reports it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct ServiceError {
     /// Which service.
     pub service: &'static str,

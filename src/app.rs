@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -15,9 +16,10 @@ use crate::clock::Clock;
 use crate::config::{AgentConfig, Config, Database, StoreConfig};
 use crate::db::{Db, RowOwner};
 use crate::failpoint::{FailPoints, Fault};
-use crate::github::{self, Github};
-use crate::http::{self, LARGE_BODIES_MAX, Surface};
+use crate::github::{Github, InvalidSetting, Patience};
+use crate::http::{self, LARGE_BODIES_MAX, STREAMS_MAX, Surface};
 use crate::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
+use crate::metrics;
 use crate::store::{FolderStore, Store, SupabaseStore, Timeouts};
 use crate::sweep::{Sweep, SweepOptions};
 use crate::worker::Worker;
@@ -36,7 +38,7 @@ pub struct Injected {
     /// Armed to break things on purpose.
     pub fail: FailPoints,
     /// How patient the GitHub client is.
-    pub github_patience: github::Patience,
+    pub github_patience: Patience,
     /// How patient the storage client is.
     pub storage_timeouts: Timeouts,
     /// How patient and how fast the agent's client is.
@@ -55,6 +57,7 @@ pub struct App {
     pub sweep: Sweep,
     /// Every route.
     pub router: axum::Router,
+    closing: CancellationToken,
 }
 
 impl App {
@@ -87,15 +90,7 @@ impl App {
             .context("the database could not be brought up to this version")?;
         let store = Arc::new(open_store(&config, storage_timeouts)?);
         let github = &config.github;
-        let repository = github.repository.to_string();
-        let client = Github::new(
-            &github.api_url,
-            github.token.clone(),
-            &repository,
-            github.branch.clone(),
-            &github.videos_dir,
-            clock.clone(),
-        )?;
+        let client = self::github(&config, &clock)?;
         let client = Arc::new(client.with_patience(github_patience));
         let wake = Arc::new(Notify::new());
         let videos_dir: Arc<str> = github.videos_dir.as_str().into();
@@ -140,18 +135,24 @@ impl App {
             stop: CancellationToken::new(),
             hand_back: CancellationToken::new(),
         };
+        metrics::recorder();
+        let closing = CancellationToken::new();
         let router = http::router(Surface {
             db: db.clone(),
             sweep: sweep.clone(),
             store,
             wake,
             webhook_secrets: Arc::new(config.webhook_secrets.clone()),
-            repository: repository.into(),
+            repository: github.repository.to_string().into(),
             branch: github.branch.as_deref().map(Into::into),
             videos_dir,
             admin_token: config.admin_token.clone(),
             large_body: Arc::new(Semaphore::new(1)),
             large_body_queue: Arc::new(Semaphore::new(LARGE_BODIES_MAX)),
+            event_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            sign_ins: Arc::default(),
+            overview: Arc::default(),
+            closing: closing.clone(),
         });
         Ok(Self {
             config,
@@ -159,6 +160,7 @@ impl App {
             worker,
             sweep,
             router,
+            closing,
         })
     }
 
@@ -186,7 +188,14 @@ impl App {
             });
         }
         tasks.close();
-        http::serve(listener, self.router, stop).await;
+        let upkeep = tokio::spawn(fold_metrics());
+        let serving = http::serve(listener, self.router, stop.clone());
+        let closing = async {
+            stop.cancelled().await;
+            self.closing.cancel();
+        };
+        tokio::join!(serving, closing);
+        upkeep.abort();
         tracing::info!("stopping: nothing new is taken");
         self.worker.stop.cancel();
         self.worker.wake.notify_waiters();
@@ -206,6 +215,23 @@ impl App {
     }
 }
 
+/// Waits for SIGTERM from a service manager or SIGINT from a terminal.
+pub async fn stop_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        tracing::error!(
+            "signals cannot be received: stop the process with SIGKILL, nothing is lost"
+        );
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
 /// Once now, then at the interval, a tenth earlier or later each time so that replicas spread.
 async fn sweep_every(interval: Duration, sweep: Sweep, stop: CancellationToken) {
     loop {
@@ -218,6 +244,14 @@ async fn sweep_every(interval: Duration, sweep: Sweep, stop: CancellationToken) 
             () = swept => {}
             () = stop.cancelled() => return,
         }
+    }
+}
+
+/// Keeps the samples of a process that nobody scrapes from piling up.
+async fn fold_metrics() {
+    loop {
+        tokio::time::sleep(metrics::UPKEEP_EVERY).await;
+        metrics::recorder().run_upkeep();
     }
 }
 
@@ -234,6 +268,19 @@ pub async fn open_database(config: &Config, clock: Clock) -> anyhow::Result<Db> 
             .await
             .context("DATABASE_URL: cannot connect to that database"),
     }
+}
+
+/// The repository of the settings.
+pub(crate) fn github(config: &Config, clock: &Clock) -> Result<Github, InvalidSetting> {
+    let github = &config.github;
+    Github::new(
+        &github.api_url,
+        github.token.clone(),
+        &github.repository.to_string(),
+        github.branch.clone(),
+        &github.videos_dir,
+        clock.clone(),
+    )
 }
 
 fn open_store(config: &Config, timeouts: Timeouts) -> anyhow::Result<Store> {
@@ -254,7 +301,8 @@ fn open_store(config: &Config, timeouts: Timeouts) -> anyhow::Result<Store> {
     })
 }
 
-fn agent(
+/// The agent's API, if the settings have a key for it.
+pub(crate) fn agent(
     config: &Config,
     clock: &Clock,
     limits: agent::Limits,

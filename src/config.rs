@@ -20,7 +20,9 @@ use uuid::Uuid;
 pub use crate::domain::agent::AgentVersion;
 use crate::domain::signature::same_secret;
 
-pub use settings::{Fallback, SETTINGS, Setting, arguments, reference, secrets_help};
+pub use settings::{
+    Fallback, GITHUB_WEBHOOK_SECRET, SETTINGS, Setting, arguments, reference, secrets_help,
+};
 pub use sources::{Problem, Sources};
 
 use settings::*;

@@ -21,7 +21,7 @@ use crate::domain::metadata::{METADATA_BYTES_MAX, Metadata};
 use crate::domain::mp4::Probe;
 use crate::failpoint::FailPoints;
 use crate::github::{Download, Entry, Freshness, Github, Listing, Pair};
-
+use crate::metrics;
 use crate::spool::{Spool, Spooled};
 use crate::store::{Digests, ObjectPath, Store};
 
@@ -131,8 +131,10 @@ impl<'a> Attempt<'a> {
     /// Writes a step that ended just now.
     pub fn step(&mut self, step: &'static str, detail: impl Into<String>) {
         let now = Instant::now();
-        let ms = now.duration_since(self.last).as_millis() as i64;
+        let took = now.duration_since(self.last);
+        let ms = took.as_millis() as i64;
         self.last = now;
+        metrics::step(step, took);
         self.steps.push(Step {
             at: self.clock.now_ms(),
             step,

@@ -20,6 +20,7 @@ use crate::domain::ids::{FileKind, VideoKey};
 use crate::domain::verdict::{self, Blobs, Facts, Record, RowState, Verdict, verdict};
 use crate::github::{Freshness, Github, Listing, Pair};
 use crate::ingest::{PUSH_LAG_MAX, PUSH_LAG_WAIT};
+use crate::metrics;
 use crate::store::{ObjectPath, Store};
 
 /// Look-ups of single files in one sweep, where the listing is truncated; the next sweep goes on.
@@ -27,6 +28,9 @@ const LOOKUPS_MAX: usize = 500;
 
 /// Objects whose size is asked at once, when a sweep verifies.
 const VERIFY_AT_ONCE: usize = 8;
+
+/// Failures of the store in a row before a sweep leaves the rest to the next one.
+const VERIFY_FAILURES_IN_A_ROW_MAX: usize = 8;
 
 /// Between two looks at whether what was found is ready.
 const WAIT_LOOK: Duration = Duration::from_millis(200);
@@ -76,7 +80,7 @@ pub struct SweepOptions {
 }
 
 /// What a sweep found. The names are the contract's, the first six the old poll's.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "the names are the contract's")]
 pub struct SweepReport {
@@ -95,7 +99,7 @@ pub struct SweepReport {
 }
 
 /// One video's outcome.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct SweptVideo {
     /// Its lesson.
     pub lesson_id: Uuid,
@@ -113,12 +117,22 @@ pub struct SweptVideo {
 /// The present, as far as verdicts need it.
 struct Present {
     listed: HashMap<VideoKey, Blobs>,
+    /// What is not listed is not in the branch.
+    complete: bool,
     records: HashMap<VideoKey, Record>,
     pending: Vec<PendingRow>,
     ready: std::collections::HashSet<VideoKey>,
 }
 
 impl Present {
+    /// What the branch holds of a video; `None`: not known.
+    fn blobs(&self, key: &VideoKey) -> Option<Blobs> {
+        match self.listed.get(key) {
+            None if self.complete => Some((None, None)),
+            found => found.copied(),
+        }
+    }
+
     fn row(&self, key: &VideoKey, pending: &HashMap<VideoKey, &PendingRow>) -> RowState {
         match pending.get(key) {
             Some(row) => RowState::Pending {
@@ -166,7 +180,7 @@ impl Sweep {
         let mut adopted = Vec::new();
         for (key, listed) in &present.listed {
             let facts = Facts {
-                listed: *listed,
+                listed: Some(*listed),
                 row: present.row(key, &pending),
                 record: present.records.get(key).cloned(),
                 agent: verdict::Agent::NotAsked,
@@ -175,7 +189,9 @@ impl Sweep {
                 Verdict::Ask(_) => {
                     asks.push(self.asked(*key, "found by the scan that a push asked for", false))
                 }
-                Verdict::Failed(_) | Verdict::Waiting(_) if scan.redelivered => {
+                Verdict::Failed(_) | Verdict::Waiting(_)
+                    if scan.redelivered && *listed != (None, None) =>
+                {
                     asks.push(self.asked(*key, "the push was delivered again", true));
                 }
                 Verdict::Adopt => adopted.push((*key, *listed)),
@@ -196,8 +212,10 @@ impl Sweep {
     /// # Errors
     /// The branch cannot be read, or our database does not answer.
     pub async fn run(&self, options: &SweepOptions) -> Result<SweepReport, Stopped> {
-        let _one_at_a_time = self.running.lock().await;
         let swept = self.swept(options).await;
+        if !options.dry_run {
+            metrics::swept(swept.as_ref().ok());
+        }
         if let Err(stopped) = &swept {
             tracing::warn!(error = stopped as &dyn std::error::Error, "no sweep");
         }
@@ -205,6 +223,7 @@ impl Sweep {
     }
 
     async fn swept(&self, options: &SweepOptions) -> Result<SweepReport, Stopped> {
+        let one_at_a_time = self.running.lock().await;
         let listing = self.github.listing(Instant::now()).await?;
         let present = self.present(&listing, Some(options)).await?;
         let pending: HashMap<_, _> = present.pending.iter().map(|row| (row.key, row)).collect();
@@ -241,7 +260,8 @@ impl Sweep {
 
         let (mut asks, mut adopted, mut verdicts) = (Vec::new(), Vec::new(), Vec::new());
         for key in keys {
-            let listed = present.listed.get(&key).copied().unwrap_or_default();
+            let known = present.blobs(&key);
+            let listed = known.unwrap_or_default();
             let row = present.row(&key, &pending);
             if row == RowState::Missing {
                 let names = [(listed.0, FileKind::Video), (listed.1, FileKind::Metadata)];
@@ -251,15 +271,23 @@ impl Sweep {
                         .map(|(_, kind)| format!("{}/{}", self.videos_dir, key.file_name(*kind))),
                 );
             }
+            let record = present.records.get(&key);
             let facts = Facts {
-                listed,
+                listed: known,
                 row,
-                record: present.records.get(&key).cloned(),
+                record: record.cloned(),
                 agent: agent.get(&key).cloned().unwrap_or(verdict::Agent::NotAsked),
             };
             let mut decided = verdict(&facts, self.generation_deadline);
-            if decided == Verdict::Settled && drifted.contains_key(&key) {
-                decided = Verdict::Ask(drifted[&key]);
+            if let Some(reason) = drifted.get(&key)
+                && matches!(decided, Verdict::Settled | Verdict::Adopt)
+            {
+                decided = match listed.0 {
+                    Some(_) => Verdict::Ask(reason),
+                    None => Verdict::Failed(format!(
+                        "{reason}, and the branch has no file to replace it: push the video again"
+                    )),
+                };
             }
             let (outcome, detail) = match decided {
                 Verdict::Ask(reason) => {
@@ -279,7 +307,7 @@ impl Sweep {
                 Verdict::Failed(detail) => ("failed", detail),
                 Verdict::Unknown(detail) => ("unknown", detail),
                 Verdict::Fail(code, message) => {
-                    verdicts.push((key, Failure::new(code, message.as_str())));
+                    verdicts.push((key, record, Failure::new(code, message.as_str())));
                     ("failed", message)
                 }
             };
@@ -294,10 +322,19 @@ impl Sweep {
         report.orphans.sort();
         if !options.dry_run {
             self.write(asks, &adopted, &verdicts).await?;
+            // Whoever waits for videos keeps nobody else from sweeping.
+            drop(one_at_a_time);
             self.wait_for(&mut report, options.wait).await?;
             self.db.prune(self.history_retention).await?;
         }
         count(&mut report);
+        if !options.dry_run && options.only.is_none() {
+            let counted = serde_json::json!({
+                "checked": report.checked, "found": report.found, "failed": report.failed,
+                "generating": report.still_generating, "errors": report.errors.len(),
+            });
+            self.db.note_sweep(&counted).await?;
+        }
         tracing::info!(
             checked = report.checked,
             found = report.found,
@@ -362,6 +399,7 @@ impl Sweep {
         }
         Ok(Present {
             listed,
+            complete: listing.complete,
             records,
             pending,
             ready,
@@ -416,7 +454,7 @@ impl Sweep {
             .pending
             .iter()
             .filter(|row| row.failed.is_none() && row.age < self.generation_deadline)
-            .filter(|row| !present.listed.contains_key(&row.key))
+            .filter(|row| present.blobs(&row.key) == Some((None, None)))
             .filter(|row| options.only.is_none_or(|only| row.key.video_id == only))
             .filter_map(|row| Some((row, row.conversation_id.as_ref()?)))
             .collect();
@@ -436,6 +474,7 @@ impl Sweep {
             };
             let since = before
                 .get(&row.key.video_id)
+                .filter(|stored| stored.conversation_id == *conversation)
                 .filter(|stored| stored.reading == reading.as_str())
                 .map(|stored| stored.since);
             let detail = match reading {
@@ -470,7 +509,7 @@ impl Sweep {
     ) -> Result<HashMap<VideoKey, &'static str>, Stopped> {
         let objects = self.db.ready_objects().await?.into_iter();
         let objects = objects.filter(|o| options.only.is_none_or(|only| o.key.video_id == only));
-        let looked: Vec<_> = stream::iter(objects)
+        let mut looked = stream::iter(objects)
             .map(async |object| {
                 let Some(path) = ObjectPath::from_stored(&object.bucket, &object.path) else {
                     return Ok(Some((object.key, "its storage path is not one of ours")));
@@ -484,25 +523,27 @@ impl Sweep {
                     _ => None,
                 })
             })
-            .buffer_unordered(VERIFY_AT_ONCE)
-            .collect()
-            .await;
+            .buffer_unordered(VERIFY_AT_ONCE);
         let mut drifted = HashMap::new();
-        for result in looked {
+        let mut failures_in_a_row = 0;
+        while failures_in_a_row < VERIFY_FAILURES_IN_A_ROW_MAX
+            && let Some(result) = looked.next().await
+        {
             match result {
-                Ok(Some((key, reason))) => {
-                    drifted.insert(key, reason);
+                Ok(found) => {
+                    failures_in_a_row = 0;
+                    drifted.extend(found);
                 }
-                Ok(None) => {}
-                Err(failure)
-                    if report
-                        .errors
-                        .iter()
-                        .any(|e| e.code == failure.code.as_str()) => {}
-                Err(failure) => report.errors.push(ServiceError {
-                    service: "storage",
-                    code: failure.code.as_str(),
-                }),
+                Err(failure) => {
+                    failures_in_a_row += 1;
+                    let error = ServiceError {
+                        service: "storage",
+                        code: failure.code.as_str(),
+                    };
+                    if !report.errors.contains(&error) {
+                        report.errors.push(error);
+                    }
+                }
             }
         }
         Ok(drifted)
@@ -518,14 +559,14 @@ impl Sweep {
         &self,
         asks: Vec<Request>,
         adopted: &[(VideoKey, Blobs)],
-        verdicts: &[(VideoKey, Failure)],
+        verdicts: &[(VideoKey, Option<&Record>, Failure)],
     ) -> Result<(), Stopped> {
         if !adopted.is_empty() {
             self.db.adopt(adopted).await?;
         }
-        for (key, failure) in verdicts {
+        for (key, seen, failure) in verdicts {
             debug_assert_eq!(failure.code.class(), Class::Time);
-            self.db.give_verdict(*key, failure).await?;
+            self.db.give_verdict(*key, *seen, failure).await?;
             tracing::warn!(video.id = %key.video_id, code = %failure.code, "failed: {}", failure.message);
         }
         if !asks.is_empty() {
@@ -597,7 +638,8 @@ fn count(report: &mut SweepReport) {
     report.waiting = of("waiting");
     report.failed = of("failed");
     report.unknown = of("unknown");
-    report.found = report.videos.iter().filter(|v| v.found).count();
+    let was_found = |v: &&SweptVideo| v.found && v.outcome != "waiting";
+    report.found = report.videos.iter().filter(was_found).count();
 }
 
 /// Why a sweep ended early.

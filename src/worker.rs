@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::db::{Claim, DbError, End, Lost, Request, Source};
 use crate::domain::failure::{Class, Code, ENVIRONMENT_RETRY, Failure, GIVE_UP_AFTER, retry_delay};
 use crate::ingest::{Attempt, Ingest};
+use crate::metrics;
 use crate::sweep::Sweep;
 
 /// A worker that has nothing to do looks again after this time. Source: the contract.
@@ -238,6 +239,7 @@ fn end_of(claim: &Claim, failure: Failure, random: f64) -> End {
 fn log(claim: &Claim, end: &End) {
     let video = claim.key.video_id;
     let attempt = claim.attempts + 1;
+    metrics::ended(claim, end);
     match end {
         End::Ready { published, .. } => {
             let replaced = claim
@@ -260,7 +262,7 @@ fn log(claim: &Claim, end: &End) {
 }
 
 /// The room left for us on the disk that holds `dir`, in bytes.
-fn free_bytes(dir: &std::path::Path) -> Option<u64> {
+pub(crate) fn free_bytes(dir: &std::path::Path) -> Option<u64> {
     let disk = rustix::fs::statvfs(dir).ok()?;
     Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }

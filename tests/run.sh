@@ -5,8 +5,9 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-# A C compiler for the build, git as a server of repositories, a database, its pooler, a browser.
-packages='gcc libc6-dev ca-certificates git postgresql pgbouncer chromium chromium-driver'
+# A C compiler for the build, git as a server of repositories, a database, its pooler, a browser, npm
+# for what checks accessibility, promtool.
+packages='gcc libc6-dev ca-certificates git postgresql pgbouncer chromium chromium-driver npm prometheus'
 
 if ! command -v dpkg-query >/dev/null; then
     echo "This is neither Debian nor Ubuntu: install what these packages hold, then run cargo test:" >&2
@@ -28,5 +29,7 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # a list, on purpose
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
 fi
+
+[ -d tests/axe/node_modules ] || npm ci --prefix tests/axe --ignore-scripts --no-audit --no-fund --silent
 
 exec cargo test "$@"

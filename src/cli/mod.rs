@@ -1,9 +1,10 @@
 //! What a person types.
 
-pub(crate) mod client;
+mod client;
+mod demo;
 mod reconcile;
 mod videos;
-pub(crate) mod words;
+mod words;
 
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,13 +14,12 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use secrecy::SecretString;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{self, App, Injected};
 use crate::clock::Clock;
 use crate::config::{self, Config, Problem, Sources};
-use crate::{demo, telemetry};
+use crate::{doctor, hooks, standin, telemetry};
 use client::Client;
 
 /// Wrong usage or settings; nothing was tried.
@@ -44,6 +44,9 @@ pub fn command() -> Command {
             Command::new("serve").about("Receive webhooks and ingest videos"),
         ))
         .subcommand(demo::command())
+        .subcommand(doctor::command())
+        .subcommand(hooks::command())
+        .subcommand(standin::command::command())
         .subcommand(reconcile::command())
         .subcommand(videos::command())
         .subcommand(with_settings(
@@ -68,6 +71,11 @@ pub async fn run(matches: &ArgMatches) -> ExitCode {
     };
     let result = match name {
         "demo" => demo::run(matches).await,
+        "doctor" => doctor::run(matches).await.map_err(anyhow::Error::from),
+        "webhook" => match hooks::run(matches).await {
+            Ok(result) => result,
+            Err(problems) => return refuse(&problems),
+        },
         "healthcheck" => match Config::listen_addr(&Sources::from_process(matches)) {
             Ok(address) => healthcheck(address).await,
             Err(problems) => return refuse(&problems),
@@ -87,13 +95,16 @@ pub async fn run(matches: &ArgMatches) -> ExitCode {
             };
             tokio::select! {
                 result = asked => result,
-                () = stop_signal() => Ok(ExitCode::SUCCESS),
+                () = app::stop_signal() => Ok(ExitCode::SUCCESS),
             }
         }
         _ => match Config::load(&Sources::from_process(matches)) {
             Ok(config) => {
                 telemetry::init(&config.log);
                 match name {
+                    "standin" => standin::command::run(matches, &config)
+                        .await
+                        .map(|()| ExitCode::SUCCESS),
                     "migrate" => migrate(&config).await,
                     _ => serve(config).await,
                 }
@@ -194,28 +205,11 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let stop = CancellationToken::new();
     let stop_on_signal = stop.clone();
     tokio::spawn(async move {
-        stop_signal().await;
+        app::stop_signal().await;
         stop_on_signal.cancel();
     });
     app.serve(listener, stop).await;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Waits for SIGTERM from a service manager or SIGINT from a terminal.
-pub(crate) async fn stop_signal() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
-        tracing::error!(
-            "signals cannot be received: stop the process with SIGKILL, nothing is lost"
-        );
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 }
 
 async fn migrate(config: &Config) -> anyhow::Result<ExitCode> {

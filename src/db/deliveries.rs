@@ -81,7 +81,7 @@ impl Db {
                     .bind(rows)
                     .execute(unit.connection())
                     .await?;
-                Ok(unit.commit().await?)
+                unit.commit().await?;
             }
             Dialect::Sqlite => {
                 let mut tx = self.transaction().await?;
@@ -91,9 +91,13 @@ impl Db {
                         .execute(tx.connection())
                         .await?;
                 }
-                Ok(tx.commit().await?)
+                tx.commit().await?;
             }
         }
+        for key in deliveries.iter().flat_map(|d| &d.videos) {
+            self.announce(key.video_id, "queued");
+        }
+        Ok(())
     }
 
     /// Takes the oldest scan that is due.

@@ -9,12 +9,14 @@
 //! since the epoch, flags as 0 and 1. What differs is spelled by a few tokens, see [`Db::query`].
 
 mod deliveries;
+mod doctor;
 mod rows;
+mod stats;
 mod sweeps;
 mod videos;
 mod views;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -23,13 +25,16 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgListener;
 use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Row as _, Transaction};
+use tokio::sync::broadcast;
 
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
 
 pub use deliveries::{Delivery, Scan};
+pub use doctor::{AppFacts, Migrated, Schema};
 pub use rows::{Row, RowOwner};
+pub use stats::{Day, Hour, Overview};
 pub use sweeps::{PendingRow, ReadyObject, StoredReading};
 pub use videos::{Claim, End, Lost, Published, Request, Source, Step};
 pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
@@ -55,6 +60,9 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// Any key, as long as every replica uses the same: replicas that start together migrate in turn.
 const MIGRATION_LOCK: i64 = 0x7669_6465_6f69_6e67;
+
+/// Changes that a listener may be behind before it has to read everything anew.
+const CHANGES_MAX: usize = 1024;
 
 const MIGRATIONS: &[Migration] = &[Migration {
     version: 1,
@@ -96,6 +104,15 @@ impl From<DbError> for crate::domain::failure::Failure {
     }
 }
 
+/// A change of a video's state.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Change {
+    /// Which video.
+    pub video_id: uuid::Uuid,
+    /// What it is now.
+    pub state: &'static str,
+}
+
 /// The database, through its connections.
 #[derive(Clone, Debug)]
 pub struct Db {
@@ -105,13 +122,19 @@ pub struct Db {
     write: AnyPool,
     read: AnyPool,
     clock: Clock,
+    changes: broadcast::Sender<Change>,
 }
 
 impl Db {
+    /// Where the embedded database is.
+    pub fn embedded_file(data_dir: &Path) -> PathBuf {
+        data_dir.join("video-ingest.sqlite")
+    }
+
     /// Opens (and creates) the embedded database in `data_dir`.
     pub async fn sqlite(data_dir: &Path, clock: Clock) -> Result<Self, DbError> {
         sqlx::any::install_default_drivers();
-        let path = data_dir.join("video-ingest.sqlite");
+        let path = Self::embedded_file(data_dir);
         let url = reqwest::Url::from_file_path(std::path::absolute(&path).unwrap_or(path))
             .map_err(|()| DbError::Unfit("DATA_DIR is not a path that SQLite can open".into()))?;
         let url = format!("sqlite://{}?mode=rwc", url.path());
@@ -138,6 +161,7 @@ impl Db {
             write: options(1).connect(&url).await?,
             read: options(POOL_CONNECTIONS_MAX).connect_lazy(&url)?,
             clock,
+            changes: broadcast::Sender::new(CHANGES_MAX),
         })
     }
 
@@ -170,13 +194,17 @@ impl Db {
             write: pool.clone(),
             read: pool,
             clock,
+            changes: broadcast::Sender::new(CHANGES_MAX),
         })
     }
 
     /// Passes on, for ever, that another process recorded something. Only where a connection is ours
     /// for longer than a transaction; elsewhere, and while it is broken, the workers' poll is enough.
     pub async fn forward_wakeups(&self, url: &SecretString, wake: &Notify) {
-        while !self.pooled {
+        if self.pooled {
+            return;
+        }
+        loop {
             let listened: Result<(), sqlx::Error> = async {
                 let mut listener = PgListener::connect(url.expose_secret()).await?;
                 listener.listen(WAKE_CHANNEL).await?;
@@ -269,6 +297,16 @@ impl Db {
         let mut unit = self.unit(&self.write).await?;
         self.query("select 1").execute(unit.connection()).await?;
         Ok(unit.commit().await?)
+    }
+
+    /// Every change of a video's state that this process commits from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    fn announce(&self, video_id: uuid::Uuid, state: &'static str) {
+        // That nobody listens is fine.
+        let _ = self.changes.send(Change { video_id, state });
     }
 
     /// Closes the connections, after what they are doing.

@@ -36,6 +36,8 @@ pub struct PendingRow {
 pub struct StoredReading {
     /// `generating`, `finished`, `failed`, `unknown`.
     pub reading: String,
+    /// Which conversation it was about: a row may be generated again.
+    pub conversation_id: String,
     /// For how long it has said so.
     pub since: Duration,
 }
@@ -56,7 +58,8 @@ pub struct ReadyObject {
 impl Db {
     /// Everything we have a record of.
     pub async fn records(&self) -> Result<HashMap<VideoKey, Record>, DbError> {
-        let statement = "select video_id, lesson_id, state, code, message, mp4_sha, json_sha
+        let statement =
+            "select video_id, lesson_id, state, code, message, mp4_sha, json_sha, requested
             from video_ingest.videos where (video_id, lesson_id) > ($1, $2)
             order by video_id, lesson_id limit $3";
         let mut all = HashMap::new();
@@ -84,6 +87,7 @@ impl Db {
                         .and_then(Code::parse),
                     message: row.get::<Option<String>, _>("message").unwrap_or_default(),
                     observed: (sha("mp4_sha"), sha("json_sha")),
+                    requested: row.get("requested"),
                 };
                 if let Some(key) = key_of(&last.1, &last.0) {
                     all.insert(key, record);
@@ -200,16 +204,24 @@ impl Db {
         Ok(unit.commit().await?)
     }
 
-    /// A sweep's verdict: the row says that the video failed, and so does our record, unless somebody
-    /// has begun to work on it meanwhile.
-    pub async fn give_verdict(&self, key: VideoKey, failure: &Failure) -> Result<(), DbError> {
+    /// A sweep's verdict: the row says that the video failed, and so does our record. Void if anybody
+    /// asked for the video since the sweep saw its record (`None`: there was none), or if the row has a
+    /// video by now: asking the agent takes long enough for a push to come and be ingested.
+    pub async fn give_verdict(
+        &self,
+        key: VideoKey,
+        seen: Option<&Record>,
+        failure: &Failure,
+    ) -> Result<(), DbError> {
         let statement = "insert into video_ingest.videos as videos
                 (video_id, lesson_id, state, source, requested, observed, requested_at, code, message, created_at, updated_at)
-            values ($1, $2, 'failed', 'sweep', 1, 1, {now}, $3, $4, {now}, {now})
+            select $1, $2, 'failed', 'sweep', 1, 1, {now}, $3, $4, {now}, {now}
+            from lesson_assets as a
+            where a.id = $1{uuid} and a.lesson_id = $2{uuid} and a.kind = 'video' and a.storage_path is null
             on conflict (video_id, lesson_id) do update set
                 state = 'failed', code = excluded.code, message = excluded.message, due_at = null,
                 mp4_sha = null, json_sha = null, updated_at = excluded.updated_at
-            where videos.state not in ('queued', 'running')";
+            where videos.requested = $5 and videos.state not in ('queued', 'running')";
         let mut tx = self.transaction().await?;
         let done = self
             .query(statement)
@@ -217,6 +229,7 @@ impl Db {
             .bind(key.lesson_id.to_string())
             .bind(failure.code.as_str())
             .bind(failure.message.as_str())
+            .bind(seen.map_or(0, |record| record.requested))
             .execute(tx.connection())
             .await?;
         if done.rows_affected() == 0 {
@@ -236,7 +249,10 @@ impl Db {
         .bind(failure.to_string())
         .execute(tx.connection())
         .await?;
-        Ok(tx.commit().await?)
+        self.count_failed(&mut tx).await?;
+        tx.commit().await?;
+        self.announce(key.video_id, "failed");
+        Ok(())
     }
 
     /// How many of these videos are queued or running.
@@ -257,8 +273,7 @@ impl Db {
 
     /// What the agent's API last said, by video.
     pub async fn readings(&self) -> Result<HashMap<Uuid, StoredReading>, DbError> {
-        let statement =
-            "select video_id, reading, {now} - first_at as since from video_ingest.readings";
+        let statement = "select video_id, reading, conversation_id, {now} - first_at as since from video_ingest.readings";
         let mut unit = self.unit(&self.read).await?;
         let rows = self.query(statement).fetch_all(unit.connection()).await?;
         unit.commit().await?;
@@ -268,6 +283,7 @@ impl Db {
                 let id: Uuid = row.get::<String, _>("video_id").parse().ok()?;
                 let reading = StoredReading {
                     reading: row.get("reading"),
+                    conversation_id: row.get("conversation_id"),
                     since: Duration::from_millis(row.get::<i64, _>("since").max(0) as u64),
                 };
                 Some((id, reading))
@@ -336,7 +352,7 @@ impl Db {
         Ok(unit.commit().await?)
     }
 
-    /// Forgets deliveries and timeline entries that are older than `retention`, and readings of rows
+    /// Forgets deliveries, timeline entries and counts that are older than `retention`, and readings of rows
     /// that have a video by now.
     pub async fn prune(&self, retention: Duration) -> Result<(), DbError> {
         let (events_id, readings_where) = match self.dialect {
@@ -354,7 +370,9 @@ impl Db {
             "delete from video_ingest.readings where not exists (
                 select 1 from lesson_assets where {readings_where} and storage_path is null)"
         );
-        for statement in [events.as_str(), deliveries] {
+        let hours = "delete from video_ingest.hours where (hour, what, bucket) in (
+                select hour, what, bucket from video_ingest.hours where hour < {now} - $1 limit $2)";
+        for statement in [events.as_str(), deliveries, hours] {
             loop {
                 let mut unit = self.unit(&self.write).await?;
                 let done = self

@@ -304,6 +304,8 @@ impl Db {
         &self,
         requests: impl IntoIterator<Item = Request>,
     ) -> Result<(), DbError> {
+        let requests: Vec<Request> = requests.into_iter().collect();
+        let asked: Vec<_> = requests.iter().map(|r| r.key.video_id).collect();
         let requests = merged(requests.into_iter());
         let mut tx = self.transaction().await?;
         for statement in [ASK, TELL] {
@@ -312,7 +314,11 @@ impl Db {
                 .execute(tx.connection())
                 .await?;
         }
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        for video_id in asked {
+            self.announce(video_id, "queued");
+        }
+        Ok(())
     }
 
     /// Takes the video that has been due for longest.
@@ -351,6 +357,9 @@ impl Db {
             .await?;
         let claim = row.map(|row| claimed(&row, token)).transpose()?;
         unit.commit().await?;
+        if let Some(claim) = &claim {
+            self.announce(claim.key.video_id, "running");
+        }
         Ok(claim)
     }
 
@@ -386,7 +395,9 @@ impl Db {
             .bind(claim.token.as_str())
             .execute(unit.connection())
             .await?;
-        Ok(unit.commit().await?)
+        unit.commit().await?;
+        self.announce(claim.key.video_id, "queued");
+        Ok(())
     }
 
     /// Writes how a claim ended: our row, the app's row and the timeline, in one commit, fenced by
@@ -399,7 +410,7 @@ impl Db {
         steps: &[Step],
     ) -> Result<(), Lost> {
         let mut tx = self.transaction().await?;
-        self.finish_video(&mut tx, claim, pair, end).await?;
+        let state = self.finish_video(&mut tx, claim, pair, end).await?;
         match end {
             End::Ready {
                 published, user_id, ..
@@ -433,16 +444,20 @@ impl Db {
                 .execute(tx.connection())
                 .await?;
         }
-        Ok(tx.commit().await?)
+        self.count_end(&mut tx, claim, end).await?;
+        tx.commit().await?;
+        self.announce(claim.key.video_id, state);
+        Ok(())
     }
 
+    /// The state that the video has now: queued if more was asked for meanwhile.
     async fn finish_video(
         &self,
         tx: &mut Unit,
         claim: &Claim,
         pair: Option<(Option<GitSha>, Option<GitSha>)>,
         end: &End,
-    ) -> Result<(), Lost> {
+    ) -> Result<&'static str, Lost> {
         let (state, code, message, look_again) = match end {
             End::Ready { .. } | End::Unchanged => ("ready", None, None, None),
             End::Waiting {
@@ -495,7 +510,8 @@ impl Db {
                     else {now} end,
                 code = $9, message = $10, mp4_sha = $11, json_sha = $12,
                 updated_at = {now}
-            where video_id = $1 and lesson_id = $2 and lease_token = $3 and state = 'running'";
+            where video_id = $1 and lesson_id = $2 and lease_token = $3 and state = 'running'
+            returning requested";
         let done = self
             .query(statement)
             .bind(claim.key.video_id.to_string())
@@ -510,11 +526,12 @@ impl Db {
             .bind(message)
             .bind(observed.0.map(|sha| sha.to_string()))
             .bind(observed.1.map(|sha| sha.to_string()))
-            .execute(tx.connection())
+            .fetch_optional(tx.connection())
             .await?;
-        match done.rows_affected() {
-            0 => Err(Lost::Lease),
-            _ => Ok(()),
+        match done {
+            None => Err(Lost::Lease),
+            Some(row) if row.get::<i64, _>("requested") > claim.requested => Ok("queued"),
+            Some(_) => Ok(state),
         }
     }
 

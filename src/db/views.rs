@@ -1,5 +1,7 @@
 //! What people and pages read. Nothing here writes.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
@@ -36,7 +38,7 @@ pub struct Filter {
 }
 
 /// A video as the API shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the names are the contract's")]
 pub struct VideoView {
     pub video_id: String,
@@ -55,7 +57,7 @@ pub struct VideoView {
 }
 
 /// One entry of a timeline.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the names are the contract's")]
 pub struct EventView {
     pub at: String,
@@ -65,7 +67,7 @@ pub struct EventView {
 }
 
 /// A video with everything that may be shown of it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the names are the contract's")]
 pub struct VideoDetail {
     #[serde(flatten)]
@@ -77,7 +79,7 @@ pub struct VideoDetail {
 }
 
 /// A delivery as the API shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the names are the contract's")]
 pub struct DeliveryView {
     pub delivery: String,
@@ -134,10 +136,11 @@ impl Db {
                     order by updated_at desc, video_id desc limit $3) as recorded
                 union all
                 select * from (
-                    select a.id{{text}}, a.lesson_id{{text}}, 'generating', cast(null as text), cast(null as text),
+                    select a.id{{text}}, a.lesson_id{{text}}, 'generating', cast(null as text),
+                        r.reading || case when r.detail = '' then '' else ': ' || r.detail end,
                         cast(null as text), cast(0 as bigint), cast(null as bigint), cast(null as bigint),
                         cast(null as text), cast(null as text), {created} as updated_at, {created} as created_at
-                    from lesson_assets as a
+                    from lesson_assets as a left join video_ingest.readings as r on r.video_id = a.id{{text}}
                     where a.kind = 'video' and a.storage_path is null and a.mime_type not like 'error:%'
                         and ({created}, a.id{{text}}) < ($1, $2) and {pending_match} and {pending_state}
                         and not exists (select 1 from video_ingest.videos as v
@@ -230,6 +233,26 @@ impl Db {
             timeline,
             deliveries,
         }))
+    }
+
+    /// The states of these videos, by their ids; of two records of one id, the one that got further.
+    pub async fn states(&self, video_ids: &[String]) -> Result<HashMap<String, String>, DbError> {
+        let statement = "select v.video_id, v.state from {each}($1{jsonb}) as k
+            join video_ingest.videos as v on v.video_id = k.value ->> 'id'
+            order by case when v.stored_sha is null then 0 else 1 end";
+        let ids: Vec<_> = video_ids
+            .iter()
+            .map(|id| serde_json::json!({"id": id}))
+            .collect();
+        let mut unit = self.unit(&self.read).await?;
+        let rows = self
+            .query(statement)
+            .bind(serde_json::Value::from(ids).to_string())
+            .fetch_all(unit.connection())
+            .await?;
+        unit.commit().await?;
+        let pair = |row: &AnyRow| (row.get("video_id"), row.get("state"));
+        Ok(rows.iter().map(pair).collect())
     }
 
     /// Deliveries, newest first.

@@ -24,6 +24,8 @@ pub struct Record {
     pub message: String,
     /// The blobs last looked at.
     pub observed: Blobs,
+    /// How often it was asked for; a verdict on an older count is void.
+    pub requested: i64,
 }
 
 /// The app's row of a video, as far as a sweep needs it.
@@ -61,8 +63,9 @@ pub enum Agent {
 /// Everything a verdict is made of.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// What the branch holds; nothing: `(None, None)`.
-    pub listed: Blobs,
+    /// What the branch holds; nothing: `Some((None, None))`. `None`: it was not looked up yet, since
+    /// the branch holds more than one listing.
+    pub listed: Option<Blobs>,
     /// The app's row.
     pub row: RowState,
     /// Our record.
@@ -102,23 +105,36 @@ pub fn verdict(facts: &Facts, deadline: Duration) -> Verdict {
         return Verdict::Busy;
     }
     match facts.listed {
-        (None, None) => not_pushed(facts, deadline),
-        _ => pushed(facts),
+        None => Verdict::Unknown(
+            "the branch holds more than one listing; a later sweep looks this video up".into(),
+        ),
+        Some((None, None)) => not_pushed(facts, deadline),
+        Some(listed) => pushed(listed, facts),
     }
 }
 
-fn pushed(facts: &Facts) -> Verdict {
+fn pushed(listed: Blobs, facts: &Facts) -> Verdict {
     let Some(record) = &facts.record else {
         return match facts.row {
-            RowState::Ready if facts.listed.0.is_some() => Verdict::Adopt,
+            RowState::Ready if listed.0.is_some() => Verdict::Adopt,
             RowState::Ready => Verdict::Settled,
             RowState::Missing | RowState::Pending { .. } => Verdict::Ask("found by a sweep"),
         };
     };
-    if record.observed != facts.listed {
+    // Without a row of its own nobody looks at a video's files, so nothing is known to have changed.
+    if facts.row == RowState::Missing
+        && matches!(record.code, Some(Code::NoRow | Code::RowMismatch))
+    {
+        return match record.state.as_str() {
+            "waiting" => Verdict::Waiting(record.message.clone()),
+            _ => Verdict::Failed(record.message.clone()),
+        };
+    }
+    if record.observed != listed {
         return Verdict::Ask("found changed by a sweep");
     }
     let pending = matches!(facts.row, RowState::Pending { .. });
+    let shows_generating = matches!(facts.row, RowState::Pending { failed: None, .. });
     match (record.state.as_str(), record.code) {
         ("ready", _) if pending => Verdict::Ask("its row has no video"),
         ("ready", _) => Verdict::Settled,
@@ -127,6 +143,8 @@ fn pushed(facts: &Facts) -> Verdict {
             Verdict::Ask("tried again by a sweep: it failed of something outside its files")
         }
         (_, Some(Code::NoRow)) if pending => Verdict::Ask("its row has come"),
+        // The app made the row anew, or its failure was taken back: it would generate for ever.
+        _ if shows_generating => Verdict::Ask("its row does not say that it failed"),
         _ => Verdict::Failed(record.message.clone()),
     }
 }
@@ -178,5 +196,320 @@ fn in_words(time: Duration) -> String {
         s if s % 3600 == 0 => format!("{} h", s / 3600),
         s if s % 60 == 0 => format!("{} min", s / 60),
         s => format!("{s} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(6 * 3600);
+    const YOUNG: Duration = Duration::from_secs(60);
+    const NOTHING: Blobs = (None, None);
+
+    fn sha(byte: u8) -> Option<GitSha> {
+        Some(GitSha::from_bytes([byte; 20]))
+    }
+
+    fn both() -> Blobs {
+        (sha(1), sha(2))
+    }
+
+    fn pending() -> RowState {
+        RowState::Pending {
+            age: YOUNG,
+            failed: None,
+        }
+    }
+
+    fn failed_row() -> RowState {
+        RowState::Pending {
+            age: DEADLINE * 9,
+            failed: Some("of old age".into()),
+        }
+    }
+
+    fn record(state: &str, code: Option<Code>, observed: Blobs) -> Option<Record> {
+        Some(Record {
+            state: state.into(),
+            code,
+            message: "as recorded".into(),
+            observed,
+            requested: 1,
+        })
+    }
+
+    fn of(listed: Option<Blobs>, row: RowState, record: Option<Record>, agent: Agent) -> Verdict {
+        let facts = Facts {
+            listed,
+            row,
+            record,
+            agent,
+        };
+        verdict(&facts, DEADLINE)
+    }
+
+    #[test]
+    fn what_is_in_the_branch() {
+        use Code::*;
+        use RowState::{Missing, Ready};
+        let asked = Verdict::Ask;
+        let waiting = || Verdict::Waiting("as recorded".into());
+        let failed = || Verdict::Failed("as recorded".into());
+        let (new, changed) = ("found by a sweep", "found changed by a sweep");
+        let outside = "tried again by a sweep: it failed of something outside its files";
+        let (json, mp4) = ((None, sha(2)), (sha(1), None));
+        let old = (sha(9), sha(2));
+        let cases = [
+            // Never seen.
+            (both(), pending(), None, asked(new)),
+            (both(), failed_row(), None, asked(new)),
+            (json, pending(), None, asked(new)),
+            (both(), Missing, None, asked(new)),
+            (both(), Ready, None, Verdict::Adopt),
+            (mp4, Ready, None, Verdict::Adopt),
+            (json, Ready, None, Verdict::Settled),
+            // Somebody is at it, whatever else is true.
+            (
+                both(),
+                pending(),
+                record("queued", None, old),
+                Verdict::Busy,
+            ),
+            (both(), Missing, record("running", None, old), Verdict::Busy),
+            // Another file than the one last looked at.
+            (both(), Ready, record("ready", None, old), asked(changed)),
+            (mp4, Ready, record("ready", None, both()), asked(changed)),
+            (
+                both(),
+                failed_row(),
+                record("failed", Some(Truncated), old),
+                asked(changed),
+            ),
+            (
+                both(),
+                pending(),
+                record("waiting", Some(VideoMissing), json),
+                asked(changed),
+            ),
+            (
+                both(),
+                failed_row(),
+                record("failed", Some(GenerationTimeout), NOTHING),
+                asked(changed),
+            ),
+            // The same files.
+            (
+                both(),
+                Ready,
+                record("ready", None, both()),
+                Verdict::Settled,
+            ),
+            (
+                both(),
+                Missing,
+                record("ready", None, both()),
+                Verdict::Settled,
+            ),
+            (
+                both(),
+                pending(),
+                record("ready", None, both()),
+                asked("its row has no video"),
+            ),
+            (
+                json,
+                pending(),
+                record("waiting", Some(VideoMissing), json),
+                waiting(),
+            ),
+            (
+                mp4,
+                pending(),
+                record("waiting", Some(MetadataMissing), mp4),
+                waiting(),
+            ),
+            (
+                both(),
+                failed_row(),
+                record("failed", Some(Truncated), both()),
+                failed(),
+            ),
+            (
+                both(),
+                Ready,
+                record("failed", Some(Truncated), both()),
+                failed(),
+            ),
+            (
+                both(),
+                failed_row(),
+                record("failed", Some(GaveUp), both()),
+                failed(),
+            ),
+            (
+                both(),
+                failed_row(),
+                record("failed", Some(TooLarge), both()),
+                asked(outside),
+            ),
+            (
+                both(),
+                Ready,
+                record("failed", Some(StorageDenied), both()),
+                asked(outside),
+            ),
+            (
+                both(),
+                pending(),
+                record("failed", Some(Truncated), both()),
+                asked("its row does not say that it failed"),
+            ),
+            // Without a row nobody looked at the files.
+            (
+                both(),
+                Missing,
+                record("waiting", Some(NoRow), NOTHING),
+                waiting(),
+            ),
+            (
+                both(),
+                Missing,
+                record("failed", Some(NoRow), NOTHING),
+                failed(),
+            ),
+            (
+                both(),
+                Missing,
+                record("failed", Some(RowMismatch), NOTHING),
+                failed(),
+            ),
+            (
+                both(),
+                pending(),
+                record("failed", Some(NoRow), NOTHING),
+                asked(changed),
+            ),
+            (
+                both(),
+                failed_row(),
+                record("failed", Some(NoRow), both()),
+                asked("its row has come"),
+            ),
+            (
+                both(),
+                Ready,
+                record("waiting", Some(NoRow), NOTHING),
+                asked(changed),
+            ),
+        ];
+        for (listed, row, record, expected) in cases {
+            let case = format!("{listed:?} {row:?} {record:?}");
+            assert_eq!(
+                of(Some(listed), row, record, Agent::NotAsked),
+                expected,
+                "{case}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_the_branch() {
+        let said = |reading, since: Option<u64>| Agent::Said {
+            reading,
+            since: since.map(Duration::from_secs),
+        };
+        let broken = || Reading::failed("it broke");
+        let generating = |why: &str| Verdict::Generating(why.into());
+        let unknown = |why: &str| Verdict::Unknown(why.into());
+        let awaited = || generating("the agent finished; its push is awaited");
+        let first = "the agent says it failed (it broke); the next sweep confirms it";
+        let fail = |code, why: &str| Verdict::Fail(code, why.into());
+        let never_pushed = "the agent finished, but pushed no video within 15 min";
+        let cases = [
+            (Agent::NotAsked, generating("nothing pushed yet")),
+            (Agent::NoAnswer, unknown("the agent's API did not answer")),
+            (
+                said(Reading::Generating, None),
+                generating("the agent is at it"),
+            ),
+            (
+                said(Reading::Generating, Some(99_999)),
+                generating("the agent is at it"),
+            ),
+            (
+                said(Reading::unknown("who knows"), Some(99_999)),
+                unknown("who knows"),
+            ),
+            (said(Reading::Finished, None), awaited()),
+            (said(Reading::Finished, Some(899)), awaited()),
+            (
+                said(Reading::Finished, Some(900)),
+                fail(Code::FinishedWithoutVideo, never_pushed),
+            ),
+            (said(broken(), None), unknown(first)),
+            (
+                said(broken(), Some(0)),
+                fail(Code::GenerationFailed, "the agent failed: it broke"),
+            ),
+        ];
+        for (agent, expected) in cases {
+            let case = format!("{agent:?}");
+            assert_eq!(
+                of(Some(NOTHING), pending(), None, agent),
+                expected,
+                "{case}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_deadline_comes_before_the_agent() {
+        let aged = |age| RowState::Pending { age, failed: None };
+        let agent = || Agent::Said {
+            reading: Reading::Generating,
+            since: None,
+        };
+        let before = of(Some(NOTHING), aged(DEADLINE - YOUNG), None, agent());
+        assert_eq!(before, Verdict::Generating("the agent is at it".into()));
+        let at = of(Some(NOTHING), aged(DEADLINE), None, agent());
+        let message = "no video was pushed within 6 h";
+        assert_eq!(at, Verdict::Fail(Code::GenerationTimeout, message.into()));
+    }
+
+    #[test]
+    fn without_files_a_row_that_failed_or_is_ready_stays_as_it_is() {
+        let failed = of(Some(NOTHING), failed_row(), None, Agent::NotAsked);
+        assert_eq!(failed, Verdict::Failed("of old age".into()));
+        for row in [RowState::Ready, RowState::Missing] {
+            let record = record("ready", None, both());
+            assert_eq!(
+                of(Some(NOTHING), row, record, Agent::NotAsked),
+                Verdict::Settled
+            );
+        }
+    }
+
+    #[test]
+    fn what_was_not_looked_up_is_not_judged() {
+        for row in [pending(), failed_row()] {
+            let verdict = of(None, row, None, Agent::NoAnswer);
+            assert!(matches!(verdict, Verdict::Unknown(_)), "{verdict:?}");
+        }
+        let busy = of(
+            None,
+            pending(),
+            record("queued", None, NOTHING),
+            Agent::NotAsked,
+        );
+        assert_eq!(busy, Verdict::Busy);
+    }
+
+    #[test]
+    fn times_read_as_people_say_them() {
+        let words = [(6 * 3600, "6 h"), (900, "15 min"), (90, "90 s")];
+        for (seconds, text) in words {
+            assert_eq!(in_words(Duration::from_secs(seconds)), text);
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! means for a video.
 
 mod download;
+mod hooks;
 mod listing;
 
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ use crate::clock::Clock;
 use crate::domain::failure::{Code, Failure, RETRY_AFTER_MAX};
 
 pub use download::Download;
+pub use hooks::{Hook, HookDelivery, RepositoryFacts};
 pub use listing::{Entry, Freshness, Listing, Pair};
 
 /// The longest JSON answer that is read, in bytes: the trees API stops at about 7 MB.

@@ -7,12 +7,14 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
+use super::problem::ProblemBody;
 use super::{ErrorCode, Problem, Surface};
-use crate::db::{Filter, Request, Source, VideoDetail};
+use crate::db::{DeliveryView, Filter, Request, Source, VideoDetail, VideoView};
 use crate::domain::ids::{VideoKey, canonical_uuid};
 use crate::sweep::{Stopped, SweepOptions, SweepReport};
 
@@ -34,19 +36,43 @@ pub async fn readyz(State(surface): State<Surface>) -> Result<&'static str, Prob
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ListQuery {
+    /// `generating`, `queued`, `running`, `waiting`, `ready` or `failed`.
     state: Option<String>,
+    /// An id of a video or a lesson, the beginning of one, or a file name.
     q: Option<String>,
+    /// `next` of the page before.
     cursor: Option<String>,
+    /// 1 to 200; 50 unless asked otherwise.
     limit: Option<i64>,
 }
 
-/// `GET /api/videos`
+/// A page of videos, the last changed first.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Videos {
+    videos: Vec<VideoView>,
+    /// Send it as `cursor` for the next page; `null` on the last one.
+    #[schema(required)]
+    next: Option<String>,
+}
+
+/// Videos, the last changed first; rows that wait for their first push are there as `generating`.
+#[utoipa::path(
+    get,
+    path = "/api/videos",
+    params(ListQuery),
+    responses(
+        (status = 200, body = Videos, description = "A page of videos"),
+        (status = "default", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+    security(("admin_token" = [])),
+)]
 pub(super) async fn videos(
     State(surface): State<Surface>,
     query: Result<Query<ListQuery>, QueryRejection>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Videos>, Problem> {
     let Query(query) = query.map_err(|error| malformed(error.body_text()))?;
     let filter = Filter {
         state: query.state.filter(|s| !s.is_empty()),
@@ -55,10 +81,23 @@ pub(super) async fn videos(
         limit: query.limit,
     };
     let page = surface.db.videos(&filter).await?;
-    Ok(Json(json!({"videos": page.items, "next": page.next})))
+    Ok(Json(Videos {
+        videos: page.items,
+        next: page.next,
+    }))
 }
 
-/// `GET /api/videos/{video_id}`
+/// One video with its timeline.
+#[utoipa::path(
+    get,
+    path = "/api/videos/{video_id}",
+    params(("video_id" = Uuid, Path)),
+    responses(
+        (status = 200, body = VideoDetail, description = "The video"),
+        (status = "default", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+    security(("admin_token" = [])),
+)]
 pub(super) async fn video(
     State(surface): State<Surface>,
     Path(video_id): Path<String>,
@@ -66,47 +105,106 @@ pub(super) async fn video(
     find(&surface, &video_id).await.map(Json)
 }
 
-/// `POST /api/videos/{video_id}/retry`
+/// What was asked for.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Queued {
+    video_id: Uuid,
+    status: &'static str,
+}
+
+/// Asks for a video again, rejected files included.
+#[utoipa::path(
+    post,
+    path = "/api/videos/{video_id}/retry",
+    params(("video_id" = Uuid, Path)),
+    responses(
+        (status = 202, body = Queued, description = "Recorded"),
+        (status = "default", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+    security(("admin_token" = [])),
+)]
 pub(super) async fn retry(
     State(surface): State<Surface>,
     Path(video_id): Path<String>,
 ) -> Result<Response, Problem> {
-    let found = find(&surface, &video_id).await?.video;
+    let key = ask_again(&surface, &video_id).await?;
+    let answer = Queued {
+        video_id: key.video_id,
+        status: "queued",
+    };
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+/// Asks for a video for a person.
+pub(super) async fn ask_again(surface: &Surface, video_id: &str) -> Result<VideoKey, Problem> {
+    let found = find(surface, video_id).await?.video;
     let key = format!("{}_{}", found.lesson_id, found.video_id);
     let key = VideoKey::parse_stem(&key).ok_or_else(Problem::not_found)?;
     let request = Request::asked(key, Source::Retry, "asked for by a person");
     surface.db.request([request]).await?;
     surface.wake.notify_waiters();
-    let answer = json!({"video_id": found.video_id, "status": "queued"});
-    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+    Ok(key)
 }
 
-async fn find(surface: &Surface, video_id: &str) -> Result<VideoDetail, Problem> {
+/// A video by its id, as addresses spell it.
+pub(super) async fn find(surface: &Surface, video_id: &str) -> Result<VideoDetail, Problem> {
     let id = canonical_uuid(video_id).ok_or_else(Problem::not_found)?;
     surface.db.video(id).await?.ok_or_else(Problem::not_found)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct DeliveriesQuery {
+    /// `next` of the page before.
     cursor: Option<String>,
 }
 
-/// `GET /api/deliveries`
+/// A page of deliveries, the newest first.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Deliveries {
+    deliveries: Vec<DeliveryView>,
+    /// Send it as `cursor` for the next page; `null` on the last one.
+    #[schema(required)]
+    next: Option<String>,
+}
+
+/// Deliveries, newest first.
+#[utoipa::path(
+    get,
+    path = "/api/deliveries",
+    params(DeliveriesQuery),
+    responses(
+        (status = 200, body = Deliveries, description = "A page of deliveries"),
+        (status = "default", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+    security(("admin_token" = [])),
+)]
 pub(super) async fn deliveries(
     State(surface): State<Surface>,
     query: Result<Query<DeliveriesQuery>, QueryRejection>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Deliveries>, Problem> {
     let Query(query) = query.map_err(|error| malformed(error.body_text()))?;
     let page = surface.db.deliveries(query.cursor.as_deref()).await?;
-    Ok(Json(json!({"deliveries": page.items, "next": page.next})))
+    Ok(Json(Deliveries {
+        deliveries: page.items,
+        next: page.next,
+    }))
 }
 
 /// All as text: `dry_run=&wait=` means that neither is given.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ReconcileQuery {
+    /// Write nothing; say what would be done.
+    #[param(value_type = Option<bool>)]
     dry_run: Option<String>,
+    /// Seconds to wait for what was found, 0 to 300; 25 unless asked otherwise.
+    #[param(value_type = Option<u64>)]
     wait: Option<String>,
+    /// Only this video.
     video_id: Option<String>,
+    /// Compare ready rows with what the store holds, too.
+    #[param(value_type = Option<bool>)]
     verify: Option<String>,
 }
 
@@ -122,7 +220,17 @@ fn malformed(detail: impl Into<String>) -> Problem {
     Problem::new(ErrorCode::Malformed, detail)
 }
 
-/// `POST /reconcile`
+/// Looks for what no delivery brought: compares the branch, the rows and what the agent says.
+#[utoipa::path(
+    post,
+    path = "/reconcile",
+    params(ReconcileQuery),
+    responses(
+        (status = 200, body = SweepReport, description = "What was found"),
+        (status = "default", body = ProblemBody, content_type = "application/problem+json"),
+    ),
+    security(("admin_token" = [])),
+)]
 pub(super) async fn reconcile(
     State(surface): State<Surface>,
     query: Result<Query<ReconcileQuery>, QueryRejection>,

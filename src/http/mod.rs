@@ -1,28 +1,36 @@
 //! The whole surface on one screen: what is served, to whom, and within which limits.
 
 mod api;
+mod events;
 mod listen;
+mod openapi;
+mod page;
 mod problem;
+mod scrape;
+mod session;
+mod show;
 mod webhook;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, header};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use crate::db::Db;
-use crate::domain::signature::same_secret;
 use crate::store::Store;
 use crate::sweep::Sweep;
 
+pub use events::STREAMS_MAX;
 pub use listen::serve;
 pub use problem::{ErrorCode, Problem};
+pub use scrape::Cached;
+pub use session::SignIns;
 pub use webhook::LARGE_BODIES_MAX;
 
 /// What the handlers share.
@@ -50,6 +58,14 @@ pub struct Surface {
     pub large_body: Arc<Semaphore>,
     /// How many requests may read or wait for that.
     pub large_body_queue: Arc<Semaphore>,
+    /// How many may listen to [`Db::changes`] at once.
+    pub event_streams: Arc<Semaphore>,
+    /// Wrong tokens of late.
+    pub sign_ins: Arc<SignIns>,
+    /// How things stand, read seldom.
+    pub overview: Arc<Cached>,
+    /// Cancelled: answers that would go on for ever end.
+    pub closing: CancellationToken,
 }
 
 /// Every route.
@@ -60,12 +76,35 @@ pub fn router(surface: Surface) -> Router {
         .route("/api/videos/{video_id}", get(api::video))
         .route("/api/videos/{video_id}/retry", post(api::retry))
         .route("/api/deliveries", get(api::deliveries))
+        .route("/api/events", get(events::stream))
+        .route("/api/openapi.json", get(openapi::document))
         .layer(middleware::from_fn_with_state(surface.clone(), admin_only));
+    let page = Router::new()
+        .route("/", get(page::videos))
+        .route("/videos/{video_id}", get(page::video))
+        .route("/videos/{video_id}/file", get(page::file))
+        .route("/videos/{video_id}/retry", post(page::retry))
+        .route("/deliveries", get(page::deliveries))
+        .layer(middleware::from_fn_with_state(
+            surface.clone(),
+            page::signed_in_only,
+        ))
+        .route("/sign-in", get(page::sign_in_form).post(page::sign_in))
+        .route("/sign-out", post(page::sign_out))
+        .route("/assets/page.css", get(page::css))
+        .route("/assets/page.js", get(page::script))
+        .layer(middleware::from_fn_with_state(surface.clone(), page::guard))
+        .layer(DefaultBodyLimit::max(page::FORM_BYTES_MAX));
     Router::new()
-        .route("/webhooks/github", post(webhook::receive))
+        .route(
+            "/webhooks/github",
+            post(webhook::receive).layer(middleware::from_fn(scrape::measure)),
+        )
+        .route("/metrics", get(scrape::metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(api::readyz))
         .merge(admin)
+        .merge(page)
         .method_not_allowed_fallback(async || {
             Problem::new(
                 ErrorCode::MethodNotAllowed,
@@ -79,18 +118,13 @@ pub fn router(surface: Surface) -> Router {
 /// Without a token set, nothing of the administration exists; with one, it must be shown.
 async fn admin_only(
     State(surface): State<Surface>,
-    headers: HeaderMap,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let Some(token) = &surface.admin_token else {
+    if surface.admin_token.is_none() {
         return Err(Problem::not_found());
-    };
-    let shown = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
-        .unwrap_or_default();
-    match same_secret(shown, token.expose_secret().as_bytes()) {
+    }
+    match session::is_admin(&surface, request.method(), request.headers()) {
         true => Ok(next.run(request).await),
         false => Err(Problem::new(
             ErrorCode::Unauthorized,

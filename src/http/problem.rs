@@ -3,7 +3,6 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
 
 use crate::db::DbError;
 
@@ -26,6 +25,19 @@ pub enum ErrorCode {
     Busy,
 }
 
+/// An error, as RFC 9457 spells it.
+#[derive(serde::Serialize, utoipa::ToSchema)]
+pub(super) struct ProblemBody {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    status: u16,
+    /// What to do.
+    detail: String,
+    /// The kind of error, for programs.
+    code: &'static str,
+}
+
 /// An error answer.
 #[derive(Clone, Debug)]
 pub struct Problem {
@@ -38,6 +50,11 @@ impl Problem {
     pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
         let detail = detail.into();
         Self { code, detail }
+    }
+
+    /// What the client can do about it.
+    pub fn code(&self) -> ErrorCode {
+        self.code
     }
 
     /// Nothing is there, or nothing is told.
@@ -93,13 +110,13 @@ impl IntoResponse for Problem {
             ),
             ErrorCode::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy"),
         };
-        let body = json!({
-            "type": "about:blank",
-            "title": title,
-            "status": status.as_u16(),
-            "detail": self.detail,
-            "code": code,
-        });
+        let body = ProblemBody {
+            kind: "about:blank",
+            title,
+            status: status.as_u16(),
+            detail: self.detail,
+            code,
+        };
         let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(

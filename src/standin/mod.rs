@@ -5,7 +5,9 @@
 //! objects. The repository is in memory ([`GithubStandin::start`]) or is one on this disk
 //! ([`GithubStandin::serve_git`]).
 
+pub mod command;
 mod faults;
+mod hooks;
 mod lfs;
 mod local;
 mod model;
@@ -14,6 +16,7 @@ mod routes;
 mod tests;
 mod webhooks;
 
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,6 +36,8 @@ use faults::Traffic;
 use local::Local;
 use model::Repository;
 
+/// A free port of the loopback interface.
+const ANY_PORT: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
 /// The id that the repository keeps when it is renamed.
 const REPOSITORY_ID: u64 = 1_138_000_042;
 /// How a payload says "no such commit".
@@ -64,6 +69,7 @@ struct State {
     /// Calls left, and the Unix second at which there are more.
     quota: Option<(u32, u64)>,
     tree_entries_max: usize,
+    hooks: Vec<hooks::Hook>,
 }
 
 impl State {
@@ -89,7 +95,15 @@ impl GithubStandin {
     /// # Errors
     /// When no loopback port can be had.
     pub async fn start(full_name: &str) -> std::io::Result<Self> {
-        Self::serve(Repository::new(full_name), None).await
+        Self::start_at(full_name, ANY_PORT).await
+    }
+
+    /// The same at this address.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub async fn start_at(full_name: &str, address: SocketAddr) -> std::io::Result<Self> {
+        Self::serve(Repository::new(full_name), None, address).await
     }
 
     /// Serves HEAD of a local repository, bare or not, under this name.
@@ -100,11 +114,15 @@ impl GithubStandin {
     /// See [`LocalError`].
     pub async fn serve_git(full_name: &str, path: &Path) -> Result<Self, LocalError> {
         let (local, repository) = Local::open(path, full_name).await?;
-        Ok(Self::serve(repository, Some(local)).await?)
+        Ok(Self::serve(repository, Some(local), ANY_PORT).await?)
     }
 
-    async fn serve(repository: Repository, local: Option<Local>) -> std::io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+    async fn serve(
+        repository: Repository,
+        local: Option<Local>,
+        address: SocketAddr,
+    ) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
         let url = format!("http://{}", listener.local_addr()?);
         let state = State {
             repository,
@@ -114,6 +132,7 @@ impl GithubStandin {
             token: None,
             quota: None,
             tree_entries_max: routes::TREE_ENTRIES_MAX,
+            hooks: Vec::new(),
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -309,6 +328,26 @@ impl GithubStandin {
     /// The webhook that GitHub sends when a hook is created.
     pub fn ping(&self) -> Delivery {
         webhooks::ping(&self.shared.state())
+    }
+
+    /// Adds a webhook as a call of the API would (`{"config": {"url": …, "secret": …}}`): its number.
+    pub fn add_hook(&self, body: &serde_json::Value) -> u64 {
+        self.shared.state().add_hook(body)
+    }
+
+    /// Changes a webhook as a call of the API would.
+    pub fn change_hook(&self, hook: u64, body: &serde_json::Value) {
+        self.shared.state().change_hook(hook, body);
+    }
+
+    /// Sends a delivery to a hook's receiver and remembers how it went, as the API then shows it.
+    pub async fn deliver(&self, hook: u64, delivery: &Delivery) {
+        self.shared.deliver(hook, delivery.clone()).await;
+    }
+
+    /// Remembers an attempt at a delivery that nobody made: `timed out`, 0.
+    pub fn record(&self, hook: u64, delivery: &Delivery, status: &str, code: u16) {
+        self.shared.record(hook, delivery, status, code);
     }
 }
 

@@ -17,7 +17,7 @@ use tokio_util::io::ReaderStream;
 
 use super::local::Local;
 use super::model::{Blob, Commit, Entry, MODE_TREE, Repository};
-use super::{REPOSITORY_ID, Shared, State, lfs};
+use super::{REPOSITORY_ID, Shared, State, hooks, lfs};
 use crate::domain::ids::GitSha;
 
 /// Entries of one answer of the trees API. Source: GitHub's documentation of "Get a tree".
@@ -40,20 +40,20 @@ const CALLS_PER_HOUR: u32 = 5_000;
 const DOCS: &str = "https://docs.github.com/rest";
 
 /// An answer of the API that is not 200.
-struct Problem {
+pub(super) struct Problem {
     status: StatusCode,
     message: String,
 }
 
 impl Problem {
-    fn new(status: u16, message: impl Into<String>) -> Self {
+    pub(super) fn new(status: u16, message: impl Into<String>) -> Self {
         Self {
             status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             message: message.into(),
         }
     }
 
-    fn not_found() -> Self {
+    pub(super) fn not_found() -> Self {
         Self::new(404, "Not Found")
     }
 }
@@ -91,6 +91,11 @@ pub(super) async fn serve(
         [owner, name, "info", "lfs", "objects", "batch"] if parts.method == Method::POST => {
             lfs::batch(&shared, &format!("{owner}/{name}"), &parts, body).await
         }
+        ["repos", owner, name, "hooks", rest @ ..]
+            if shared.state().repository.full_name == format!("{owner}/{name}") =>
+        {
+            hooks::answer(&shared, &parts, body, rest).await
+        }
         segments => api(&shared, &parts, segments).await,
     }
 }
@@ -115,7 +120,7 @@ async fn api(shared: &Shared, parts: &Parts, segments: &[&str]) -> Response {
 }
 
 /// Whether the caller showed a credential, or how a caller without the right one is sent away.
-fn authorize(state: &State, parts: &Parts) -> Result<bool, Problem> {
+pub(super) fn authorize(state: &State, parts: &Parts) -> Result<bool, Problem> {
     let sent = parts.headers.get(header::AUTHORIZATION);
     match (&state.token, sent) {
         (None, sent) => Ok(sent.is_some()),
@@ -132,7 +137,7 @@ fn authorize(state: &State, parts: &Parts) -> Result<bool, Problem> {
     }
 }
 
-fn with_rate_limit(mut response: Response, quota: Option<(u32, u64)>) -> Response {
+pub(super) fn with_rate_limit(mut response: Response, quota: Option<(u32, u64)>) -> Response {
     let in_an_hour = || jiff::Timestamp::now().as_second().unsigned_abs() + 3600;
     let (remaining, reset) = quota.unwrap_or_else(|| (CALLS_PER_HOUR - 1, in_an_hour()));
     let used = CALLS_PER_HOUR.saturating_sub(remaining);

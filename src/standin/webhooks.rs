@@ -18,7 +18,7 @@ const COMMITS_MAX: usize = 2048;
 /// Source: GitHub's webhook documentation of `push` (`commits`).
 const COMMIT_FILES_MAX: usize = 3000;
 /// The hook that every delivery comes from.
-const HOOK_ID: u64 = 501_000_001;
+pub(super) const HOOK_ID: u64 = 501_000_001;
 
 /// A webhook, ready to be sent as often as one likes: each time with the same GUID, as *Redeliver* does.
 #[derive(Clone, Debug)]

@@ -127,6 +127,8 @@ pub struct BucketLimits {
     pub max_bytes: Option<u64>,
     /// Whether [`VIDEO_MIME`] is among the allowed types.
     pub mp4_allowed: bool,
+    /// Whether anybody may read its objects.
+    pub public: bool,
 }
 
 /// How a stored video can be played.
@@ -197,8 +199,17 @@ impl Store {
             Self::Folder(_) => Ok(BucketLimits {
                 max_bytes: None,
                 mp4_allowed: true,
+                public: false,
             }),
             Self::Supabase(store) => store.limits(bucket).await,
+        }
+    }
+
+    /// The origin of the URLs in [`Playable::Url`]; `None` = there are none.
+    pub fn playable_origin(&self) -> Option<String> {
+        match self {
+            Self::Folder(_) => None,
+            Self::Supabase(store) => Some(store.origin()),
         }
     }
 

@@ -137,6 +137,10 @@ impl SupabaseStore {
         })
     }
 
+    pub(super) fn origin(&self) -> String {
+        self.base.origin().ascii_serialization()
+    }
+
     pub(super) async fn info(&self, path: &ObjectPath) -> Result<Option<ObjectInfo>, Failure> {
         #[derive(Deserialize)]
         struct Info {
@@ -187,6 +191,8 @@ impl SupabaseStore {
     pub(super) async fn limits(&self, bucket: &str) -> Result<BucketLimits, Failure> {
         #[derive(Deserialize)]
         struct Bucket {
+            #[serde(default)]
+            public: bool,
             file_size_limit: Option<u64>,
             allowed_mime_types: Option<Vec<String>>,
         }
@@ -197,6 +203,7 @@ impl SupabaseStore {
         let types = found.allowed_mime_types.unwrap_or_default();
         Ok(BucketLimits {
             max_bytes: found.file_size_limit,
+            public: found.public,
             mp4_allowed: types.is_empty()
                 || types
                     .iter()

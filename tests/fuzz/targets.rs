@@ -11,8 +11,11 @@ use video_ingest::domain::mp4::BoxWalk;
 use video_ingest::domain::push::{Decision, Push, decide, payload_of_form};
 use video_ingest::domain::signature;
 
+/// Takes any bytes.
+pub type Target = fn(&[u8]);
+
 /// Every target, by the name of its folder in `fixtures/fuzz`.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("signature", signature_header),
     ("push", push),
     ("form", form),

@@ -21,7 +21,7 @@ use video_ingest::standin::{Delivery, Fault, GithubStandin};
 use video_ingest::sweep::SweepOptions;
 
 use crate::support::story::{Backend, GOOD, REPOSITORY, Story, Video};
-use targets::TARGETS;
+use targets::{TARGETS, Target};
 
 /// No input is looked at for longer, on a slow machine in a debug build.
 const HANG: Duration = Duration::from_secs(5);
@@ -53,7 +53,7 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     corpus
 }
 
-fn in_time(target: fn(&[u8]), input: &[u8]) {
+fn in_time(target: Target, input: &[u8]) {
     let began = Instant::now();
     target(input);
     assert!(

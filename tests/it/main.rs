@@ -2,13 +2,19 @@
 
 mod agent;
 mod bad_input;
+mod browser;
 mod cli;
 mod deploy_sql;
+mod doctor;
+mod hooks;
 mod hostile;
 mod intruders;
 mod load;
 mod main_job;
 mod matrix;
+mod metrics;
+mod openapi;
+mod page;
 mod process;
 mod races;
 mod readme;
@@ -16,4 +22,6 @@ mod storage_standin;
 mod store;
 mod supabase;
 mod support;
+mod sweep;
+mod sweep_model;
 mod webhook;

@@ -274,6 +274,27 @@ async fn another_replicas_push_wakes_an_idle_worker() {
     t.finish().await;
 }
 
+/// With `sslmode=verify-full` the server must prove who it is.
+#[tokio::test]
+async fn the_servers_certificate_is_checked_when_the_url_asks_for_it() {
+    let database = Postgres::database().await;
+    let connect = async |authority: &str| {
+        let authority = database.server.authority(authority);
+        let tls = format!("sslmode=verify-full&sslrootcert={}", authority.display());
+        let url = database.service_url.replace("sslmode=disable", &tls);
+        video_ingest::db::Db::postgres(&url.into(), Default::default()).await
+    };
+    let db = connect("ca.pem").await.unwrap();
+    db.ping().await.unwrap();
+    db.close().await;
+    let refusal = connect("other.pem").await.unwrap_err();
+    let cause = std::error::Error::source(&refusal).map(ToString::to_string);
+    assert!(
+        cause.is_some_and(|cause| cause.contains("certificate") || cause.contains("TLS")),
+        "{refusal:?}"
+    );
+}
+
 /// The older app database is refused in words that name the remedy.
 #[tokio::test]
 async fn an_older_app_database_is_refused_with_the_sql_that_helps() {

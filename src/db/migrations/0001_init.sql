@@ -78,6 +78,15 @@ create table video_ingest.readings (
     at              bigint not null
 );
 
+-- What happened, counted by the hour: pages read this instead of a million videos.
+create table video_ingest.hours (
+    hour   bigint not null,                   -- its beginning
+    what   text   not null,                   -- 'ready', 'failed', or 'took': from the push to ready
+    bucket bigint not null,                   -- 'took': how long, see db/stats.rs; else 0
+    n      bigint not null,
+    primary key (hour, what, bucket)
+);
+
 -- Single facts that outlive a process: cursors, the last sweep.
 create table video_ingest.marks (
     name  text   primary key,

@@ -1,5 +1,6 @@
 //! What the stories stand on.
 
+pub mod browser;
 pub mod child;
 pub mod openhands;
 pub mod postgres;

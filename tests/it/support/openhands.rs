@@ -100,6 +100,11 @@ impl OpenHands {
         self.model().conversations.insert(id, row);
     }
 
+    /// A V1 conversation was deleted.
+    pub fn forget(&self, id: Uuid) {
+        self.model().conversations.remove(&id);
+    }
+
     /// A V1 conversation's execution status changed.
     pub fn state(&self, id: Uuid, status: &str) {
         self.update(id, "execution_status", json!(status));

@@ -117,7 +117,13 @@ impl Postgres {
 
     /// The URL of a database as one of its users.
     pub fn url(&self, user: &str, database: &str) -> String {
-        format!("postgres://{user}@127.0.0.1:{}/{database}", self.port)
+        let port = self.port;
+        format!("postgres://{user}@127.0.0.1:{port}/{database}?sslmode=disable")
+    }
+
+    /// The file of a certificate authority: `ca.pem` signed the server's certificate, `other.pem` did not.
+    pub fn authority(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
     }
 
     /// Runs a script as an operator does.
@@ -149,6 +155,20 @@ impl Postgres {
             .args(["-U", SUPERUSER, "-D", "data"])
             .output();
         succeeded(initdb, "initdb");
+        // A certificate authority, a certificate of its for 127.0.0.1, and an authority that is another.
+        let certificates = r#"
+            new="-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+            openssl req -x509 $new -keyout ca.key -out ca.pem -subj /CN=authority &&
+            openssl req -x509 $new -keyout other.key -out other.pem -subj /CN=other &&
+            openssl req $new -keyout data/server.key -out server.csr -subj /CN=127.0.0.1 &&
+            echo subjectAltName=IP:127.0.0.1 >san &&
+            openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial \
+                -extfile san -days 2 -out data/server.crt &&
+            chmod 600 data/server.key"#;
+        let openssl = unprivileged(&dir, "sh".into())
+            .args(["-c", certificates])
+            .output();
+        succeeded(openssl, "openssl (apt-get install -y openssl)");
         let (port, watch) = watch(&dir, |port| {
             let script = r#"
                 if "$0/pg_ctl" -s -w -D data -l log -o "$1" start; then
@@ -159,7 +179,7 @@ impl Postgres {
                 fi"#;
             let options = format!(
                 "-p {port} -k {} -c listen_addresses=127.0.0.1 -c max_connections=200 \
-                 -c wal_level=logical -c fsync=off -c full_page_writes=off \
+                 -c wal_level=logical -c ssl=on -c fsync=off -c full_page_writes=off \
                  -c log_line_prefix='%m %d '",
                 dir.display()
             );

@@ -153,6 +153,7 @@ struct Model {
     pauses: VecDeque<Arc<Notifies>>,
     calls: Vec<String>,
     signed: HashMap<String, String>,
+    is_down: bool,
     translates_keys: bool,
     multipart_etags: bool,
     poisoned: Duration,
@@ -168,6 +169,7 @@ impl Default for Model {
             pauses: VecDeque::new(),
             calls: Vec::new(),
             signed: HashMap::new(),
+            is_down: false,
             translates_keys: true,
             multipart_etags: false,
             poisoned: POISONED,
@@ -259,6 +261,18 @@ impl StorageStandin {
         model.objects.get(path).map(|object| object.bytes.clone())
     }
 
+    /// Something else than an upload put other bytes there, or took the object away.
+    pub fn spoil(&self, path: &str, bytes: Option<&[u8]>) {
+        let mut model = self.model();
+        match bytes {
+            Some(bytes) => {
+                let object = model.objects.get_mut(path).unwrap();
+                object.bytes = Bytes::copy_from_slice(bytes);
+            }
+            None => _ = model.objects.remove(path).unwrap(),
+        }
+    }
+
     /// How often `bucket/path` was stored.
     pub fn uploads(&self, path: &str) -> usize {
         self.history(path).len()
@@ -272,6 +286,11 @@ impl StorageStandin {
     /// Every request so far as `METHOD /path`, gateway's prefix included.
     pub fn calls(&self) -> Vec<String> {
         self.model().calls.clone()
+    }
+
+    /// The gateway finds no server behind it, until told otherwise.
+    pub fn break_down(&self, is_down: bool) {
+        self.model().is_down = is_down;
     }
 
     /// The next request of that kind goes wrong; several wait in line.
@@ -367,6 +386,9 @@ async fn handle(standin: Arc<Standin>, request: Request<Body>) -> Response {
         model
             .calls
             .push(format!("{} {}", head.method, head.uri.path()));
+        if model.is_down {
+            return (StatusCode::SERVICE_UNAVAILABLE, "no upstream").into_response();
+        }
         translate(&head.headers, model.translates_keys)
     };
     let Some(path) = head.uri.path().strip_prefix("/storage/v1/") else {

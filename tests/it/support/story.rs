@@ -1,5 +1,6 @@
 //! One test = one story: a GitHub, a server, a store and a worker that is driven by hand.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,16 +12,19 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::SubscriberExt as _;
 use uuid::Uuid;
+use video_ingest::agent::{Limits, Rate};
 use video_ingest::app::{App, Injected};
 use video_ingest::clock::Clock;
-use video_ingest::config::{Config, Database, MissingRow, StoreConfig};
+use video_ingest::config::{AgentConfig, Config, Database, MissingRow, StoreConfig};
 use video_ingest::db::Db;
+use video_ingest::domain::agent::AgentVersion;
 use video_ingest::domain::ids::{FileKind, GitSha, VideoKey};
 use video_ingest::failpoint::FailPoints;
 use video_ingest::http;
 use video_ingest::standin::{Delivery, GithubStandin};
 use video_ingest::worker::Worker;
 
+use super::openhands::{self, OpenHands, Server};
 use super::postgres::{self, Postgres};
 use super::storage::StorageStandin;
 
@@ -31,6 +35,16 @@ pub const ADMIN_TOKEN: &str = "an-admin-token-for-tests";
 const BUCKET: &str = "lesson-assets";
 /// More steps than any story needs: a loop that does not end is a failure, not a hang.
 const STEPS_MAX: usize = 5000;
+
+/// As patient as a test can be, and as fast as the stand-in answers.
+const AGENT_LIMITS: Limits = Limits {
+    answer: Duration::from_secs(2),
+    probe: Duration::from_secs(20),
+    rates: [Rate {
+        calls: 10_000,
+        per: Duration::from_secs(1),
+    }; 2],
+};
 
 pub const GOOD: &[u8] = include_bytes!("../../../fixtures/videos/good.mp4");
 pub const SECOND: &[u8] = include_bytes!("../../../fixtures/videos/second.mp4");
@@ -103,8 +117,16 @@ impl Video {
             video_id: Uuid::new_v4(),
         };
         Self {
-            key,
             mp4: Bytes::copy_from_slice(mp4),
+            ..Self::of(key)
+        }
+    }
+
+    /// A good one, with these ids.
+    pub fn of(key: VideoKey) -> Self {
+        Self {
+            key,
+            mp4: Bytes::from_static(GOOD),
             json: metadata(key, json!({})).into(),
         }
     }
@@ -168,9 +190,33 @@ pub struct Asset {
     pub metadata: Value,
 }
 
+/// A row as the app, or the old function, left it.
+#[derive(Clone, Debug)]
+pub struct AppRow {
+    pub key: VideoKey,
+    pub age: Duration,
+    pub mime_type: &'static str,
+    pub storage_path: Option<String>,
+    pub conversation: Option<Uuid>,
+}
+
+impl AppRow {
+    /// Made just now, being generated, by nobody that we know of.
+    pub fn pending(key: VideoKey) -> Self {
+        Self {
+            key,
+            age: Duration::ZERO,
+            mime_type: "video/mp4",
+            storage_path: None,
+            conversation: None,
+        }
+    }
+}
+
 pub struct Story {
     pub backend: Backend,
     pub github: GithubStandin,
+    pub agent: OpenHands,
     pub storage: StorageStandin,
     pub clock: Clock,
     pub fail: FailPoints,
@@ -195,7 +241,11 @@ impl Story {
 
     /// With other settings.
     pub async fn begin_with(backend: Backend, change: impl FnOnce(&mut Config)) -> Self {
-        Self::begin_injected(backend, Injected::default(), change).await
+        let injected = Injected {
+            agent_limits: AGENT_LIMITS,
+            ..Injected::default()
+        };
+        Self::begin_injected(backend, injected, change).await
     }
 
     /// With other settings, and other things in the place of the real ones.
@@ -206,6 +256,7 @@ impl Story {
     ) -> Self {
         let github = GithubStandin::start(REPOSITORY).await.unwrap();
         github.commit(|c| c.write("README.md", "videos, rendered"));
+        let agent = OpenHands::start(Server::Cloud).await;
         let storage = StorageStandin::start().await;
         storage.create_bucket(BUCKET, Some(52_428_800), Some(&["video/mp4"]));
         let dir = tempfile::tempdir().unwrap();
@@ -213,6 +264,11 @@ impl Story {
         let mut config = Config::embedded(dir.path(), local, REPOSITORY, &github.url(), SECRET);
         config.admin_token = Some(ADMIN_TOKEN.into());
         config.missing_row = MissingRow::Wait;
+        config.agent = Some(AgentConfig {
+            key: openhands::KEY.into(),
+            api_url: agent.url.clone(),
+            version: AgentVersion::V1,
+        });
         let database = match backend {
             Backend::Embedded => None,
             Backend::Supabase | Backend::Pooled => {
@@ -246,6 +302,7 @@ impl Story {
         Self {
             backend,
             github,
+            agent,
             storage,
             clock,
             fail,
@@ -318,6 +375,36 @@ impl Story {
         }
     }
 
+    /// Many rows at once, with their lessons.
+    pub async fn rows(&self, rows: &[AppRow]) {
+        let (now, user) = (self.clock.now_ms(), self.user);
+        let text = |value: Option<String>| match value {
+            Some(value) => format!("'{value}'"),
+            None => "null".to_owned(),
+        };
+        let mut statements = String::from("begin;\n");
+        for row in rows {
+            let (lesson, id) = (row.key.lesson_id, row.key.video_id);
+            let mut created = (now - row.age.as_millis() as i64).to_string();
+            if self.backend == Backend::Supabase {
+                created = format!("to_timestamp({created} / 1000.0)");
+                statements += &format!(
+                    "insert into lessons (id, user_id, title)
+                     values ('{lesson}', '{user}', 'Photosynthesis') on conflict do nothing;\n"
+                );
+            }
+            statements += &format!(
+                "insert into lesson_assets (id, lesson_id, user_id, kind, storage_bucket, mime_type,
+                    storage_path, conversation_id, created_at)
+                 values ('{id}', '{lesson}', '{user}', 'video', '{BUCKET}', '{}', {}, {}, {created});\n",
+                row.mime_type,
+                text(row.storage_path.clone()),
+                text(row.conversation.map(|id| id.to_string())),
+            );
+        }
+        self.sql(&(statements + "commit;")).await;
+    }
+
     /// Statements as the database's owner.
     pub async fn sql(&self, statements: &str) {
         match &self.database {
@@ -383,6 +470,38 @@ impl Story {
             counts.push(format!("{table} {}", self.text(&query).await.unwrap()));
         }
         counts.join(", ")
+    }
+
+    /// Every row of ours and of the app's, whole: what two looks differ in was written in between.
+    pub async fn snapshot(&self) -> BTreeSet<String> {
+        let mut lines = BTreeSet::from([self.counts().await]);
+        for table in [
+            "deliveries",
+            "videos",
+            "events",
+            "readings",
+            "marks",
+            "lesson_assets",
+        ] {
+            let query = match self.backend {
+                Backend::Supabase => {
+                    let schema = match table {
+                        "lesson_assets" => "",
+                        _ => "video_ingest.",
+                    };
+                    format!("select string_agg(t::text, chr(10)) from {schema}{table} as t")
+                }
+                Backend::Embedded => {
+                    let columns =
+                        format!("select group_concat(name) from pragma_table_info('{table}')");
+                    let columns = self.text(&columns).await.unwrap();
+                    format!("select group_concat(json_array({columns}), char(10)) from {table}")
+                }
+            };
+            let rows = self.text(&query).await.unwrap_or_default();
+            lines.extend(rows.lines().map(|row| format!("{table}: {row}")));
+        }
+        lines
     }
 
     pub async fn asset(&self, video: &Video) -> Asset {
@@ -531,6 +650,43 @@ impl Story {
             "{}/{}/{}.mp4",
             self.user, video.key.lesson_id, video.key.video_id
         )
+    }
+
+    /// Something else than this service changes an object: other bytes in its place, or none.
+    pub fn spoil(&self, video: &Video, bytes: Option<&[u8]>) {
+        let path = format!("{BUCKET}/{}", self.path(video));
+        match (self.backend, bytes) {
+            (Backend::Supabase, bytes) => self.storage.spoil(&path, bytes),
+            (Backend::Embedded, Some(bytes)) => {
+                std::fs::write(self.dir.path().join("store").join(path), bytes).unwrap();
+            }
+            (Backend::Embedded, None) => {
+                std::fs::remove_file(self.dir.path().join("store").join(path)).unwrap();
+            }
+        }
+    }
+
+    /// The store answers no question about an object, until [`Story::heal_store`].
+    pub fn break_store(&self) {
+        let bucket = self.dir.path().join("store").join(BUCKET);
+        match self.backend {
+            Backend::Supabase => self.storage.break_down(true),
+            Backend::Embedded => {
+                std::fs::rename(&bucket, self.dir.path().join("away")).unwrap();
+                std::fs::write(&bucket, "not a folder").unwrap();
+            }
+        }
+    }
+
+    pub fn heal_store(&self) {
+        let bucket = self.dir.path().join("store").join(BUCKET);
+        match self.backend {
+            Backend::Supabase => self.storage.break_down(false),
+            Backend::Embedded => {
+                std::fs::remove_file(&bucket).unwrap();
+                std::fs::rename(self.dir.path().join("away"), &bucket).unwrap();
+            }
+        }
     }
 
     pub fn stored(&self, video: &Video) -> Option<Vec<u8>> {

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::app::{App, Injected};
+use crate::app::{self, App, Injected};
 use crate::cli::client::{Client, Detail};
 use crate::cli::words::{WIDTH, indented, plain};
 use crate::config::{Config, LogConfig, LogFormat};
@@ -32,15 +32,15 @@ use crate::domain::failure::Code;
 use crate::domain::ids::{FileKind, GitSha, VideoKey};
 use crate::domain::lfs::{POINTER_BYTES_MAX, Pointer};
 use crate::standin::{Delivery, GithubStandin};
-use crate::{cli, telemetry};
+use crate::telemetry;
 
 /// What the stand-in's repository is called.
 const REPOSITORY: &str = "demo/video-artifacts";
 
 /// A second and a half of picture and sound. Made by `fixtures/videos/make.sh`.
-const GOOD: &[u8] = include_bytes!("../fixtures/videos/good.mp4");
+const GOOD: &[u8] = include_bytes!("../../fixtures/videos/good.mp4");
 /// The first 9,000 bytes of it.
-const TRUNCATED: &[u8] = include_bytes!("../fixtures/videos/truncated.mp4");
+const TRUNCATED: &[u8] = include_bytes!("../../fixtures/videos/truncated.mp4");
 
 /// How long one video may take; the largest one allowed takes a second or two on loopback.
 const VIDEO_TIMEOUT: Duration = Duration::from_secs(60);
@@ -97,11 +97,11 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let (stage, server) = Stage::set(repo, stop.clone()).await?;
     let told = tokio::select! {
         told = stage.tell(repo) => told,
-        () = cli::stop_signal() => Err(anyhow::anyhow!("interrupted before the end")),
+        () = app::stop_signal() => Err(anyhow::anyhow!("interrupted before the end")),
     };
     if told.is_ok() && !matches.get_flag("exit") {
         stage.stay()?;
-        cli::stop_signal().await;
+        app::stop_signal().await;
     }
     stop.cancel();
     server.await?;

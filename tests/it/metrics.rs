@@ -1,0 +1,124 @@
+//! What Prometheus and Grafana are given: that it exists, and that it is true.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::story::{Backend, Story, TRUNCATED, Video};
+
+const ALERTS: &str = "deploy/prometheus/alerts.yml";
+const DASHBOARD: &str = include_str!("../../deploy/grafana/dashboard.json");
+
+/// Every name of ours in a text.
+fn names(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("video_ingest_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// A server that has seen a bit of everything, and what it says to Prometheus.
+async fn scraped() -> String {
+    let t = Story::begin(Backend::Embedded).await;
+    let (good, bad) = (Video::good(), Video::with(TRUNCATED));
+    t.row(&good).await;
+    t.row(&bad).await;
+    t.push(&good).await;
+    t.push(&bad).await;
+    t.work().await;
+    t.github.quota(4000, 2_000_000_000);
+    t.ask("/reconcile?wait=0").await;
+    let scraped = t.get("/metrics").await;
+    assert_eq!(
+        scraped.headers["content-type"],
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
+    let text = scraped.json.as_str().unwrap().to_owned();
+    assert!(!text.contains(&good.id()), "no ids in labels: {text}");
+    t.finish().await;
+    text
+}
+
+#[tokio::test]
+async fn every_name_in_alerts_and_dashboard_is_measured() {
+    let measured = names(&scraped().await);
+    let alerts = std::fs::read_to_string(ALERTS).unwrap();
+    let used: BTreeSet<_> = names(&alerts).union(&names(DASHBOARD)).cloned().collect();
+    let missing: Vec<_> = used.difference(&measured).collect();
+    assert!(missing.is_empty(), "{missing:?} of {measured:#?}");
+    let told = |name: &String| {
+        let base = ["_bucket", "_sum", "_count"];
+        let base = base.iter().find_map(|suffix| name.strip_suffix(suffix));
+        !used.contains(name) && !used.contains(&format!("{}_bucket", base.unwrap_or(name)))
+    };
+    let unused: Vec<_> = measured.iter().filter(|name| told(name)).collect();
+    assert_eq!(
+        unused,
+        ["video_ingest_github_rate_limit_reset_timestamp_seconds"]
+    );
+}
+
+#[tokio::test]
+async fn what_happened_is_counted() {
+    let text = scraped().await;
+    for series in [
+        "video_ingest_deliveries_total{result=\"accepted\"}",
+        "video_ingest_attempts_total{outcome=\"failed\",code=\"truncated\"}",
+        "video_ingest_attempts_total{outcome=\"ready\",code=\"\"}",
+        "video_ingest_step_seconds_count{step=\"fetched\"}",
+        "video_ingest_push_to_ready_seconds_count",
+        "video_ingest_stored_bytes_total",
+        "video_ingest_sweeps_total{result=\"done\"}",
+    ] {
+        let line = text.lines().find(|line| line.starts_with(series));
+        let value = line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        assert!(
+            value.is_some_and(|n| n >= 1.0),
+            "{series}: {line:?} in {text}"
+        );
+    }
+}
+
+#[test]
+fn the_alert_rules_are_valid() {
+    let checked = Command::new("promtool")
+        .args(["check", "rules", ALERTS])
+        .output()
+        .expect("promtool is missing: apt-get install prometheus");
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success(), "{said}");
+}
+
+#[test]
+fn the_dashboard_asks_in_promql() {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let queries: Vec<_> = panels
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().unwrap())
+        .map(|target| target["expr"].as_str().unwrap())
+        .map(|expr| {
+            expr.replace("$__rate_interval", "5m")
+                .replace("$__range", "24h")
+        })
+        .collect();
+    assert!(queries.len() >= panels.len());
+    let dir = tempfile::tempdir().unwrap();
+    let rules: Vec<_> = queries
+        .iter()
+        .enumerate()
+        .map(|(n, expr)| serde_json::json!({"record": format!("panel:{n}"), "expr": expr}))
+        .collect();
+    // YAML is a superset of JSON; a query that is a valid rule is a valid query.
+    let rules = serde_json::json!({"groups": [{"name": "dashboard", "rules": rules}]});
+    let path = dir.path().join("rules.yml");
+    std::fs::write(&path, rules.to_string()).unwrap();
+    let checked = Command::new("promtool")
+        .args(["check", "rules"])
+        .arg(path)
+        .output()
+        .expect("promtool is missing: apt-get install prometheus");
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success(), "{said}");
+}

@@ -1,0 +1,295 @@
+//! The pages and the live events, as plain HTTP sees them.
+
+use std::time::Duration;
+
+use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response};
+
+use crate::story;
+use crate::support::story::{ADMIN_TOKEN, Backend, Story, TRUNCATED, Video};
+
+/// A browser without script: it keeps cookies, says where it is, and follows nothing by itself.
+struct Browser {
+    url: String,
+    client: Client,
+    cookie: Option<String>,
+}
+
+impl Browser {
+    fn new(t: &Story) -> Self {
+        let client = Client::builder().no_proxy().redirect(Policy::none());
+        Self {
+            url: t.url.clone(),
+            client: client.build().unwrap(),
+            cookie: None,
+        }
+    }
+
+    async fn signed_in(t: &Story) -> Self {
+        let mut browser = Self::new(t);
+        let answer = browser.sign_in(ADMIN_TOKEN, &[]).await;
+        assert_eq!(answer.status(), 303);
+        browser.cookie = Some(cookie(&answer));
+        browser
+    }
+
+    fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Some(cookie) = &self.cookie {
+            headers.insert("cookie", HeaderValue::from_str(cookie).unwrap());
+        }
+        headers
+    }
+
+    async fn get(&self, path: &str) -> Response {
+        let request = self.client.get(format!("{}{path}", self.url));
+        request.headers(self.headers()).send().await.unwrap()
+    }
+
+    async fn text(&self, path: &str) -> String {
+        let answer = self.get(path).await;
+        assert_eq!(answer.status(), 200, "{path}");
+        answer.text().await.unwrap()
+    }
+
+    async fn post(&self, path: &str, from: &str) -> Response {
+        let request = self.client.post(format!("{}{path}", self.url));
+        let request = request.headers(self.headers()).header("origin", from);
+        request.send().await.unwrap()
+    }
+
+    async fn sign_in(&self, token: &str, headers: &[(&str, &str)]) -> Response {
+        let mut request = self.client.post(format!("{}/sign-in", self.url));
+        request = request.header("origin", &self.url);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let form = [("token", token), ("next", "/deliveries")];
+        let body = form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(form)
+            .finish();
+        let form = "application/x-www-form-urlencoded";
+        request
+            .header("content-type", form)
+            .body(body)
+            .send()
+            .await
+            .unwrap()
+    }
+}
+
+fn cookie(answer: &Response) -> String {
+    let set = answer.headers()["set-cookie"].to_str().unwrap();
+    set.split(';').next().unwrap().to_owned()
+}
+
+story! {
+    the_pages_say_what_is_ready_and_what_to_do_about_the_rest(t) {
+        let (good, bad, generating) = (Video::good(), Video::with(TRUNCATED), Video::good());
+        for video in [&good, &bad, &generating] {
+            t.row(video).await;
+        }
+        let delivery = t.push(&good).await;
+        t.push(&bad).await;
+        t.work().await;
+        t.ask("/reconcile?wait=0").await;
+        let browser = Browser::signed_in(t).await;
+
+        let list = browser.text("/").await;
+        assert!(list.contains("Needs attention"), "{list}");
+        assert!(list.contains("Render the video again or copy it completely"), "{list}");
+        assert!(list.contains("1 videos became ready and 1 failed"), "{list}");
+        for video in [&good, &bad, &generating] {
+            assert!(list.contains(&video.id()), "{list}");
+        }
+        let pasted = browser.text(&format!("/?q={}", good.mp4_path())).await;
+        assert!(pasted.contains(&good.id()) && !pasted.contains(&bad.id()), "{pasted}");
+        let filtered = browser.text("/?state=generating").await;
+        assert!(filtered.contains(&generating.id()) && !filtered.contains(&good.id()), "{filtered}");
+
+        let page = browser.text(&format!("/videos/{}", good.id())).await;
+        for part in ["<video", "fetched", delivery.guid.as_str()] {
+            assert!(page.contains(part), "{part}: {page}");
+        }
+        let deliveries = browser.text("/deliveries").await;
+        for part in [&delivery.guid, &good.id(), "badge ready", "badge failed"] {
+            assert!(deliveries.contains(part), "{part}: {deliveries}");
+        }
+    }
+
+    what_the_agent_last_said_is_there_while_a_video_is_generating(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        let said = (video.key.video_id, "c".to_owned(), "generating".to_owned(), "rendering scene 3".to_owned());
+        t.db.keep_readings(&[said]).await.unwrap();
+        let list = Browser::signed_in(t).await.text("/").await;
+        assert!(list.contains("The agent says: generating: rendering scene 3"), "{list}");
+    }
+
+    a_person_retries_on_the_page(t) {
+        let video = Video::with(TRUNCATED);
+        t.row(&video).await;
+        t.push(&video).await;
+        t.work().await;
+        let browser = Browser::signed_in(t).await;
+        let retry = format!("/videos/{}/retry", video.id());
+        let answer = browser.post(&retry, "https://evil.example").await;
+        assert_eq!(answer.status(), 403);
+        t.expect_failed(&video, "truncated").await;
+        let answer = browser.post(&retry, &t.url).await;
+        assert_eq!(answer.status(), 303);
+        assert_eq!(t.video(&video).await["state"], "queued");
+    }
+
+    changes_are_told_as_they_happen(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        let browser = Browser::signed_in(t).await;
+        let mut events = browser.get("/api/events").await;
+        assert_eq!(events.headers()["content-type"], "text/event-stream");
+        t.push(&video).await;
+        t.work().await;
+        let mut told = String::new();
+        while !told.contains("\"ready\"") {
+            let chunk = tokio::time::timeout(Duration::from_secs(10), events.chunk()).await;
+            let chunk = chunk.expect("an event within ten seconds").unwrap().unwrap();
+            told += std::str::from_utf8(&chunk).unwrap();
+        }
+        let states: Vec<_> = told
+            .split("\"state\":\"")
+            .skip(1)
+            .map(|rest| rest.split('"').next().unwrap())
+            .collect();
+        assert_eq!(states, ["queued", "running", "ready"], "{told}");
+        assert!(told.starts_with("event: reload"), "{told}");
+    }
+}
+
+/// The way in is the same on every back end.
+#[tokio::test]
+async fn nothing_is_shown_before_signing_in_nor_afterwards() {
+    let t = Story::begin(Backend::Embedded).await;
+    let mut browser = Browser::new(&t);
+    for page in ["/", "/deliveries", "/videos/x", "/videos/x/file"] {
+        let answer = browser.get(page).await;
+        assert_eq!(answer.status(), 303, "{page}");
+        let to = answer.headers()["location"].to_str().unwrap().to_owned();
+        assert!(to.starts_with("/sign-in?next="), "{to}");
+    }
+    assert_eq!(browser.get("/api/videos").await.status(), 401);
+    assert_eq!(browser.sign_in("a wrong token", &[]).await.status(), 401);
+    let foreign = browser
+        .sign_in(ADMIN_TOKEN, &[("sec-fetch-site", "cross-site")])
+        .await;
+    assert_eq!(foreign.status(), 403);
+
+    let answer = browser.sign_in(ADMIN_TOKEN, &[]).await;
+    assert_eq!(answer.headers()["location"], "/deliveries");
+    let set = answer.headers()["set-cookie"].to_str().unwrap();
+    assert!(
+        set.contains("HttpOnly; SameSite=Strict") && !set.contains("Secure"),
+        "{set}"
+    );
+    assert!(!set.contains(ADMIN_TOKEN), "{set}");
+    let https = browser
+        .sign_in(ADMIN_TOKEN, &[("x-forwarded-proto", "https")])
+        .await;
+    assert!(
+        https.headers()["set-cookie"]
+            .to_str()
+            .unwrap()
+            .ends_with("; Secure")
+    );
+
+    browser.cookie = Some(cookie(&answer));
+    let page = browser.get("/").await;
+    let policy = page.headers()["content-security-policy"].to_str().unwrap();
+    assert!(
+        policy.starts_with("default-src 'none'") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+    assert_eq!(browser.get("/api/videos").await.status(), 200);
+    let ended = browser.post("/sign-out", &t.url).await;
+    assert_eq!(cookie(&ended), "video_ingest_session=");
+
+    t.later(Duration::from_secs(12 * 3600));
+    assert_eq!(browser.get("/").await.status(), 303);
+    t.finish().await;
+}
+
+#[tokio::test]
+async fn guessing_the_token_is_stopped() {
+    let t = Story::begin(Backend::Embedded).await;
+    let browser = Browser::new(&t);
+    for _ in 0..10 {
+        assert_eq!(browser.sign_in("a guess", &[]).await.status(), 401);
+    }
+    let answer = browser.sign_in(ADMIN_TOKEN, &[]).await;
+    assert_eq!(answer.status(), 429);
+    assert_eq!(answer.headers()["retry-after"], "60");
+    t.finish().await;
+}
+
+#[tokio::test]
+async fn without_an_admin_token_there_is_no_page() {
+    let t = Story::begin_with(Backend::Embedded, |config| config.admin_token = None).await;
+    let browser = Browser::new(&t);
+    for path in [
+        "/",
+        "/sign-in",
+        "/assets/page.js",
+        "/videos/x",
+        "/api/events",
+    ] {
+        assert_eq!(browser.get(path).await.status(), 404, "{path}");
+    }
+    t.finish().await;
+}
+
+/// The folder store only: Supabase Storage answers ranges itself.
+#[tokio::test]
+async fn a_stored_video_is_played_from_anywhere() {
+    let t = Story::begin(Backend::Embedded).await;
+    let video = Video::good();
+    t.row(&video).await;
+    t.push(&video).await;
+    t.work().await;
+    let browser = Browser::signed_in(&t).await;
+    let request = browser
+        .client
+        .get(format!("{}/videos/{}/file", t.url, video.id()));
+    let request = request
+        .headers(browser.headers())
+        .header("range", "bytes=100-199");
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), 206);
+    assert_eq!(answer.headers()["content-type"], "video/mp4");
+    assert_eq!(answer.bytes().await.unwrap(), video.mp4[100..200]);
+    t.finish().await;
+}
+
+/// Supabase only: the folder store has no other origin.
+#[tokio::test]
+async fn a_video_in_supabase_is_played_from_there() {
+    let t = Story::begin(Backend::Supabase).await;
+    let video = Video::good();
+    t.row(&video).await;
+    t.push(&video).await;
+    t.work().await;
+    let browser = Browser::signed_in(&t).await;
+    let answer = browser.get(&format!("/videos/{}/file", video.id())).await;
+    assert_eq!(answer.status(), 307);
+    let url = answer.headers()["location"].to_str().unwrap();
+    let policy = answer.headers()["content-security-policy"]
+        .to_str()
+        .unwrap();
+    assert!(url.starts_with(&t.storage.url()), "{url}");
+    assert!(
+        policy.contains(&format!("media-src 'self' {};", t.storage.url())),
+        "{policy}"
+    );
+    let played = browser.client.get(url).send().await.unwrap();
+    assert_eq!(played.bytes().await.unwrap(), video.mp4);
+    t.finish().await;
+}
