@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::config::{AgentConfig, Config, Database, StoreConfig};
 use crate::db::{Db, RowOwner};
 use crate::failpoint::{FailPoints, Fault};
-use crate::github::{Github, InvalidSetting};
+use crate::github::{Github, InvalidSetting, Patience};
 use crate::http::{self, LARGE_BODIES_MAX, STREAMS_MAX, Surface};
 use crate::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
 use crate::metrics;
@@ -37,6 +37,8 @@ pub struct Injected {
     pub clock: Clock,
     /// Armed to break things on purpose.
     pub fail: FailPoints,
+    /// How patient the GitHub client is.
+    pub github_patience: Patience,
     /// How patient the storage client is.
     pub storage_timeouts: Timeouts,
     /// How patient and how fast the agent's client is.
@@ -67,6 +69,7 @@ impl App {
         let Injected {
             clock,
             fail,
+            github_patience,
             storage_timeouts,
             agent_limits,
         } = injected;
@@ -87,7 +90,8 @@ impl App {
             .context("the database could not be brought up to this version")?;
         let store = Arc::new(open_store(&config, storage_timeouts)?);
         let github = &config.github;
-        let client = Arc::new(self::github(&config, &clock)?);
+        let client = self::github(&config, &clock)?;
+        let client = Arc::new(client.with_patience(github_patience));
         let wake = Arc::new(Notify::new());
         let videos_dir: Arc<str> = github.videos_dir.as_str().into();
         let sweep = Sweep {
@@ -106,6 +110,7 @@ impl App {
             db: db.clone(),
             github: client,
             store: store.clone(),
+            breakers: Arc::default(),
             rules: Arc::new(Rules {
                 data_dir: config.data_dir.clone(),
                 bucket: config.storage_bucket.clone(),

@@ -18,6 +18,7 @@ use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
 pub use crate::domain::agent::AgentVersion;
+use crate::domain::signature::same_secret;
 
 pub use settings::{
     Fallback, GITHUB_WEBHOOK_SECRET, SETTINGS, Setting, arguments, reference, secrets_help,
@@ -422,7 +423,9 @@ fn read_mode(r: &mut Reader<'_>) -> Option<Mode> {
 fn refuse_shared_secrets(r: &mut Reader<'_>, secrets: &[(Setting, &Option<SecretString>)]) {
     for (i, (setting, secret)) in secrets.iter().enumerate() {
         let same = |(_, other): &&(Setting, &Option<SecretString>)| match (secret, other) {
-            (Some(a), Some(b)) => a.expose_secret() == b.expose_secret(),
+            (Some(a), Some(b)) => {
+                same_secret(a.expose_secret().as_bytes(), b.expose_secret().as_bytes())
+            }
             _ => false,
         };
         if let Some((other, _)) = secrets[..i].iter().find(same) {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
+use crate::breaker::Breaker;
 use crate::clock::Clock;
 use crate::config::MissingRow;
 use crate::db::{Claim, Db, End, Lost, Published, Row, RowOwner, Step};
@@ -55,6 +56,29 @@ pub struct Rules {
     pub lease: Duration,
 }
 
+/// Each stands before one kind of call.
+#[derive(Debug)]
+pub struct Breakers {
+    /// The LFS server and its storage.
+    pub lfs: Breaker,
+    /// What the store has.
+    pub info: Breaker,
+    /// What goes to the store: it may take questions and no uploads.
+    pub upload: Breaker,
+}
+
+impl Default for Breakers {
+    fn default() -> Self {
+        let storage = "the storage does not answer at the moment; trying again";
+        let lfs = "the LFS server does not answer at the moment; trying again";
+        Self {
+            lfs: Breaker::new(Code::GithubUnavailable, lfs),
+            info: Breaker::new(Code::StorageUnavailable, storage),
+            upload: Breaker::new(Code::StorageUnavailable, storage),
+        }
+    }
+}
+
 /// Everything the story touches.
 #[derive(Clone)]
 pub struct Ingest {
@@ -64,6 +88,8 @@ pub struct Ingest {
     pub github: Arc<Github>,
     /// Where they go.
     pub store: Arc<Store>,
+    /// Before what some videos do not need.
+    pub breakers: Arc<Breakers>,
     /// From the settings.
     pub rules: Arc<Rules>,
     /// The largest video taken, in bytes: the settings' limit or the bucket's.
@@ -309,11 +335,12 @@ impl Ingest {
         let pointer = spooled.lfs_pointer();
         if let Some(pointer) = &pointer {
             self.check_size(pointer.size)?;
-            let download = self
-                .github
-                .lfs(&pointer.oid.to_string(), pointer.size)
-                .await?;
-            spooled = self.spool(download, pointer.size).await?;
+            let fetch = async {
+                let oid = pointer.oid.to_string();
+                let download = self.github.lfs(&oid, pointer.size).await?;
+                self.spool(download, pointer.size).await
+            };
+            spooled = self.breakers.lfs.call(fetch).await?;
             if spooled.sha256 != pointer.oid {
                 return Err(corrupt("the LFS object's bytes do not hash to its name"));
             }
@@ -384,10 +411,10 @@ impl Ingest {
         }
         attempt.uploading.store(true, Ordering::Relaxed);
         self.fail.at("uploading").await?;
-        let sent = self
+        let upload = self
             .store
-            .put(object, spooled.size, &digests, spooled.stream().boxed())
-            .await;
+            .put(object, spooled.size, &digests, spooled.stream().boxed());
+        let sent = self.breakers.upload.call(upload).await;
         if let Err(failure) = sent {
             self.learn_limit(&failure, object.bucket()).await;
             return Err(failure);
@@ -417,7 +444,7 @@ impl Ingest {
         sha256: &str,
         size: u64,
     ) -> Result<bool, Failure> {
-        let info = self.store.info(object).await?;
+        let info = self.breakers.info.call(self.store.info(object)).await?;
         Ok(info.is_some_and(|info| info.size == size && info.sha256.as_deref() == Some(sha256)))
     }
 

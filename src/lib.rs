@@ -55,6 +55,7 @@ pub mod sweep;
 
 pub mod app;
 
+pub mod breaker;
 pub mod cli;
 pub mod clock;
 pub mod config;

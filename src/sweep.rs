@@ -233,6 +233,11 @@ impl Sweep {
                 .unwrap_or_default(),
             ..SweepReport::default()
         };
+        if !options.dry_run {
+            // Before anybody else is asked: it waits neither for the agent nor for the store.
+            let pushed = self.pushed(&present, &pending, options.only);
+            self.write(pushed, &[], &[]).await?;
+        }
         let agent = self.ask_agent(&present, options, &mut report).await?;
         let drifted = match options.verify {
             true => self.drifted(options, &mut report).await?,
@@ -286,7 +291,9 @@ impl Sweep {
             }
             let (outcome, detail) = match decided {
                 Verdict::Ask(reason) => {
-                    asks.push(self.asked(key, reason, drifted.contains_key(&key)));
+                    if drifted.contains_key(&key) {
+                        asks.push(self.asked(key, reason, true));
+                    }
                     ("queued", reason.to_owned())
                 }
                 Verdict::Busy => ("queued", "already queued or running".to_owned()),
@@ -338,6 +345,30 @@ impl Sweep {
             "swept"
         );
         Ok(report)
+    }
+
+    /// What is to be asked for whatever the agent and the store say.
+    fn pushed(
+        &self,
+        present: &Present,
+        pending: &HashMap<VideoKey, &PendingRow>,
+        only: Option<Uuid>,
+    ) -> Vec<Request> {
+        let listed = present.listed.iter();
+        let listed = listed.filter(|(key, _)| only.is_none_or(|only| key.video_id == only));
+        let ask = |(key, listed): (&VideoKey, &Blobs)| {
+            let facts = Facts {
+                listed: *listed,
+                row: present.row(key, pending),
+                record: present.records.get(key).cloned(),
+                agent: verdict::Agent::NotAsked,
+            };
+            match verdict(&facts, self.generation_deadline) {
+                Verdict::Ask(reason) => Some(self.asked(*key, reason, false)),
+                _ => None,
+            }
+        };
+        listed.filter_map(ask).collect()
     }
 
     async fn present(

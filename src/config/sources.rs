@@ -9,6 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::rules::Rule;
 use super::settings::{Fallback, SETTINGS, Setting};
+use crate::domain::signature::same_secret;
 
 /// Largest `.env` that is read, in bytes.
 const DOTENV_MAX_BYTES: u64 = 256 * 1024;
@@ -222,7 +223,12 @@ impl<'a> Reader<'a> {
             for rule in rules {
                 self.check(setting.name, rule(found.expose_secret()))?;
             }
-            if secret.is_some_and(|other| other.expose_secret() != found.expose_secret()) {
+            if secret.is_some_and(|other| {
+                !same_secret(
+                    other.expose_secret().as_bytes(),
+                    found.expose_secret().as_bytes(),
+                )
+            }) {
                 self.refuse(
                     setting.name,
                     "contradicts its other spelling: set one of them",

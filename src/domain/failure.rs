@@ -135,7 +135,7 @@ impl Failure {
 
     /// The same failure, not to be tried again before `wait` has passed.
     pub fn after(mut self, wait: Duration) -> Self {
-        self.retry_after = Some(wait.min(RETRY_AFTER_MAX));
+        self.retry_after = Some(wait.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX));
         self
     }
 }
@@ -147,6 +147,9 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+/// The shortest wait: a service that asks for none, again and again, would be called in a loop.
+pub const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 
 /// The longest wait another service may ask of us.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(6 * 3600);

@@ -134,7 +134,7 @@ impl Github {
         } else if response.status() != StatusCode::OK {
             return Err(refused_elsewhere(&response));
         }
-        Download::new(response, size, self.stall_max)
+        Download::new(response, size, self.patience.stall)
     }
 
     /// A whole git blob, checked against `sha`; `size` is the most that is held in memory.
@@ -177,7 +177,7 @@ impl Github {
         }
         let (_, response) = self.open(href, headers, None).await?;
         match response.status() {
-            StatusCode::OK => Download::new(response, size, self.stall_max),
+            StatusCode::OK => Download::new(response, size, self.patience.stall),
             StatusCode::NOT_FOUND | StatusCode::GONE => Err(object_missing()),
             _ => Err(refused_elsewhere(&response)),
         }
@@ -205,7 +205,7 @@ impl Github {
         if let Some(token) = self.token.as_ref().filter(|_| self.is_git_host(&clone_url)) {
             call = call.basic_auth("x-access-token", Some(token.expose_secret()));
         }
-        let response = within(self.stall_max, call.send()).await?;
+        let response = within(self.patience.stall, call.send()).await?;
         match response.status().as_u16() {
             200 => {}
             401 | 403 | 404 => {
@@ -289,7 +289,7 @@ impl Github {
             if let Some(token) = token.filter(|_| self.is_api(&url)) {
                 call = call.header(AUTHORIZATION, token);
             }
-            let response = within(self.stall_max, call.send()).await?;
+            let response = within(self.patience.stall, call.send()).await?;
             let Some(next) = self.redirect(&url, response.status(), response.headers())? else {
                 return Ok((url, response));
             };
@@ -304,7 +304,7 @@ impl Github {
     /// A body of at most `max` bytes.
     async fn read(&self, mut response: Response, max: usize) -> Result<Vec<u8>, Failure> {
         let mut body = Vec::new();
-        while let Some(chunk) = within(self.stall_max, response.chunk()).await? {
+        while let Some(chunk) = within(self.patience.stall, response.chunk()).await? {
             if body.len() + chunk.len() > max {
                 return Err(unavailable("an answer was too long"));
             }

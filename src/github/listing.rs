@@ -9,7 +9,7 @@ use reqwest::header::{ACCEPT, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{Github, denied, unavailable};
+use super::{Github, denied, says, unavailable};
 use crate::domain::failure::Failure;
 use crate::domain::ids::{FileKind, GitSha, VideoKey};
 
@@ -175,8 +175,9 @@ impl Github {
         let answer = self.get(url, headers).await?;
         match (answer.status, &*seen) {
             (StatusCode::NOT_MODIFIED, Some(seen)) => return Ok(Arc::clone(&seen.listing)),
-            // "Git Repository is empty."
-            (StatusCode::CONFLICT, _) => return Ok(Arc::new(Listing::empty())),
+            (StatusCode::CONFLICT, _) if says(&answer.body, "repository is empty") => {
+                return Ok(Arc::new(Listing::empty()));
+            }
             (StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY, _) => {
                 return Err(denied(
                     "GitHub shows no such repository or branch: check GITHUB_REPOSITORY, GITHUB_BRANCH, and that GITHUB_TOKEN may read its contents",

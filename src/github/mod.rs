@@ -33,14 +33,8 @@ const JSON_BYTES_MAX: usize = 16 << 20;
 /// How much of an error's body is read, in bytes: enough for GitHub's own error objects.
 const ERROR_BYTES_MAX: usize = 64 << 10;
 
-/// The longest a JSON call may take, from the connection to the last byte, for each redirect.
-const JSON_CALL_MAX: Duration = Duration::from_secs(30);
-
 /// The longest a connection may take to be made.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
-
-/// How long a download may go without a byte before it is given up.
-const STALL_MAX: Duration = Duration::from_secs(30);
 
 /// The most redirects that are followed for one request; a renamed repository needs one.
 const REDIRECTS_MAX: usize = 3;
@@ -48,6 +42,24 @@ const REDIRECTS_MAX: usize = 3;
 /// The first wait where GitHub asks for one without saying how long; doubled each time in a row.
 /// Source: GitHub's documentation, "Best practices for using the REST API".
 const UNSPECIFIED_WAIT: Duration = Duration::from_secs(60);
+
+/// How long to wait for GitHub.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// The longest a JSON call may take, from the connection to the last byte, for each redirect.
+    pub call: Duration,
+    /// How long a download may go without a byte before it is given up.
+    pub stall: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            call: Duration::from_secs(30),
+            stall: Duration::from_secs(30),
+        }
+    }
+}
 
 /// One repository as its API shows it. Cheap to share: put it behind an `Arc`.
 pub struct Github {
@@ -64,7 +76,7 @@ pub struct Github {
     json: Octocrab,
     bytes: reqwest::Client,
     clock: Clock,
-    stall_max: Duration,
+    patience: Patience,
     limits: Mutex<Limits>,
     shared: tokio::sync::Mutex<listing::Shared>,
     compared: Mutex<HashMap<listing::Comparison, listing::Freshness>>,
@@ -167,12 +179,17 @@ impl Github {
             json,
             bytes,
             clock,
-            stall_max: STALL_MAX,
+            patience: Patience::default(),
             limits: Mutex::default(),
             shared: tokio::sync::Mutex::default(),
             compared: Mutex::default(),
             clone_url: Mutex::default(),
         })
+    }
+
+    /// The same client, waiting for so long.
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
     }
 
     /// The rate limit as GitHub last told it; `None` before the first call.
@@ -207,7 +224,7 @@ impl Github {
         let mut url = url;
         for _ in 0..=REDIRECTS_MAX {
             let call = self.get_once(&url, headers.clone());
-            let answer = tokio::time::timeout(JSON_CALL_MAX, call)
+            let answer = tokio::time::timeout(self.patience.call, call)
                 .await
                 .map_err(|_| unavailable("GitHub did not answer in time"))??;
             match self.redirect(&url, answer.status, &answer.headers)? {
@@ -328,7 +345,7 @@ impl Github {
         } else if let Some(seen) = used_up {
             let now_s = u64::try_from(now_ms / 1000).unwrap_or(0);
             Duration::from_secs(seen.reset.saturating_sub(now_s))
-        } else if status == StatusCode::TOO_MANY_REQUESTS || mentions_rate_limit(body) {
+        } else if status == StatusCode::TOO_MANY_REQUESTS || says(body, "rate limit") {
             let wait = UNSPECIFIED_WAIT.saturating_mul(1 << limits.unspecified.min(8));
             // Calls that were under way together are refused together: that is one time.
             if limits.paused_until_ms <= now_ms {
@@ -408,14 +425,15 @@ fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
     headers.get(name)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// Whether a 403 without any header about it is a secondary limit: only its text says so.
-fn mentions_rate_limit(body: &[u8]) -> bool {
+/// Whether GitHub's refusal says these words (lower case): of an empty repository and of a
+/// secondary limit only the text tells.
+fn says(body: &[u8], words: &str) -> bool {
     #[derive(Deserialize)]
     struct Refusal {
         message: String,
     }
     serde_json::from_slice::<Refusal>(body)
-        .is_ok_and(|refusal| refusal.message.to_lowercase().contains("rate limit"))
+        .is_ok_and(|refusal| refusal.message.to_lowercase().contains(words))
 }
 
 #[cfg(test)]

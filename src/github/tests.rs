@@ -501,7 +501,7 @@ async fn a_download_that_stalls_is_given_up() {
     })
     .await;
     let mut github = server.github();
-    github.stall_max = Duration::from_millis(200);
+    github.patience.stall = Duration::from_millis(200);
     let mut download = github.blob(sha(BLOB), 7).await.unwrap();
     assert_eq!(download.chunk().await.unwrap().unwrap(), "12");
     assert_eq!(code(download.chunk().await), Code::GithubUnavailable);
@@ -597,6 +597,12 @@ async fn each_status_has_its_meaning() {
         assert_eq!(code(github.blob(sha(BLOB), 7).await), blob_code, "{status}");
     }
     let server = Server::start(|_: &Call| "<html>Unicorn!</html>".into_response()).await;
+    assert_eq!(
+        code(listing(&server.github()).await),
+        Code::GithubUnavailable
+    );
+    // As a gateway says it; what is no empty repository must not look like one.
+    let server = refusing(409, &[], "conflict").await;
     assert_eq!(
         code(listing(&server.github()).await),
         Code::GithubUnavailable

@@ -29,7 +29,8 @@ const ACCEPT_WAIT: Duration = Duration::from_millis(50);
 
 /// Serves `router` until `stop`, then answers what was asked and closes.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let mut builder = Builder::new(TokioExecutor::new());
+    // Otherwise the first bytes are waited for, without a limit, to tell the version from them.
+    let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder
         .http1()
         .timer(TokioTimer::new())

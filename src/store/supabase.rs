@@ -71,6 +71,8 @@ pub struct SupabaseStore {
     /// the next request on that connection would hang until it is reset a minute later.
     uploads: Client,
     calls: Client,
+    /// Taken out of what is logged.
+    key: SecretString,
     /// Whether the key is of the new kind, which the gateway must translate for the server.
     secret_key: bool,
 }
@@ -92,6 +94,7 @@ impl SupabaseStore {
             .extend(["storage", "v1"]);
 
         // A `sb_` key is no JWT: the server would refuse it as a bearer token.
+        let kept = key.clone();
         let key = key.expose_secret();
         let secret_key = key.starts_with("sb_");
         let mut headers = HeaderMap::new();
@@ -104,6 +107,9 @@ impl SupabaseStore {
                 .default_headers(headers.clone())
                 .user_agent(USER_AGENT)
                 .redirect(reqwest::redirect::Policy::none())
+                .retry(reqwest::retry::never())
+                // The key goes to the storage and to nobody in between, as GitHub's and the agent's.
+                .no_proxy()
                 .connect_timeout(timeouts.connect)
         };
         let build = |builder: reqwest::ClientBuilder| {
@@ -126,6 +132,7 @@ impl SupabaseStore {
                     .pool_idle_timeout(POOL_IDLE)
                     .timeout(timeouts.request),
             )?,
+            key: kept,
             secret_key,
         })
     }
@@ -301,11 +308,13 @@ impl SupabaseStore {
             return Ok(Some(body));
         }
         let refusal = refusal(status.as_u16(), &body);
-        // The server's own words may name addresses behind it: they are for the log only.
+        // The server's own words may name addresses behind it: they are for the log only. A gateway
+        // may repeat what it was sent: that is not even for the log.
+        let answer = String::from_utf8_lossy(&body).replace(self.key.expose_secret(), "[key]");
         tracing::warn!(
             %status,
             ?refusal,
-            answer = %String::from_utf8_lossy(&body[..body.len().min(LOGGED_ANSWER_BYTES)]),
+            answer = answer.get(..answer.floor_char_boundary(LOGGED_ANSWER_BYTES)),
             "Supabase Storage refused"
         );
         match refusal {

@@ -241,6 +241,19 @@ impl Story {
 
     /// With other settings.
     pub async fn begin_with(backend: Backend, change: impl FnOnce(&mut Config)) -> Self {
+        let injected = Injected {
+            agent_limits: AGENT_LIMITS,
+            ..Injected::default()
+        };
+        Self::begin_injected(backend, injected, change).await
+    }
+
+    /// With other settings, and other things in the place of the real ones.
+    pub async fn begin_injected(
+        backend: Backend,
+        injected: Injected,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let github = GithubStandin::start(REPOSITORY).await.unwrap();
         github.commit(|c| c.write("README.md", "videos, rendered"));
         let agent = OpenHands::start(Server::Cloud).await;
@@ -280,10 +293,6 @@ impl Story {
             .with(Errors(errors.clone()))
             .with(tracing_subscriber::fmt::layer().with_test_writer());
         let logs = tracing::subscriber::set_default(subscriber);
-        let injected = Injected {
-            agent_limits: AGENT_LIMITS,
-            ..Injected::default()
-        };
         let (clock, fail) = (injected.clock.clone(), injected.fail.clone());
         let app = App::build(config.clone(), injected).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

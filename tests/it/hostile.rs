@@ -1,0 +1,374 @@
+//! Bytes that nobody would send by accident, and every order of events: no panic, no hang, and in the
+//! end what the branch holds is what is stored.
+//!
+//! The long forms: `PROPTEST_CASES=100000`, `MODEL_RUNS=10000`, and `tests/fuzz` with cargo-fuzz.
+
+#[path = "../fuzz/targets.rs"]
+mod targets;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use video_ingest::clock::Clock;
+use video_ingest::domain::failure::Class;
+use video_ingest::domain::ids::GitSha;
+use video_ingest::github::Github;
+use video_ingest::standin::{Delivery, Fault, GithubStandin};
+use video_ingest::sweep::SweepOptions;
+
+use crate::support::story::{Backend, GOOD, REPOSITORY, Story, Video};
+use targets::{TARGETS, Target};
+
+/// No input is looked at for longer, on a slow machine in a debug build.
+const HANG: Duration = Duration::from_secs(5);
+
+fn files(dir: &str) -> Vec<Vec<u8>> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(dir);
+    let mut paths: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    paths.sort();
+    paths
+        .iter()
+        .map(|path| std::fs::read(path).unwrap())
+        .collect()
+}
+
+/// The target's corpus, and what else of ours is of its kind.
+fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let mut corpus = files(&format!("fuzz/{target}"));
+    match target {
+        "mp4" | "pointer" => corpus.extend(files("videos")),
+        "push" | "form" => corpus.extend(files("webhooks")),
+        "openhands" => corpus.extend(files("openhands")),
+        _ => {}
+    }
+    corpus
+}
+
+fn in_time(target: Target, input: &[u8]) {
+    let began = Instant::now();
+    target(input);
+    assert!(
+        began.elapsed() < HANG,
+        "{:?} for {} bytes",
+        began.elapsed(),
+        input.len()
+    );
+}
+
+#[test]
+fn the_corpus_is_taken() {
+    for (name, target) in TARGETS {
+        let corpus = corpus(name);
+        assert!(corpus.len() >= 3, "{name}: no corpus");
+        corpus.iter().for_each(|input| in_time(target, input));
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Mutation {
+    Flip(prop::sample::Index, u8),
+    Insert(prop::sample::Index, Vec<u8>),
+    Repeat(prop::sample::Index, usize, usize),
+    Delete(prop::sample::Index, usize),
+}
+
+fn mutation() -> impl Strategy<Value = Mutation> {
+    let at = any::<prop::sample::Index>;
+    let token = prop::sample::select(vec![
+        "[", "{\"a\":", "null", "-1", "1e999", "\\ud800", "\"\"", "../", "%00", "\0", "_",
+    ]);
+    prop_oneof![
+        (at(), 1..=255u8).prop_map(|(at, bits)| Mutation::Flip(at, bits)),
+        (at(), prop::collection::vec(any::<u8>(), 1..9))
+            .prop_map(|(at, new)| Mutation::Insert(at, new)),
+        (at(), token).prop_map(|(at, new)| Mutation::Insert(at, new.into())),
+        (at(), 1..40usize, 1..300usize)
+            .prop_map(|(at, bytes, times)| Mutation::Repeat(at, bytes, times)),
+        (at(), 1..40usize).prop_map(|(at, bytes)| Mutation::Delete(at, bytes)),
+    ]
+}
+
+fn mutated(mut input: Vec<u8>, mutations: &[Mutation]) -> Vec<u8> {
+    for mutation in mutations {
+        let at = |at: &prop::sample::Index| at.index(input.len() + 1);
+        match mutation {
+            Mutation::Flip(index, bits) => {
+                let at = at(index);
+                if let Some(byte) = input.get_mut(at) {
+                    *byte ^= bits;
+                }
+            }
+            Mutation::Insert(index, new) => {
+                let at = at(index);
+                input.splice(at..at, new.iter().copied());
+            }
+            Mutation::Repeat(index, bytes, times) => {
+                let at = at(index);
+                let piece = input[at..input.len().min(at + bytes)].repeat(*times);
+                input.splice(at..at, piece);
+            }
+            Mutation::Delete(index, bytes) => {
+                let at = at(index);
+                input.drain(at..input.len().min(at + bytes));
+            }
+        }
+    }
+    input
+}
+
+proptest! {
+    #[test]
+    fn no_mutation_of_the_corpus_is_too_much(
+        (target, input) in prop::sample::select(TARGETS.to_vec())
+            .prop_flat_map(|(name, target)| (Just(target), prop::sample::select(corpus(name)))),
+        mutations in prop::collection::vec(mutation(), 0..8),
+    ) {
+        in_time(target, &mutated(input, &mutations));
+    }
+
+    #[test]
+    fn no_bytes_are_too_much(input in prop::collection::vec(any::<u8>(), 0..2000)) {
+        TARGETS.iter().for_each(|(_, target)| in_time(*target, &input));
+    }
+}
+
+/// Whatever GitHub's API answers about the branch: a listing, or a failure that is tried again.
+#[test]
+fn no_listing_is_too_much() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let github = runtime.block_on(GithubStandin::start(REPOSITORY)).unwrap();
+    let video = Video::good();
+    github.commit(|c| {
+        c.write(video.mp4_path(), "x")
+            .write("videos/notes.txt", "x")
+    });
+    let text = |path: &str| {
+        let url = format!("{}/repos/{REPOSITORY}/{path}", github.url());
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        runtime.block_on(async { client.get(url).send().await.unwrap().text().await.unwrap() })
+    };
+    let commit = text("commits/HEAD");
+    let tree = serde_json::from_str::<serde_json::Value>(&commit).unwrap()["commit"]["tree"]["sha"]
+        .clone();
+    let answers = [
+        ("/commits/", commit.clone()),
+        (
+            "/git/trees/",
+            text(&format!("git/trees/{}", tree.as_str().unwrap())),
+        ),
+    ];
+    let strategy = (
+        prop::sample::select(answers.to_vec()),
+        prop::collection::vec(mutation(), 1..5),
+    );
+    let tried = TestRunner::new(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })
+    .run(&strategy, |((path, answer), mutations)| {
+        let body = String::from_utf8_lossy(&mutated(answer.into_bytes(), &mutations)).into_owned();
+        github.clear_faults();
+        github.fault(
+            move |call| call.path.contains(path),
+            Fault::Status {
+                code: 200,
+                headers: vec![],
+                body,
+            },
+        );
+        let listed = runtime.block_on(async {
+            let client = Github::new(
+                &github.url(),
+                None,
+                REPOSITORY,
+                None,
+                "videos",
+                Clock::default(),
+            )
+            .unwrap();
+            tokio::time::timeout(HANG, client.listing(tokio::time::Instant::now())).await
+        });
+        match listed {
+            Err(_) => prop_assert!(false, "it hangs"),
+            // A tree by another name is not there.
+            Ok(Err(failure)) => prop_assert!(
+                [Class::Passing, Class::Environment].contains(&failure.code.class()),
+                "{}",
+                failure
+            ),
+            Ok(Ok(_)) => {}
+        }
+        Ok(())
+    });
+    tried.unwrap();
+}
+
+/// What the branch held of each video, in order: the version is the position.
+#[derive(Default)]
+struct Model {
+    versions: HashMap<String, Vec<Bytes>>,
+    /// The version seen in the store.
+    seen: HashMap<String, usize>,
+    /// The version that was in the store when the branch was forced; whatever follows it is right.
+    forced: HashMap<String, usize>,
+}
+
+impl Model {
+    /// A playable video that no other version is equal to.
+    fn next(&mut self, video: &Video) -> Video {
+        let versions = self.versions.entry(video.id()).or_default();
+        let mut mp4 = GOOD.to_vec();
+        mp4.extend_from_slice(&12u32.to_be_bytes());
+        mp4.extend_from_slice(b"free");
+        mp4.extend_from_slice(&(versions.len() as u32).to_be_bytes());
+        versions.push(mp4.clone().into());
+        video.rerendered(&mp4)
+    }
+
+    /// Nothing is stored that was never pushed, and nothing older than what was stored before.
+    fn look(&mut self, t: &Story, videos: &[Video], what: &str) {
+        for video in videos {
+            let Some(stored) = t.stored(video) else {
+                continue;
+            };
+            let versions = self.versions.entry(video.id()).or_default();
+            let version = versions.iter().position(|bytes| *bytes == stored);
+            let version = version.unwrap_or_else(|| panic!("{what}: bytes that nobody pushed"));
+            let seen = self.seen.entry(video.id()).or_default();
+            match self.forced.get(&video.id()) {
+                Some(before) if *before == version => continue,
+                Some(_) => drop(self.forced.remove(&video.id())),
+                None => assert!(version >= *seen, "{what}: version {version} after {seen}"),
+            }
+            *seen = version;
+        }
+    }
+}
+
+async fn run_of_events(seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let t = Story::begin(Backend::Embedded).await;
+    let videos: Vec<Video> = (0..3).map(|_| Video::good()).collect();
+    let mut model = Model::default();
+    let (mut deliveries, mut heads): (Vec<Delivery>, Vec<GitSha>) =
+        (Vec::new(), vec![t.github.head()]);
+    for video in &videos {
+        t.row(video).await;
+    }
+    let mut told = Vec::new();
+    for _ in 0..random.usize(10..40) {
+        let event = random.u8(..13);
+        told.push(event);
+        let what = format!("seed {seed}, events {told:?}");
+        match event {
+            // A push, told at once, late (by a replay) or never.
+            0..=3 => {
+                let video = model.next(&videos[random.usize(..videos.len())]);
+                let before = t.github.head();
+                t.commit(&video);
+                deliveries.push(t.github.push(before, t.github.head()));
+                heads.push(t.github.head());
+                if random.bool() {
+                    t.deliver(deliveries.last().unwrap())
+                        .await
+                        .expect_accepted();
+                }
+            }
+            // Redelivered, duplicated, out of order.
+            4 | 5 if !deliveries.is_empty() => {
+                let mut delivery = deliveries[random.usize(..deliveries.len())].clone();
+                if random.bool() {
+                    delivery.guid = format!("replay-{}", told.len());
+                }
+                t.deliver(&delivery).await.expect_accepted();
+            }
+            // A worker takes one and is never heard of again.
+            6 => drop(t.db.claim(t.worker.lease).await.unwrap()),
+            7 => t.later(Duration::from_secs(random.u64(1..3 * 3600))),
+            8 => drop(t.worker.sweep.run(&SweepOptions::default()).await),
+            // Forced back: what is older is now right.
+            9 if random.u8(..4) == 0 => {
+                let (new, old) = (t.github.head(), heads[random.usize(..heads.len())]);
+                t.github.force_to(old);
+                model.forced = model.seen.clone();
+                deliveries.push(t.github.push(new, old));
+                if new != old {
+                    t.deliver(deliveries.last().unwrap())
+                        .await
+                        .expect_accepted();
+                }
+            }
+            // The API lags behind the push for a moment.
+            10 if heads.len() > 1 => {
+                let video = model.next(&videos[0]);
+                let before = t.github.head();
+                t.commit(&video);
+                let push = t.github.push(before, t.github.head());
+                t.github.serve_head(Some(before));
+                t.deliver(&push).await.expect_accepted();
+                for _ in 0..3 {
+                    t.worker.run_once().await.unwrap();
+                }
+                t.github.serve_head(None);
+                heads.push(t.github.head());
+                deliveries.push(push);
+            }
+            _ => {
+                t.worker.run_once().await.unwrap();
+            }
+        }
+        model.look(&t, &videos, &what);
+    }
+    // In the end: what nobody told is found, what was claimed by the dead is taken over.
+    for _ in 0..3 {
+        t.later(Duration::from_secs(4500));
+        t.work().await;
+        let _ = t.worker.sweep.run(&SweepOptions::default()).await;
+        t.work().await;
+    }
+    for video in &videos {
+        let Some(blob) = t.github.blob_sha(&video.mp4_path()) else {
+            continue;
+        };
+        let of_branch = model.versions[&video.id()]
+            .iter()
+            .find(|bytes| git_sha(bytes) == blob)
+            .unwrap();
+        let shown = t.video(video).await;
+        assert_eq!(
+            shown["state"], "ready",
+            "seed {seed}, events {told:?}: {shown:#}"
+        );
+        t.expect_ready(&video.rerendered(of_branch)).await;
+    }
+    t.finish().await;
+}
+
+fn git_sha(bytes: &[u8]) -> GitSha {
+    use sha1::Digest as _;
+    let sha = sha1::Sha1::new_with_prefix(format!("blob {}\0", bytes.len())).chain_update(bytes);
+    GitSha::from_bytes(sha.finalize().into())
+}
+
+/// Pushes, replays, reorderings, duplicates, crashes, clock jumps, lags and forced branches, by chance.
+#[tokio::test]
+async fn in_whatever_order_the_branch_wins() {
+    #[expect(clippy::disallowed_methods, reason = "more of them in the long form")]
+    let runs = std::env::var("MODEL_RUNS").map_or(40, |runs| runs.parse().unwrap());
+    for seed in 0..runs {
+        run_of_events(seed).await;
+    }
+    println!(
+        "{runs} runs of events, seeds 0 to {}: the branch won",
+        runs - 1
+    );
+}

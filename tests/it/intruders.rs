@@ -1,0 +1,426 @@
+//! Nobody gets in who does not belong, nothing gets out that is secret, and nobody reaches what is
+//! another's.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use secrecy::SecretString;
+use serde_json::json;
+use tokio::net::TcpListener;
+use uuid::Uuid;
+use video_ingest::domain::signature;
+use video_ingest::standin::GithubStandin;
+
+use crate::story;
+use crate::support::child::Serve;
+use crate::support::openhands::{self, OpenHands};
+use crate::support::postgres::Postgres;
+use crate::support::storage::{self, Op, StorageStandin};
+use crate::support::story::{
+    ADMIN_TOKEN, Backend, GOOD, REPOSITORY, SECOND, SECRET, Story, Video, metadata,
+};
+
+/// The routes that are open to everybody; whatever else is served is the operator's.
+const OPEN: [&str; 5] = ["/webhooks/github", "/healthz", "/readyz", "/metrics", "/"];
+
+/// Longer than anything here takes on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Every route of the source, with a video's id in its place. A new one cannot be forgotten here.
+fn routes() -> Vec<String> {
+    let source = include_str!("../../src/http/mod.rs")
+        .split(".route(")
+        .skip(1);
+    let paths = source.filter_map(|rest| rest.split('"').nth(1));
+    let paths: Vec<_> = paths
+        .map(|path| path.replace("{video_id}", &Uuid::nil().to_string()))
+        .collect();
+    assert!(paths.len() >= 8, "{paths:?}");
+    paths
+}
+
+async fn status(method: &str, url: &str, authorization: Option<&str>) -> u16 {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let mut request = client.request(method.parse().unwrap(), url);
+    if let Some(value) = authorization {
+        request = request.header("authorization", value);
+    }
+    request.send().await.unwrap().status().as_u16()
+}
+
+#[tokio::test]
+async fn every_route_of_the_operator_wants_the_token() {
+    let t = Story::begin(Backend::Embedded).await;
+    let right = format!("Bearer {ADMIN_TOKEN}");
+    let wrong = [
+        None,
+        Some(""),
+        Some("Bearer"),
+        Some("Bearer "),
+        Some(ADMIN_TOKEN),
+        Some("Bearer an-admin-token-for-test"),
+        Some("Bearer an-admin-token-for-testsx"),
+        Some("Bearer AN-ADMIN-TOKEN-FOR-TESTS"),
+        Some("bearer\tan-admin-token-for-tests"),
+        Some("Basic YW4tYWRtaW4tdG9rZW4tZm9yLXRlc3Rz"),
+        Some("Bearer a webhook secret for tests"),
+    ];
+    let mut guarded = 0;
+    for path in routes()
+        .iter()
+        .filter(|path| !OPEN.contains(&path.as_str()))
+    {
+        for query in [
+            "",
+            "?token=an-admin-token-for-tests",
+            "?access_token=an-admin-token-for-tests",
+        ] {
+            let url = format!("{}{path}{query}", t.url);
+            for authorization in wrong {
+                for method in ["GET", "POST"] {
+                    let status = status(method, &url, authorization).await;
+                    assert!(
+                        [401, 405].contains(&status),
+                        "{method} {path}{query} with {authorization:?}: {status}"
+                    );
+                    guarded += usize::from(status == 401);
+                }
+            }
+        }
+        let url = format!("{}{path}", t.url);
+        let with = [
+            status("GET", &url, Some(&right)).await,
+            status("POST", &url, Some(&right)).await,
+        ];
+        assert!(
+            with.iter().any(|status| ![401, 405].contains(status)),
+            "{path}: {with:?}"
+        );
+    }
+    println!("{guarded} requests refused");
+    t.finish().await;
+
+    let t = Story::begin_with(Backend::Embedded, |config| config.admin_token = None).await;
+    for path in routes()
+        .iter()
+        .filter(|path| !OPEN.contains(&path.as_str()))
+    {
+        for method in ["GET", "POST"] {
+            for authorization in [None, Some(right.as_str()), Some("Bearer ")] {
+                let status = status(method, &format!("{}{path}", t.url), authorization).await;
+                assert!([404, 405].contains(&status), "{method} {path}: {status}");
+            }
+        }
+    }
+    t.finish().await;
+}
+
+/// Every secret is compared by the one function that takes as long whatever differs.
+#[test]
+fn no_secret_is_compared_with_an_operator() {
+    let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let mut exposed = 0;
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+                continue;
+            }
+            if path.ends_with("tests.rs") {
+                continue;
+            }
+            let source = std::fs::read_to_string(&path).unwrap();
+            let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
+            for line in source
+                .lines()
+                .filter(|line| line.contains("expose_secret()"))
+            {
+                exposed += 1;
+                let compares = [
+                    "==",
+                    "!=",
+                    ".eq(",
+                    ".ne(",
+                    ".cmp(",
+                    ".starts_with(",
+                    ".contains(",
+                ];
+                assert!(
+                    !compares.iter().any(|sign| line.contains(sign)),
+                    "{}: {line}",
+                    path.display()
+                );
+            }
+        }
+    }
+    assert!(
+        exposed >= 10,
+        "{exposed}: are secrets exposed otherwise now?"
+    );
+}
+
+story! {
+    nothing_in_a_push_reaches_another_users_rows_or_objects(t) {
+        let (theirs, mine) = (Video::good(), Video::with(SECOND));
+        for video in [&theirs, &mine] {
+            t.row(video).await;
+        }
+        t.push(&theirs).await;
+        t.work().await;
+        let before = t.objects();
+        let fields = json!({
+            "user_id": Uuid::new_v4(), "id": theirs.key.video_id, "kind": "pdf",
+            "storage_path": t.path(&theirs), "storage_bucket": "another-bucket", "mime_type": "text/html",
+            "conversation_id": "../../app-conversations?ids=", "file_size": -1, "resolution": "1e9x1e9",
+            "github_path": "../../etc/passwd", "upload_token": "x", "ingest": {"sha256": "x"},
+        });
+        t.push(&mine.clone().with_json(metadata(mine.key, fields))).await;
+        t.work().await;
+        t.expect_ready(&mine).await;
+        t.expect_ready(&theirs).await;
+        let asset = t.asset(&mine).await;
+        assert_eq!(asset.conversation_id, None, "not an id");
+        assert_eq!(asset.metadata["upload_token"], serde_json::Value::Null);
+        assert_eq!(t.objects().len(), before.len() + 1);
+        assert!(t.objects().iter().all(|object| object.starts_with("lesson-assets/")));
+    }
+
+    bombs_are_malformed_and_hold_up_nobody(t) {
+        let nested = "[".repeat(1 << 20);
+        let key = Video::good().key;
+        let bodies = [
+            nested.clone(),
+            "{\"a\":".repeat(1 << 18),
+            format!("{{\"ref\":{nested}"),
+            "1e99999999999".into(),
+            format!("{{\"commits\":{}}}", "9".repeat(1 << 20)),
+            format!("{{\"ref\":\"{}\"}}", "\\ud800".repeat(1 << 16)),
+        ];
+        for body in bodies {
+            let signed = [
+                ("x-hub-signature-256", signature::sign(&SecretString::from(SECRET), body.as_bytes())),
+                ("x-github-event", "push".to_owned()),
+                ("x-github-delivery", Uuid::new_v4().to_string()),
+                ("content-type", "application/json".to_owned()),
+            ];
+            let began = Instant::now();
+            t.post("/webhooks/github", &signed, body.into_bytes()).await.expect_problem(400, "malformed");
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        }
+        for json in ["[".repeat(60_000), format!("{{\"lesson_id\":\"{}\",\"video_id\":\"{}\",\"x\":{}", key.lesson_id, key.video_id, "[".repeat(50_000))] {
+            let video = Video::good().with_json(json);
+            t.row(&video).await;
+            t.push(&video).await;
+            t.work().await;
+            t.expect_reported(&video, "bad_metadata").await;
+        }
+    }
+}
+
+/// Distinctive secrets in every setting, everything that can go well or wrong, at every level of
+/// logging: none of them is anywhere. And a proxy of the environment is told nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_comes_out_anywhere() {
+    let canaries = [
+        ("webhook", "canary-webhook-4f1c9d"),
+        ("previous webhook", "canary-previous-7be20a"),
+        ("GitHub", "ghp_canary_github_a81e"),
+        ("admin", "canary-admin-token-c4d7"),
+        ("storage", storage::SECRET_KEY),
+        ("database", "canary-password-e3b0"),
+        ("OpenHands", openhands::KEY),
+        ("OpenHands session", openhands::SESSION_KEY),
+        ("OpenHands prompt", openhands::PROMPT),
+        ("row", "canary-upload-token-55aa"),
+        ("pushed JSON", "canary-pushed-json-91ff"),
+    ];
+    let canary = |name: &str| canaries.iter().find(|(known, _)| *known == name).unwrap().1;
+    let github = GithubStandin::start(REPOSITORY).await.unwrap();
+    github.require_token(canary("GitHub"));
+    let storage = StorageStandin::start().await;
+    storage.create_bucket("lesson-assets", Some(1 << 20), Some(&["video/mp4"]));
+    let openhands = OpenHands::start(openhands::Server::Cloud).await;
+    let database = Postgres::database().await;
+    // This Postgres trusts whoever comes; the password is in the address all the same.
+    let with_password = format!(":{}@", canary("database"));
+    let database_url = database.service_url.replacen('@', &with_password, 1);
+    let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy_url = format!("http://{}", proxy.local_addr().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let server = Serve::start(
+        dir.path(),
+        &[
+            ("HTTP_PROXY", &proxy_url),
+            ("http_proxy", &proxy_url),
+            ("ALL_PROXY", &proxy_url),
+            ("GITHUB_API_URL", &github.url()),
+            ("GITHUB_REPOSITORY", REPOSITORY),
+            ("GITHUB_TOKEN", canary("GitHub")),
+            ("GITHUB_WEBHOOK_SECRET", canary("webhook")),
+            ("GITHUB_WEBHOOK_SECRET_PREVIOUS", canary("previous webhook")),
+            ("ADMIN_TOKEN", canary("admin")),
+            ("DATABASE_URL", &database_url),
+            ("SUPABASE_URL", &storage.url()),
+            ("SUPABASE_SERVICE_ROLE_KEY", canary("storage")),
+            ("OPENHANDS_API_URL", &openhands.url),
+            ("OPENHANDS_API_KEY", canary("OpenHands")),
+            ("RECONCILE_INTERVAL", "0"),
+            ("RUST_LOG", "trace"),
+        ],
+    );
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let mut said = String::new();
+    let ask = async |method: &str, path: &str, token: &str| {
+        let request = client
+            .request(method.parse().unwrap(), format!("{}{path}", server.url))
+            .bearer_auth(token);
+        let answer = request.send().await.unwrap();
+        format!(
+            "{:?} {}\n",
+            answer.headers().clone(),
+            answer.text().await.unwrap()
+        )
+    };
+    let deliver = async |before, secret: &str| {
+        let push = github.push(before, github.head());
+        let mut request = client
+            .post(format!("{}/webhooks/github", server.url))
+            .body(push.body());
+        for (name, value) in push.signed(secret) {
+            request = request.header(name, value);
+        }
+        request.send().await.unwrap().text().await.unwrap()
+    };
+    let user = Uuid::new_v4();
+    let rerendered = Video::good();
+    let secretive = Video::good();
+    let secretive_json = metadata(
+        secretive.key,
+        json!({"api_key": canary("pushed JSON"), "token": canary("pushed JSON")}),
+    );
+    let cases = [
+        rerendered.clone(),
+        rerendered.rerendered(SECOND),
+        secretive.with_json(secretive_json),
+        Video::with(b"not a video"),
+        Video::good().with_json(format!("{{\"token\":\"{}\"", canary("pushed JSON"))),
+        Video::good(),
+        Video::good(),
+        Video::with(&GOOD.repeat(100)),
+    ];
+    for (case, video) in cases.iter().enumerate() {
+        if case != 1 {
+            database.insert_lesson(video.key.lesson_id, user).await;
+            database.insert_asset(video.key, user, "video").await;
+            let metadata = json!({"upload_token": canary("row")});
+            database
+                .sql(&format!(
+                    "update lesson_assets set metadata = '{metadata}' where id = '{}'",
+                    video.id()
+                ))
+                .await;
+        }
+        match case {
+            5 => storage.fault(Op::Upload, storage::Fault::LoseAnswer),
+            6 => storage.fault(
+                Op::Upload,
+                storage::Fault::Answer(storage::Answer::new(500, "text/html", canary("storage"))),
+            ),
+            _ => {}
+        }
+        let before = github.head();
+        github.commit(|c| match case {
+            2 => c
+                .write_lfs(video.mp4_path(), video.mp4.clone())
+                .write(video.json_path(), video.json.clone()),
+            _ => c
+                .write(video.mp4_path(), video.mp4.clone())
+                .write(video.json_path(), video.json.clone()),
+        });
+        said += &deliver(before, canary("webhook")).await;
+        said += &deliver(before, canary("previous webhook")).await;
+        said += &deliver(before, "canary-of-somebody-else").await;
+        let began = Instant::now();
+        loop {
+            let shown = ask(
+                "GET",
+                &format!("/api/videos/{}", video.id()),
+                canary("admin"),
+            )
+            .await;
+            let busy = [
+                "\"state\":\"running\"",
+                "\"timeline\":[]",
+                "\"code\":null,\"message\":null,\"state\":\"queued\"",
+            ];
+            let settled = shown.contains("\"ready\"")
+                || shown.contains("\"failed\"")
+                || shown.contains("again in");
+            said += &shown;
+            if settled && !busy.iter().any(|busy| shown.contains(busy)) {
+                break;
+            }
+            assert!(began.elapsed() < PATIENCE, "case {case}: {shown}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    // A generation that the agent is asked about, while it answers and while it does not.
+    let (generating, conversation) = (Video::good(), Uuid::new_v4());
+    database.insert_lesson(generating.key.lesson_id, user).await;
+    database.insert_asset(generating.key, user, "video").await;
+    let id = generating.id();
+    database
+        .sql(&format!(
+            "update lesson_assets set conversation_id = '{conversation}' where id = '{id}'"
+        ))
+        .await;
+    openhands.conversation(conversation, "RUNNING", Some("error"));
+    said += &ask("POST", "/reconcile?wait=0&verify=true", canary("admin")).await;
+    openhands.break_down("", openhands::Fault::Status(401));
+    said += &ask("POST", "/reconcile?wait=0", canary("admin")).await;
+    github.require_token("another");
+    said += &ask("POST", "/reconcile?wait=0", canary("admin")).await;
+    for path in routes()
+        .iter()
+        .map(String::as_str)
+        .chain(["/nowhere", "/api/videos?state=%00&q=%27"])
+    {
+        for token in [canary("admin"), "wrong", ""] {
+            said += &ask(
+                if path.contains("retry") {
+                    "POST"
+                } else {
+                    "GET"
+                },
+                path,
+                token,
+            )
+            .await;
+        }
+    }
+    let log = server.log();
+    assert!(
+        log.contains("\"level\":\"TRACE\"") && log.lines().count() > 100,
+        "{} lines",
+        log.lines().count()
+    );
+    assert!(
+        log.contains("\"replaced\":true"),
+        "each replacement of a ready video is logged"
+    );
+    for (name, secret) in canaries {
+        for (place, text) in [("an answer", &said), ("the log", &log)] {
+            let found = text.lines().find(|line| line.contains(secret));
+            assert_eq!(found, None, "{name} secret in {place}");
+        }
+    }
+    println!(
+        "{} secrets, none in {} KiB of answers and {} KiB of log",
+        canaries.len(),
+        said.len() >> 10,
+        log.len() >> 10
+    );
+    let told = tokio::time::timeout(Duration::ZERO, proxy.accept()).await;
+    assert!(told.is_err(), "a proxy of the environment was asked");
+}
