@@ -358,7 +358,7 @@ impl Sweep {
         let listed = listed.filter(|(key, _)| only.is_none_or(|only| key.video_id == only));
         let ask = |(key, listed): (&VideoKey, &Blobs)| {
             let facts = Facts {
-                listed: *listed,
+                listed: Some(*listed),
                 row: present.row(key, pending),
                 record: present.records.get(key).cloned(),
                 agent: verdict::Agent::NotAsked,

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Answer, Github, JSON_BYTES_MAX, JSON_CALL_MAX, denied, unavailable};
+use super::{Answer, Github, JSON_BYTES_MAX, denied, unavailable};
 use crate::domain::failure::{Code, Failure};
 
 /// Entries of one page; the API allows no more.
@@ -230,7 +230,7 @@ impl Github {
         let mut request = self
             .bytes
             .request(method, url)
-            .timeout(JSON_CALL_MAX)
+            .timeout(self.patience.call)
             .header(ACCEPT, "application/vnd.github+json");
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization.clone());

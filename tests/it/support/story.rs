@@ -465,7 +465,7 @@ impl Story {
     /// Every row of ours, counted by table.
     pub async fn counts(&self) -> String {
         let mut counts = Vec::new();
-        for table in ["deliveries", "videos", "events", "readings", "marks"] {
+        for table in ["deliveries", "videos", "events", "readings"] {
             let query = format!("select cast(count(*) as text) from video_ingest.{table}");
             counts.push(format!("{table} {}", self.text(&query).await.unwrap()));
         }
