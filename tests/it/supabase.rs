@@ -252,7 +252,7 @@ async fn another_replicas_push_wakes_an_idle_worker() {
     let push = async {
         // Listening has begun once Postgres says so.
         while t
-            .text("select count(*)::text from pg_stat_activity where query ilike 'listen%'")
+            .text("select count(*)::text from pg_stat_activity where datname = current_database() and query ilike 'listen%'")
             .await
             .as_deref()
             != Some("1")
