@@ -39,8 +39,9 @@ pub use sweeps::{PendingRow, ReadyObject, StoredReading};
 pub use videos::{Claim, End, Lost, Published, Request, Source, Step};
 pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
 
-/// How long a request may wait for a connection before it is answered with 503.
-pub const ACQUIRE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long work may wait for a connection. Intake waits less: its own limit ends it, see
+/// [`crate::http`].
+pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections to Postgres, and readers of SQLite (which has one writer).
 const POOL_CONNECTIONS_MAX: u32 = 8;

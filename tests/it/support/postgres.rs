@@ -180,7 +180,7 @@ impl Postgres {
                     rm -rf "$PWD"
                 fi"#;
             let options = format!(
-                "-p {port} -k {} -c listen_addresses=127.0.0.1 -c max_connections=200 \
+                "-p {port} -k {} -c listen_addresses=127.0.0.1 -c max_connections=400 \
                  -c wal_level=logical -c ssl=on -c fsync=off -c full_page_writes=off \
                  -c log_line_prefix='%m %d '",
                 dir.display()
@@ -212,6 +212,7 @@ impl Postgres {
                  auth_type = trust\n\
                  auth_file = pgbouncer.users\n\
                  pool_mode = transaction\n\
+                 server_idle_timeout = 2\n\
                  default_pool_size = {POOLED_CONNECTIONS}\n\
                  ignore_startup_parameters = extra_float_digits\n",
                 self.port
