@@ -456,5 +456,5 @@ async fn embedded() {
 
 #[tokio::test]
 async fn supabase() {
-    sweeps_alone_reach_what_the_rules_say(Backend::Supabase, 300).await;
+    sweeps_alone_reach_what_the_rules_say(Backend::Supabase, 1000).await;
 }
