@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use sqlx::Row as _;
+use sqlx::any::AnyRow;
 use uuid::Uuid;
 
 use super::{Db, DbError, Dialect, Lost};
@@ -107,37 +108,22 @@ impl Db {
             from lesson_assets where kind = 'video' and storage_path is null and id > $1{{uuid}}
             order by id limit $2"
         );
-        let mut all: Vec<PendingRow> = Vec::new();
-        let mut last = Uuid::nil().to_string();
-        loop {
-            let mut unit = self.unit(&self.read).await?;
-            let rows = self
-                .query(&statement)
-                .bind(last.as_str())
-                .bind(PAGE_ROWS)
-                .fetch_all(unit.connection())
-                .await?;
-            unit.commit().await?;
-            for row in &rows {
-                last = row.get("id");
-                let mime: String = row.get("mime_type");
-                let lesson: String = row.get("lesson_id");
-                let Some(key) = key_of(&lesson, &last) else {
-                    continue;
-                };
-                all.push(PendingRow {
-                    key,
-                    age: Duration::from_millis(row.get::<i64, _>("age").max(0) as u64),
-                    conversation_id: row.get("conversation_id"),
-                    failed: mime
-                        .strip_prefix("error:")
-                        .map(|reason| reason.trim().to_owned()),
-                });
-            }
-            if rows.len() < PAGE_ROWS as usize {
-                break;
-            }
-        }
+        let rows = self.in_pages_by_id(&statement).await?;
+        let pending = rows.iter().filter_map(|row| {
+            let mime: String = row.get("mime_type");
+            Some(PendingRow {
+                key: key_of(
+                    &row.get::<String, _>("lesson_id"),
+                    &row.get::<String, _>("id"),
+                )?,
+                age: Duration::from_millis(row.get::<i64, _>("age").max(0) as u64),
+                conversation_id: row.get("conversation_id"),
+                failed: mime
+                    .strip_prefix("error:")
+                    .map(|reason| reason.trim().to_owned()),
+            })
+        });
+        let mut all: Vec<PendingRow> = pending.collect();
         all.sort_by_key(|row| std::cmp::Reverse(row.age));
         Ok(all)
     }
@@ -150,6 +136,25 @@ impl Db {
                 on v.video_id = a.id{text} and v.lesson_id = a.lesson_id{text} and v.storage_path = a.storage_path
             where a.kind = 'video' and a.storage_path is not null and a.id > $1{uuid}
             order by a.id limit $2";
+        let rows = self.in_pages_by_id(statement).await?;
+        let ready = rows.iter().filter_map(|row| {
+            Some(ReadyObject {
+                key: key_of(
+                    &row.get::<String, _>("lesson_id"),
+                    &row.get::<String, _>("id"),
+                )?,
+                bucket: row.get("storage_bucket"),
+                path: row.get("storage_path"),
+                size: row
+                    .get::<Option<i64>, _>("size_bytes")
+                    .map(|size| size as u64),
+            })
+        });
+        Ok(ready.collect())
+    }
+
+    /// Every row of a statement over `lesson_assets` that goes on after the id `$1` for `$2` rows.
+    async fn in_pages_by_id(&self, statement: &str) -> Result<Vec<AnyRow>, DbError> {
         let mut all = Vec::new();
         let mut last = Uuid::nil().to_string();
         loop {
@@ -161,23 +166,11 @@ impl Db {
                 .fetch_all(unit.connection())
                 .await?;
             unit.commit().await?;
-            for row in &rows {
-                last = row.get("id");
-                let lesson: String = row.get("lesson_id");
-                let Some(key) = key_of(&lesson, &last) else {
-                    continue;
-                };
-                all.push(ReadyObject {
-                    key,
-                    bucket: row.get("storage_bucket"),
-                    path: row.get("storage_path"),
-                    size: row
-                        .get::<Option<i64>, _>("size_bytes")
-                        .map(|size| size as u64),
-                });
-            }
-            if rows.len() < PAGE_ROWS as usize {
-                return Ok(all);
+            let full = rows.len() == PAGE_ROWS as usize;
+            all.extend(rows);
+            match all.last() {
+                Some(row) if full => last = row.get("id"),
+                _ => return Ok(all),
             }
         }
     }
