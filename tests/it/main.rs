@@ -11,6 +11,7 @@ mod hostile;
 mod intruders;
 mod invariants;
 mod load;
+mod logs;
 mod main_job;
 mod matrix;
 mod metrics;

@@ -91,7 +91,13 @@ impl Postgres {
         server.psql(SUPERUSER, "postgres", "tests/it/support/supabase_roles.sql");
         server.psql(SUPERUSER, TEMPLATE, "tests/it/support/supabase.sql");
         server.psql(OWNER, TEMPLATE, "tests/it/support/app.sql");
-        for script in ["columns.sql", "role.sql", "realtime.sql", "bucket.sql"] {
+        for script in [
+            "columns.sql",
+            "role.sql",
+            "realtime.sql",
+            "bucket.sql",
+            "indexes.sql",
+        ] {
             server.psql(OWNER, TEMPLATE, &format!("deploy/supabase/{script}"));
         }
         server
