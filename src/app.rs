@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -19,6 +20,7 @@ use crate::failpoint::{FailPoints, Fault};
 use crate::github::{Github, InvalidSetting, Patience};
 use crate::http::{self, LARGE_BODIES_MAX, STREAMS_MAX, Surface};
 use crate::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
+use crate::intake::Intake;
 use crate::metrics;
 use crate::store::{FolderStore, Store, SupabaseStore, Timeouts};
 use crate::sweep::{Sweep, SweepOptions};
@@ -58,6 +60,8 @@ pub struct App {
     /// Every route.
     pub router: axum::Router,
     closing: CancellationToken,
+    /// Ends once every delivery that came was answered.
+    intake: JoinHandle<()>,
 }
 
 impl App {
@@ -137,8 +141,10 @@ impl App {
         };
         metrics::recorder();
         let closing = CancellationToken::new();
+        let (intake, writer) = Intake::start(db.clone(), wake.clone());
         let router = http::router(Surface {
             db: db.clone(),
+            intake,
             sweep: sweep.clone(),
             store,
             wake,
@@ -161,6 +167,7 @@ impl App {
             sweep,
             router,
             closing,
+            intake: writer,
         })
     }
 
@@ -187,6 +194,7 @@ impl App {
                 }
             });
         }
+        tasks.spawn(self.intake);
         tasks.close();
         let upkeep = tokio::spawn(fold_metrics());
         let serving = http::serve(listener, self.router, stop.clone());
