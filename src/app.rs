@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::agent::{self, Agent};
 use crate::clock::Clock;
-use crate::config::{AgentConfig, Config, Database, StoreConfig};
+use crate::config::{AgentConfig, Config, Database, MissingRow, StoreConfig};
 use crate::db::{Db, RowOwner};
 use crate::failpoint::{FailPoints, Fault};
 use crate::github::{Github, InvalidSetting, Patience};
@@ -116,12 +116,14 @@ impl App {
                 bucket: config.storage_bucket.clone(),
                 metadata_grace: config.metadata_grace,
                 generation_deadline: config.generation_deadline,
-                missing_row: config.missing_row,
-                lease: config.lease,
-                row_owner: match config.database {
-                    Database::Sqlite => RowOwner::Fixed(config.default_user_id),
-                    Database::Postgres { .. } => RowOwner::OfLesson,
+                missing_rows_owner: match (config.missing_row, &config.database) {
+                    (MissingRow::Wait, _) => None,
+                    (MissingRow::Create, Database::Sqlite) => {
+                        Some(RowOwner::Fixed(config.default_user_id))
+                    }
+                    (MissingRow::Create, Database::Postgres { .. }) => Some(RowOwner::OfLesson),
                 },
+                lease: config.lease,
             }),
             video_bytes_max: Arc::new(AtomicU64::new(video_bytes_max(&config, &store).await)),
             clock,
