@@ -32,7 +32,7 @@ use tokio::sync::Notify;
 use crate::clock::Clock;
 
 pub use deliveries::{Delivery, Scan};
-pub use doctor::{AppFacts, Migrated, Schema};
+pub use doctor::{AppFacts, Migrated, Schema, Tls};
 pub use rows::{Row, RowOwner};
 pub use stats::{Day, Hour, Overview};
 pub use sweeps::{PendingRow, ReadyObject, StoredReading};

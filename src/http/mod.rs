@@ -23,6 +23,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::db::Db;
+use crate::intake::Intake;
 use crate::store::Store;
 use crate::sweep::Sweep;
 
@@ -38,6 +39,8 @@ pub use webhook::LARGE_BODIES_MAX;
 pub struct Surface {
     /// Our records.
     pub db: Db,
+    /// For deliveries.
+    pub intake: Intake,
     /// For `/reconcile`.
     pub sweep: Sweep,
     /// For playing a video.

@@ -36,9 +36,6 @@ pub const LARGE_BODIES_MAX: usize = 3;
 /// A body that takes longer is given up: GitHub itself waits for ten seconds.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The database has this long to commit; 503 must be said within two seconds.
-const RECORD_TIMEOUT: Duration = Duration::from_millis(1800);
-
 /// The longest delivery GUID that is taken, in bytes; GitHub's have 36.
 const GUID_BYTES_MAX: usize = 100;
 
@@ -108,20 +105,6 @@ async fn accept(
         videos: intake.videos,
         ignored: json!(intake.ignored),
     };
-    let recorded = timeout(
-        RECORD_TIMEOUT,
-        surface.db.record(std::slice::from_ref(&delivery)),
-    )
-    .await;
-    recorded.map_err(|_| {
-        tracing::error!(delivery.id = guid, "not recorded in time");
-        Problem::new(
-            ErrorCode::DatabaseUnavailable,
-            "not recorded: the database does not answer; redeliver",
-        )
-    })??;
-    surface.wake.notify_waiters();
-    tracing::info!(delivery.id = guid, videos = delivery.videos.len(), scan = delivery.scan, after = %delivery.after, "accepted");
     let videos: Vec<_> = delivery
         .videos
         .iter()
@@ -134,6 +117,14 @@ async fn accept(
         "videos": videos,
         "ignored": delivery.ignored,
     });
+    let (scan, after) = (delivery.scan, delivery.after);
+    surface.intake.record(delivery).await.map_err(|_| {
+        Problem::new(
+            ErrorCode::DatabaseUnavailable,
+            "not recorded: the database does not answer; redeliver",
+        )
+    })?;
+    tracing::info!(delivery.id = guid, videos = videos.len(), scan, %after, "accepted");
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::json;
 use uuid::Uuid;
+use video_ingest::config::{Config, MissingRow};
 use video_ingest::domain::ids::VideoKey;
 use video_ingest::domain::lfs::{Pointer, Sha256};
 use video_ingest::standin::Fault;
@@ -218,6 +219,26 @@ async fn a_row_of_another_kind_is_not_ours() {
     t.push(&video).await;
     t.work().await;
     t.expect_failed(&video, "row_mismatch").await;
+    t.finish().await;
+}
+
+/// With `MISSING_ROW=create`, a lesson that comes after its video is soon enough.
+#[tokio::test]
+async fn a_row_is_inserted_once_its_lesson_is_there() {
+    let create = |config: &mut Config| config.missing_row = MissingRow::Create;
+    let t = Story::begin_with(Backend::Supabase, create).await;
+    let database = t.database.as_ref().unwrap();
+    database.run_script("missing_row_create.sql");
+    let (video, notes) = (Video::good(), Video::good());
+    t.row_of(notes.key, "notes").await;
+    t.push(&video).await;
+    t.push(&notes).await;
+    t.work().await;
+    t.expect_state(&video, "waiting", "no_row").await;
+    t.expect_state(&notes, "failed", "row_mismatch").await;
+    database.insert_lesson(video.key.lesson_id, t.user).await;
+    t.work().await;
+    t.expect_ready(&video).await;
     t.finish().await;
 }
 

@@ -90,7 +90,8 @@ impl Postgres {
         let server: &Self = Box::leak(Box::new(Self::boot()));
         server.psql(SUPERUSER, "postgres", "tests/it/support/supabase_roles.sql");
         server.psql(SUPERUSER, TEMPLATE, "tests/it/support/supabase.sql");
-        server.psql(OWNER, TEMPLATE, "tests/it/support/app.sql");
+        server.psql(OWNER, TEMPLATE, "deploy/app.sql");
+        server.psql(OWNER, TEMPLATE, "tests/it/support/policies.sql");
         for script in ["columns.sql", "role.sql", "realtime.sql", "bucket.sql"] {
             server.psql(OWNER, TEMPLATE, &format!("deploy/supabase/{script}"));
         }
