@@ -32,7 +32,7 @@ pub use listen::serve;
 pub use problem::{ErrorCode, Problem};
 pub use scrape::Cached;
 pub use session::SignIns;
-pub use webhook::LARGE_BODIES_MAX;
+pub use webhook::Places;
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -57,10 +57,8 @@ pub struct Surface {
     pub videos_dir: Arc<str>,
     /// `None`: what needs it answers 404.
     pub admin_token: Option<SecretString>,
-    /// Bodies over 1 MiB are read by one request at a time.
-    pub large_body: Arc<Semaphore>,
-    /// How many requests may read or wait for that.
-    pub large_body_queue: Arc<Semaphore>,
+    /// For bodies that are not small.
+    pub places: Arc<Places>,
     /// How many may listen to [`Db::changes`] at once.
     pub event_streams: Arc<Semaphore>,
     /// Wrong tokens of late.

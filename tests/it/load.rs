@@ -229,9 +229,9 @@ async fn who_does_not_read_is_sent_away() {
     const ANSWERS_UNREAD_MAX: Duration = Duration::from_secs(60);
     let (_dir, _github, server, _push) = serving().await;
     let idle = server.open_files();
-    let asks = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100_000);
+    let asks = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1_000_000);
     let mut stream = TcpStream::connect(server.address()).await.unwrap();
-    // It stops reading questions once its answers find no room.
+    // Questions are no longer read once their answers find no room.
     let stuck = tokio::time::timeout(Duration::from_secs(5), stream.write_all(&asks)).await;
     assert!(stuck.is_err(), "there was room for all answers");
     assert!(server.open_files() > idle);
