@@ -10,7 +10,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::db::{Db, Delivery};
+use crate::db::{Db, DbError, Delivery};
 
 /// Deliveries that may wait for the writer; more of them wait to get in, within [`ANSWER_TIMEOUT`].
 const WAITING_MAX: usize = 1024;
@@ -124,22 +124,22 @@ impl Batch {
             }
             return;
         };
-        let [_, _, ..] = &self.deliveries[..] else {
-            return not_recorded(&error);
-        };
+        if let [alone] = &self.deliveries[..] {
+            return not_recorded(alone, &error);
+        }
         for (delivery, committed) in self.deliveries.iter().zip(self.answers) {
             match db.record(std::slice::from_ref(delivery)).await {
                 Ok(()) => {
                     wake.notify_waiters();
                     let _ = committed.send(());
                 }
-                Err(error) => not_recorded(&error),
+                Err(error) => not_recorded(delivery, &error),
             }
         }
     }
 }
 
-fn not_recorded(error: &crate::db::DbError) {
+fn not_recorded(delivery: &Delivery, error: &DbError) {
     let error = error as &dyn std::error::Error;
-    tracing::error!(error, "not recorded: the database did not answer");
+    tracing::error!(delivery.id = delivery.guid, error, "not recorded");
 }
