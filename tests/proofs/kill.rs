@@ -363,11 +363,18 @@ async fn hold_record(
             (sending, Held::Sqlite(lock))
         }
         Some(database) => {
+            // A lock on the table would hold a statement back while it is prepared, too; it waits for
+            // the end of this one in the middle of its work.
             let mut lock = database.admin.begin().await.unwrap();
-            sqlx::raw_sql("lock table video_ingest.deliveries in access exclusive mode")
-                .execute(&mut *lock)
-                .await
-                .unwrap();
+            sqlx::query(
+                "insert into video_ingest.deliveries
+                    (guid, event, before_sha, after_sha, received_at, scan, status, videos, ignored)
+                values ($1, '', '', '', 0, 0, '', '[]', '[]')",
+            )
+            .bind(&pushes[0].delivery.guid)
+            .execute(&mut *lock)
+            .await
+            .unwrap();
             let sending = tokio::spawn(send(world, victim, pushes));
             let waiting = "select pid::text from pg_stat_activity
                 where datname = current_database() and wait_event_type = 'Lock'
