@@ -7,7 +7,7 @@
 # The first time, cargo-deny is built into target/tools, which takes some minutes. Security advisories
 # are not checked here: their database is a git repository of its own. With access to it:
 #
-#     target/tools/bin/cargo-deny check --config .deny.toml advisories
+#     target/tools/bin/cargo-deny --config .deny.toml check advisories
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -30,4 +30,4 @@ if ! "$tool" --version 2>/dev/null | grep -qx "cargo-deny $cargo_deny"; then
     # Unoptimised: it takes a third of the time to build, and runs for seconds.
     cargo install --quiet --locked --debug --root target/tools "cargo-deny@$cargo_deny"
 fi
-exec "$tool" --locked check --config .deny.toml bans licenses sources
+exec "$tool" --locked --config .deny.toml check bans licenses sources

@@ -21,6 +21,7 @@ use axum::routing::{get, post};
 use secrecy::SecretString;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tower_http::timeout::RequestBodyDeadlineLayer;
 
 use crate::db::Db;
 use crate::intake::Intake;
@@ -95,7 +96,8 @@ pub fn router(surface: Surface) -> Router {
         .route("/assets/page.css", get(page::css))
         .route("/assets/page.js", get(page::script))
         .layer(middleware::from_fn_with_state(surface.clone(), page::guard))
-        .layer(DefaultBodyLimit::max(page::FORM_BYTES_MAX));
+        .layer(DefaultBodyLimit::max(page::FORM_BYTES_MAX))
+        .layer(RequestBodyDeadlineLayer::new(page::FORM_TIMEOUT));
     Router::new()
         .route(
             "/webhooks/github",
