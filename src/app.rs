@@ -18,7 +18,7 @@ use crate::config::{AgentConfig, Config, Database, MissingRow, StoreConfig};
 use crate::db::{Db, RowOwner};
 use crate::failpoint::{FailPoints, Fault};
 use crate::github::{Github, InvalidSetting, Patience};
-use crate::http::{self, LARGE_BODIES_MAX, STREAMS_MAX, Surface};
+use crate::http::{self, STREAMS_MAX, Surface};
 use crate::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
 use crate::intake::Intake;
 use crate::metrics;
@@ -155,8 +155,7 @@ impl App {
             branch: github.branch.as_deref().map(Into::into),
             videos_dir,
             admin_token: config.admin_token.clone(),
-            large_body: Arc::new(Semaphore::new(1)),
-            large_body_queue: Arc::new(Semaphore::new(LARGE_BODIES_MAX)),
+            places: Arc::default(),
             event_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             sign_ins: Arc::default(),
             overview: Arc::default(),

@@ -101,12 +101,7 @@ impl Db {
     /// Videos, the last changed first; rows that wait for their first push are there as `generating`.
     pub async fn videos(&self, filter: &Filter) -> Result<Page<VideoView>, DbError> {
         let limit = filter.limit.unwrap_or(50).clamp(1, PAGE_ROWS_MAX);
-        let (before_at, before_id) = filter
-            .cursor
-            .as_deref()
-            .and_then(|cursor| cursor.split_once('.'))
-            .and_then(|(at, id)| Some((at.parse::<i64>().ok()?, id.to_owned())))
-            .unwrap_or((i64::MAX, String::new()));
+        let (before_at, before_id) = before(filter.cursor.as_deref());
         let sought = filter.q.as_deref().map(Sought::parse);
         let created = match self.dialect {
             Dialect::Sqlite => "a.created_at",
@@ -157,7 +152,7 @@ impl Db {
             .bind(limit + 1)
             .bind(video_pattern)
             .bind(lesson_pattern)
-            .bind(filter.state.clone().unwrap_or_default())
+            .bind(storable(filter.state.as_deref().unwrap_or_default()))
             .fetch_all(unit.connection())
             .await?;
         unit.commit().await?;
@@ -257,10 +252,7 @@ impl Db {
 
     /// Deliveries, newest first.
     pub async fn deliveries(&self, cursor: Option<&str>) -> Result<Page<DeliveryView>, DbError> {
-        let (before_at, before_id) = cursor
-            .and_then(|cursor| cursor.split_once('.'))
-            .and_then(|(at, id)| Some((at.parse::<i64>().ok()?, id.to_owned())))
-            .unwrap_or((i64::MAX, String::new()));
+        let (before_at, before_id) = before(cursor);
         let statement = "select guid, event, received_at, before_sha, after_sha, status, scan, videos, ignored, redeliveries
             from video_ingest.deliveries where (received_at, guid) < ($1, $2)
             order by received_at desc, guid desc limit $3";
@@ -281,6 +273,19 @@ impl Db {
     }
 }
 
+/// Postgres takes a NUL in no text, not even to compare it with others.
+fn storable(text: &str) -> String {
+    text.replace('\0', "")
+}
+
+/// Where the page before ended; what is no cursor is the beginning.
+fn before(cursor: Option<&str>) -> (i64, String) {
+    cursor
+        .and_then(|cursor| cursor.split_once('.'))
+        .and_then(|(at, id)| Some((at.parse().ok()?, storable(id))))
+        .unwrap_or((i64::MAX, String::new()))
+}
+
 /// What a person who searches has pasted.
 enum Sought {
     /// One id, or its beginning: a video's or a lesson's.
@@ -297,7 +302,7 @@ impl Sought {
             .or(name.strip_suffix(".json"))
             .unwrap_or(name);
         // What has a meaning in LIKE is in no id.
-        let id = |part: &str| part.to_lowercase().replace(['%', '_', '\\'], "");
+        let id = |part: &str| storable(&part.to_lowercase()).replace(['%', '_', '\\'], "");
         match stem.split_once('_') {
             Some((lesson, video)) => Self::Both(id(lesson), id(video)),
             None => Self::Either(id(stem)),
