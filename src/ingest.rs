@@ -13,7 +13,6 @@ use tokio::time::Instant;
 
 use crate::breaker::Breaker;
 use crate::clock::Clock;
-use crate::config::MissingRow;
 use crate::db::{Claim, Db, End, Lost, Published, Row, RowOwner, Step};
 use crate::domain::failure::{Class, Code, Failure, GIVE_UP_AFTER};
 use crate::domain::ids::GitSha;
@@ -49,10 +48,8 @@ pub struct Rules {
     pub metadata_grace: Duration,
     /// From first sight of a JSON without its MP4.
     pub generation_deadline: Duration,
-    /// What to do about a video without a row.
-    pub missing_row: MissingRow,
-    /// Who owns the rows that we insert.
-    pub row_owner: RowOwner,
+    /// Who owns the rows that we insert for videos without one; `None`: such a video waits for its row.
+    pub missing_rows_owner: Option<RowOwner>,
     /// How long a lease lasts; an upload begins with a whole one.
     pub lease: Duration,
 }
@@ -256,11 +253,17 @@ impl Ingest {
     async fn row(&self, claim: &Claim) -> Result<Option<Row>, Failure> {
         let key = claim.key;
         let mut row = self.db.find_row(key.video_id).await?;
-        if row.is_none() && self.rules.missing_row == MissingRow::Create {
-            self.db
-                .create_row(key, self.rules.row_owner, &self.rules.bucket)
-                .await?;
+        if row.is_none()
+            && let Some(owner) = self.rules.missing_rows_owner
+        {
+            let owned = self.db.create_row(key, owner, &self.rules.bucket).await?;
             row = self.db.find_row(key.video_id).await?;
+            if owned && row.is_none() {
+                return Err(Failure::new(
+                    Code::RowMismatch,
+                    format!("the row {} is not a video's", key.video_id),
+                ));
+            }
         }
         match row {
             Some(row) if row.lesson_id != key.lesson_id => Err(Failure::new(

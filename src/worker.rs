@@ -89,7 +89,8 @@ impl Worker {
             }
             return Ok(true);
         }
-        Ok(db.wake_those_with_rows().await? > 0)
+        let owner = self.ingest.rules.missing_rows_owner;
+        Ok(db.wake_those_with_rows(owner).await? > 0)
     }
 
     /// A download that would fill the disk is not begun.

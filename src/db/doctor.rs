@@ -1,6 +1,10 @@
 //! What `doctor` asks the database about itself and about us. Nothing here writes.
 
+use std::net::IpAddr;
+
+use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::Row as _;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::{Db, DbError, Dialect, MIGRATIONS, Unit};
 
@@ -49,6 +53,39 @@ pub enum Schema {
     NotCreatable,
     /// It is there, but it or a table in it is somebody else's.
     Foreign,
+}
+
+/// What protects the way to the database, by its URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// It does not leave this machine.
+    Local,
+    /// Only a server with a certificate of the right authority is talked to.
+    Verified,
+    /// It is encrypted, whoever answers.
+    Unverified,
+    /// It is not encrypted, or only if the server happens to offer it.
+    Optional,
+}
+
+impl Tls {
+    /// Of a Postgres URL; `None` if it is none.
+    pub fn of(url: &SecretString) -> Option<Self> {
+        let options: PgConnectOptions = url.expose_secret().parse().ok()?;
+        let host = options.get_host();
+        let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        let is_local = options.get_socket().is_some()
+            || host == "localhost"
+            || host.starts_with('/')
+            || address.is_ok_and(|address| address.is_loopback());
+        Some(match options.get_ssl_mode() {
+            _ if is_local => Self::Local,
+            PgSslMode::VerifyCa | PgSslMode::VerifyFull => Self::Verified,
+            // Also with `sslrootcert`, which in psql would make it `verify-ca`.
+            PgSslMode::Require => Self::Unverified,
+            PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer => Self::Optional,
+        })
+    }
 }
 
 /// The app's database as our role sees it. Every list is empty when all is well.
@@ -126,7 +163,7 @@ impl Db {
             schema: self.schema(&mut unit).await?,
             exposed_to: Vec::new(),
             columns: self.wrong_columns(&mut unit).await?,
-            constraints: Vec::new(),
+            constraints: self.constraints(&mut unit, creates_rows).await?,
             published: false,
             missing_rights: Vec::new(),
             extra_rights: Vec::new(),
@@ -147,27 +184,6 @@ impl Db {
                 where rolname in ('anon', 'authenticated', 'service_role') and nspname = 'video_ingest'
                   and has_schema_privilege(pg_roles.oid, pg_namespace.oid, 'usage')
                 order by 1",
-            )
-            .await?;
-        facts.constraints = self
-            .texts(
-                &mut unit,
-                "select 'id is neither a primary key nor unique' where not exists (
-                    select from pg_index join pg_attribute on attrelid = indrelid and attnum = indkey[0]
-                    where indrelid = to_regclass('lesson_assets') and indisunique and indnkeyatts = 1
-                      and indpred is null and attname = 'id')
-                union all
-                select 'storage_path must not be \"not null\": it is null while a video is generated'
-                from pg_attribute
-                where attrelid = to_regclass('lesson_assets') and attname = 'storage_path' and attnotnull
-                union all
-                select conname || ' allows no ' || needed
-                from pg_constraint
-                join pg_attribute on attrelid = conrelid and attnum = any (conkey)
-                join (values ('kind', 'video', 'video'), ('mime_type', 'video/mp4', 'video'), ('mime_type', 'error: …', 'error'))
-                    as rule (of, needed, mentioned) on of = attname
-                where conrelid = to_regclass('lesson_assets') and contype = 'c'
-                  and position(mentioned in pg_get_constraintdef(pg_constraint.oid)) = 0",
             )
             .await?;
         let published =
@@ -259,6 +275,38 @@ impl Db {
                 Some(_) => None,
             };
         Ok(COLUMNS.iter().filter_map(wrong).collect())
+    }
+
+    /// Which constraints our writes would break; `creates_rows`: rows are inserted, too.
+    async fn constraints(
+        &self,
+        unit: &mut Unit,
+        creates_rows: bool,
+    ) -> Result<Vec<String>, DbError> {
+        let statement = format!(
+            "select 'id is neither a primary key nor unique' where not exists (
+                select from pg_index join pg_attribute on attrelid = indrelid and attnum = indkey[0]
+                where indrelid = to_regclass('lesson_assets') and indisunique and indnkeyatts = 1
+                  and indpred is null and attname = 'id')
+            union all
+            select 'storage_path must not be \"not null\": it is null while a video is generated'
+            from pg_attribute
+            where attrelid = to_regclass('lesson_assets') and attname = 'storage_path' and attnotnull
+            union all
+            select conname || ' allows no ' || needed
+            from pg_constraint
+            join pg_attribute on attrelid = conrelid and attnum = any (conkey)
+            join (values ('kind', 'video', 'video'), ('mime_type', 'video/mp4', 'video'), ('mime_type', 'error: …', 'error'))
+                as rule (of, needed, mentioned) on of = attname
+            where conrelid = to_regclass('lesson_assets') and contype = 'c'
+              and position(mentioned in pg_get_constraintdef(pg_constraint.oid)) = 0
+            union all
+            select attname || ' has no default, and rows are made without it' from pg_attribute
+            where {creates_rows} and attrelid = to_regclass('lesson_assets') and attnum > 0
+              and not attisdropped and attnotnull and not atthasdef and attidentity = ''
+              and attname not in ({INSERTED})"
+        );
+        self.texts(unit, &statement).await
     }
 
     async fn missing_rights(

@@ -33,7 +33,7 @@ use crate::clock::Clock;
 use crate::telemetry::causes;
 
 pub use deliveries::{Delivery, Scan};
-pub use doctor::{AppFacts, Migrated, Schema};
+pub use doctor::{AppFacts, Migrated, Schema, Tls};
 pub use rows::{Row, RowOwner};
 pub use stats::{Day, Hour, Overview};
 pub use sweeps::{PendingRow, ReadyObject, StoredReading};

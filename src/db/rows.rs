@@ -59,13 +59,14 @@ impl Db {
         }))
     }
 
-    /// Inserts a pending row, unless there is one with that id, or no such lesson to own it.
+    /// Inserts a pending row, unless there is one with that id, be it one that we may not see.
+    /// `false`: there is no such lesson to own it.
     pub async fn create_row(
         &self,
         key: VideoKey,
         owner: RowOwner,
         bucket: &str,
-    ) -> Result<(), DbError> {
+    ) -> Result<bool, DbError> {
         let from = match owner {
             RowOwner::OfLesson => {
                 "l.user_id, 'video', $3, 'video/mp4' from lessons as l where l.id = $2{uuid}"
@@ -90,17 +91,42 @@ impl Db {
         if let RowOwner::Fixed(user) = owner {
             query = query.bind(user.to_string());
         }
-        query.execute(unit.connection()).await?;
-        Ok(unit.commit().await?)
+        let inserted = query.execute(unit.connection()).await?.rows_affected() > 0;
+        unit.commit().await?;
+        match owner {
+            RowOwner::OfLesson if !inserted => self.has_lesson(key.lesson_id).await,
+            RowOwner::OfLesson | RowOwner::Fixed(_) => Ok(true),
+        }
     }
 
-    /// Queues the videos that were waiting for a row which is there now. Returns how many.
-    pub async fn wake_those_with_rows(&self) -> Result<u64, DbError> {
-        let statement = "update video_ingest.videos set state = 'queued', due_at = {now}
-            where state = 'waiting' and code = 'no_row'
-              and exists (select 1 from lesson_assets as a where a.id = videos.video_id{uuid})";
+    async fn has_lesson(&self, lesson_id: Uuid) -> Result<bool, DbError> {
+        let statement = "select 1 from lessons where id = $1{uuid}";
         let mut unit = self.unit(&self.write).await?;
-        let done = self.query(statement).execute(unit.connection()).await?;
+        let found = self
+            .query(statement)
+            .bind(lesson_id.to_string())
+            .fetch_optional(unit.connection())
+            .await?;
+        unit.commit().await?;
+        Ok(found.is_some())
+    }
+
+    /// Queues the videos that were waiting for a row which is there now, or which can be inserted now
+    /// that its owner, the lesson, is there. Returns how many.
+    pub async fn wake_those_with_rows(&self, missing: Option<RowOwner>) -> Result<u64, DbError> {
+        let lesson = match missing {
+            Some(RowOwner::OfLesson) => {
+                "or exists (select 1 from lessons as l where l.id = videos.lesson_id{uuid})"
+            }
+            Some(RowOwner::Fixed(_)) | None => "",
+        };
+        let statement = format!(
+            "update video_ingest.videos set state = 'queued', due_at = {{now}}
+            where state = 'waiting' and code = 'no_row'
+              and (exists (select 1 from lesson_assets as a where a.id = videos.video_id{{uuid}}) {lesson})"
+        );
+        let mut unit = self.unit(&self.write).await?;
+        let done = self.query(&statement).execute(unit.connection()).await?;
         unit.commit().await?;
         Ok(done.rows_affected())
     }

@@ -132,7 +132,7 @@ impl Db {
         let rows = self
             .query(&statement)
             .bind(limit + 1)
-            .bind(filter.state.as_deref().unwrap_or_default())
+            .bind(storable(filter.state.as_deref().unwrap_or_default()))
             .bind(recorded_at)
             .bind(recorded_id)
             .bind(cursor.at_us)
@@ -317,10 +317,7 @@ impl Db {
 
     /// Deliveries, newest first.
     pub async fn deliveries(&self, cursor: Option<&str>) -> Result<Page<DeliveryView>, DbError> {
-        let (before_at, before_id) = cursor
-            .and_then(|cursor| cursor.split_once('.'))
-            .and_then(|(at, id)| Some((at.parse::<i64>().ok()?, id.to_owned())))
-            .unwrap_or((i64::MAX, String::new()));
+        let (before_at, before_id) = before(cursor);
         let statement = "select guid, event, received_at, before_sha, after_sha, status, scan, videos, ignored, redeliveries
             from video_ingest.deliveries where (received_at, guid) < ($1, $2)
             order by received_at desc, guid desc limit $3";
@@ -339,6 +336,19 @@ impl Db {
             format!("{at}.{id}")
         }))
     }
+}
+
+/// Postgres takes a NUL in no text, not even to compare it with others.
+fn storable(text: &str) -> String {
+    text.replace('\0', "")
+}
+
+/// Where the page before ended; what is no cursor is the beginning.
+fn before(cursor: Option<&str>) -> (i64, String) {
+    cursor
+        .and_then(|cursor| cursor.split_once('.'))
+        .and_then(|(at, id)| Some((at.parse().ok()?, storable(id))))
+        .unwrap_or((i64::MAX, String::new()))
 }
 
 /// Where a page ends: the time in microseconds since the Unix epoch, and the id, of its last video.

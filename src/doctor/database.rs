@@ -2,7 +2,7 @@
 
 use super::{Options, Report, compare_clocks, is_supabase};
 use crate::config::{Config, Database, MissingRow};
-use crate::db::{AppFacts, Db, DbError, Migrated, Schema};
+use crate::db::{AppFacts, Db, DbError, Migrated, Schema, Tls};
 
 /// What was found, and the buckets that pending rows name.
 pub(super) async fn examine(
@@ -22,7 +22,12 @@ pub(super) async fn examine(
             return (report, Vec::new());
         }
         Database::Sqlite => Db::sqlite(&config.data_dir, options.clock.clone()).await,
-        Database::Postgres { url } => Db::postgres(url, options.clock.clone()).await,
+        Database::Postgres { url } => {
+            if let Some(protection) = Tls::of(url) {
+                tls(protection, &mut report);
+            }
+            Db::postgres(url, options.clock.clone()).await
+        }
     };
     let db = match db {
         Ok(db) => db,
@@ -44,6 +49,25 @@ pub(super) async fn examine(
     }
     db.close().await;
     (report, buckets)
+}
+
+fn tls(protection: Tls, report: &mut Report) {
+    let id = "database.tls";
+    match protection {
+        Tls::Local => report.ok(id, "the way to the database does not leave this machine"),
+        Tls::Verified => report.ok(
+            id,
+            "the way to the database is encrypted, and its certificate is checked",
+        ),
+        Tls::Unverified => report.warn(
+            id,
+            "the way to the database is encrypted, but its certificate is not checked: sslmode=verify-full&sslrootcert=<file of its authority> in DATABASE_URL",
+        ),
+        Tls::Optional => report.warn(
+            id,
+            "DATABASE_URL does not insist on encryption, so anybody on the way may read along: sslmode=require, or better verify-full with sslrootcert",
+        ),
+    }
 }
 
 async fn look(

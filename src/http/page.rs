@@ -23,6 +23,9 @@ use crate::telemetry::causes;
 /// The largest form that a page sends, in bytes.
 pub(super) const FORM_BYTES_MAX: usize = 4096;
 
+/// A form that takes longer to arrive is given up.
+pub(super) const FORM_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Failed videos that the first page names above the list.
 const ATTENTION_MAX: i64 = 5;
 

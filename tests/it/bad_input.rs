@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::json;
 use uuid::Uuid;
+use video_ingest::config::{Config, MissingRow};
 use video_ingest::domain::ids::VideoKey;
 use video_ingest::domain::lfs::{Pointer, Sha256};
 use video_ingest::standin::Fault;
@@ -172,6 +173,23 @@ story! {
         t.expect_ready(&video).await;
     }
 
+    a_text_that_no_database_can_keep_is_no_trouble(t) {
+        let video = Video::good();
+        let video = video.clone().with_json(metadata(video.key, json!({"format": "mp\u{0}4", "resolution": "\u{0}"})));
+        t.row(&video).await;
+        t.commit(&video);
+        let mut delivery = t.github.push(t.github.head(), t.github.head());
+        let touched = json!([{"id": t.github.head(), "added": [video.mp4_path(), "videos/a\u{0}b"], "modified": [], "removed": []}]);
+        delivery.payload["commits"] = touched;
+        delivery.payload["before"] = "95d09f2b10159347eece71399a7e2e907ea3df4f".into();
+        t.deliver(&delivery).await.expect_accepted();
+        t.work().await;
+        t.expect_ready(&video).await;
+        for question in ["videos?q=%00", "videos?state=%00", "videos?cursor=1.%00", "deliveries?cursor=1.%00", "videos?q=a%00_b"] {
+            assert_eq!(t.get(&format!("/api/{question}")).await.status, 200, "{question}");
+        }
+    }
+
     a_row_deleted_meanwhile_takes_its_object_with_it(t) {
         let video = Video::good();
         t.row(&video).await;
@@ -201,6 +219,26 @@ async fn a_row_of_another_kind_is_not_ours() {
     t.push(&video).await;
     t.work().await;
     t.expect_failed(&video, "row_mismatch").await;
+    t.finish().await;
+}
+
+/// With `MISSING_ROW=create`, a lesson that comes after its video is soon enough.
+#[tokio::test]
+async fn a_row_is_inserted_once_its_lesson_is_there() {
+    let create = |config: &mut Config| config.missing_row = MissingRow::Create;
+    let t = Story::begin_with(Backend::Supabase, create).await;
+    let database = t.database.as_ref().unwrap();
+    database.run_script("missing_row_create.sql");
+    let (video, notes) = (Video::good(), Video::good());
+    t.row_of(notes.key, "notes").await;
+    t.push(&video).await;
+    t.push(&notes).await;
+    t.work().await;
+    t.expect_state(&video, "waiting", "no_row").await;
+    t.expect_state(&notes, "failed", "row_mismatch").await;
+    database.insert_lesson(video.key.lesson_id, t.user).await;
+    t.work().await;
+    t.expect_ready(&video).await;
     t.finish().await;
 }
 

@@ -10,6 +10,7 @@ use video_ingest::clock::Clock;
 use video_ingest::config::{
     AgentConfig, AgentVersion, Config, Database, MissingRow, SETTINGS, StoreConfig,
 };
+use video_ingest::db::Tls;
 use video_ingest::doctor::{self, Finding, Mark, Options};
 use video_ingest::standin::GithubStandin;
 
@@ -200,7 +201,7 @@ async fn nothing_is_wrong_with_what_is_well() {
         let ids: Vec<_> = ids.into_iter().collect();
         let count = match backend {
             Backend::Embedded => 23,
-            Backend::Supabase | Backend::Pooled => 36,
+            Backend::Supabase | Backend::Pooled => 37,
         };
         assert_eq!(ids.len(), count, "{ids:#?}");
     }
@@ -334,6 +335,11 @@ broken! {
     Supabase: a_storage_path_that_cannot_be_null(s) => ["database.constraints"] {
         s.sql("alter table lesson_assets alter storage_path set not null").await;
     }
+    Supabase: a_column_that_a_made_row_would_lack(s) => ["database.constraints"] {
+        s.config.missing_row = MissingRow::Create;
+        s.database.as_ref().unwrap().run_script("missing_row_create.sql");
+        s.sql("alter table lesson_assets add course_id uuid not null").await;
+    }
     Supabase: changes_that_realtime_does_not_send(s) => ["database.publication"] {
         s.sql("alter publication supabase_realtime drop table lesson_assets").await;
     }
@@ -401,6 +407,45 @@ async fn a_superuser_s_connection_works_but_is_pointed_out() {
         .unwrap();
     assert_eq!(extra.mark, Mark::Warning);
     assert!(extra.text.contains("row-level security"), "{}", extra.text);
+}
+
+#[tokio::test]
+async fn a_database_far_away_is_reached_in_the_clear_only_with_a_warning() {
+    let mut setup = SetUp::well(Backend::Embedded).await;
+    // The same address, in a form that only looks like another machine's.
+    setup.config.database = Database::Postgres {
+        url: "postgres://u:p@127.1:1/app?sslmode=prefer".into(),
+    };
+    let findings = setup.findings().await;
+    let tls = findings.iter().find(|f| f.id == "database.tls").unwrap();
+    assert_eq!(tls.mark, Mark::Warning, "{}", tls.text);
+}
+
+#[test]
+fn only_a_checked_certificate_protects_the_way_to_a_database() {
+    use Tls::{Local, Optional, Unverified, Verified};
+    for (address, expected) in [
+        ("localhost/app", Local),
+        ("127.0.0.1:5432/app?sslmode=disable", Local),
+        ("[::1]/app", Local),
+        ("%2Frun%2Fpostgresql/app", Local),
+        ("db.example.org/app", Optional),
+        ("db.example.org/app?sslmode=disable", Optional),
+        ("10.0.0.7/app?sslmode=prefer", Optional),
+        ("db.example.org/app?sslmode=require", Unverified),
+        (
+            "db.example.org/app?sslmode=require&sslrootcert=ca.crt",
+            Unverified,
+        ),
+        ("db.example.org/app?sslmode=verify-ca", Verified),
+        (
+            "db.example.org/app?sslmode=verify-full&sslrootcert=ca.crt",
+            Verified,
+        ),
+    ] {
+        let url = format!("postgres://u:p@{address}").into();
+        assert_eq!(Tls::of(&url), Some(expected), "{address}");
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! What must hold whatever dies in between: see the invariants in `src/lib.rs`.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use video_ingest::db::{End, Lost};
@@ -80,4 +82,25 @@ async fn what_the_store_takes_and_does_not_keep_is_not_ready() {
     t.work().await;
     t.expect_ready(&video).await;
     t.finish().await;
+}
+
+/// `tests/mutations.sh` tries them; a patch that fell behind the code would prove nothing.
+#[test]
+fn each_invariant_has_mutations_that_apply() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut invariants = [false; 8];
+    for patch in std::fs::read_dir(root.join("tests/mutations")).unwrap() {
+        let patch = patch.unwrap().path();
+        let name = patch.file_name().unwrap().to_str().unwrap();
+        let number: usize = name.split('-').next().unwrap().parse().unwrap();
+        invariants[number - 1] = true;
+        let mut git = Command::new("git");
+        let check = git.args(["apply", "--check"]).arg(&patch);
+        let applies = check
+            .current_dir(root)
+            .status()
+            .expect("apt-get install git");
+        assert!(applies.success(), "{name} does not apply any more");
+    }
+    assert_eq!(invariants, [true; 8], "in the order of src/lib.rs");
 }

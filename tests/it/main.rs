@@ -8,6 +8,7 @@ mod deploy_sql;
 mod doctor;
 mod hooks;
 mod hostile;
+mod intake;
 mod intruders;
 mod invariants;
 mod load;

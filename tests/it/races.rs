@@ -49,6 +49,21 @@ story! {
         t.expect_ready(&v2).await;
     }
 
+    a_retry_brings_what_was_pushed_a_moment_ago(t) {
+        let v1 = Video::good();
+        let v2 = v1.rerendered(SECOND);
+        t.row(&v1).await;
+        t.push(&v1).await;
+        t.work().await;
+        t.expect_ready(&v1).await;
+        // Nobody was told, and the last listing is still young enough for videos asked for before it.
+        t.commit(&v2);
+        let retry = format!("/api/videos/{}/retry", v1.id());
+        assert_eq!(t.ask(&retry).await.status, 202);
+        t.work().await;
+        t.expect_ready(&v2).await;
+    }
+
     a_rerender_replaces_the_video_once(t) {
         let v1 = Video::good();
         let v2 = v1.rerendered(SECOND);

@@ -98,6 +98,26 @@ fn the_proofs_of_the_crash_table_are_there() {
     }
 }
 
+#[test]
+fn every_command_is_run_on_a_fresh_machine_or_says_why_not() {
+    let script = include_str!("../fresh-machine.sh");
+    let groups = script.split_once("GROUPS_ALL=(").unwrap().1;
+    let groups: Vec<_> = groups.split(')').next().unwrap().split(' ').collect();
+    let mut before = "";
+    let mut is_inside = false;
+    for line in README.lines().filter(|line| !line.is_empty()) {
+        let is_fence = line.starts_with("```");
+        if is_fence && !is_inside && line != "```mermaid" {
+            let marker = before.strip_prefix("<!-- ").unwrap_or_default();
+            let is_run = groups.iter().any(|g| marker == format!("run {g} -->"));
+            let is_excused = marker.starts_with("not run: needs ");
+            assert!(is_run || is_excused, "before {line}: {before}");
+        }
+        is_inside ^= is_fence;
+        before = line;
+    }
+}
+
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

@@ -226,7 +226,7 @@ pub struct Story {
     pub user: Uuid,
     config: Config,
     client: reqwest::Client,
-    database: Option<postgres::Database>,
+    pub database: Option<postgres::Database>,
     dir: tempfile::TempDir,
     stop: CancellationToken,
     errors: Arc<Mutex<Vec<String>>>,

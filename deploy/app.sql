@@ -1,4 +1,5 @@
--- The app's tables, as they are deployed, with its policies. Run by postgres.
+-- The app's tables, as they are deployed, without users and policies. For compose.yaml and the tests:
+-- where the app is, they are there.
 create table lessons (
     id          uuid primary key,
     user_id     uuid not null,
@@ -22,13 +23,3 @@ create table lesson_assets (
     conversation_id text,
     metadata        jsonb
 );
-
-alter table lessons enable row level security;
-alter table lesson_assets enable row level security;
-
-create policy "own lessons" on lessons to authenticated
-    using (user_id = auth.uid()) with check (user_id = auth.uid());
--- Without TO, as many are written: these are evaluated for every role.
-create policy "own assets" on lesson_assets using (user_id = auth.uid());
-create policy "assets of own lessons" on lesson_assets for select
-    using (exists (select from lessons where lessons.id = lesson_id and lessons.user_id = auth.uid()));
