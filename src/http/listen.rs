@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::telemetry::causes;
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -54,10 +55,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         let (stream, slot) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "no connection accepted"
-                );
+                tracing::warn!(error = causes(&error), "no connection accepted");
                 tokio::time::sleep(ACCEPT_WAIT).await;
                 continue;
             }

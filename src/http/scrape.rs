@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::Surface;
+use super::problem::Refused;
 use crate::db::{Db, DbError, Overview};
 use crate::metrics;
 
@@ -74,10 +75,14 @@ pub(super) async fn metrics(State(surface): State<Surface>) -> impl IntoResponse
     ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text)
 }
 
-/// Counts and times the deliveries.
+/// Counts and times the deliveries, and says which were refused. Not by their ids: anybody may have
+/// made those up.
 pub(super) async fn measure(request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let response = next.run(request).await;
+    if let Some(Refused(code)) = response.extensions().get() {
+        tracing::warn!(code, "delivery refused");
+    }
     metrics::delivery(response.status().as_u16(), begun.elapsed());
     response
 }

@@ -12,6 +12,7 @@ mod intake;
 mod intruders;
 mod invariants;
 mod load;
+mod logs;
 mod main_job;
 mod matrix;
 mod metrics;

@@ -4,6 +4,8 @@
 //! cargo test --test proofs                                     the short form, for CI
 //! cargo test --release --test proofs -- long                   the long form
 //! cargo test --release --test proofs -- long kill seed=7       one of them, repeated
+//! cargo test --release --test proofs -- pages                  a million videos; only if asked for
+//! cargo test --test proofs -- screenshots                      the pages into target/screenshots; only if asked for
 //! ```
 //!
 //! What was acknowledged is kept here, outside the processes. Ends with a panic, and so with an exit
@@ -17,6 +19,8 @@ use tokio::runtime::Runtime;
 
 mod database;
 mod kill;
+mod pages;
+mod screenshots;
 mod server;
 #[allow(dead_code)] // Made for the stories of `it`; the proofs need less of it.
 #[path = "../it/support/mod.rs"]
@@ -58,6 +62,14 @@ fn main() {
             prove(&runtime, asked.long, asked.seed);
             println!("  took {} s", began.elapsed().as_secs());
         }
+    }
+    if asked.only.as_deref() == Some("pages") {
+        let began = Instant::now();
+        runtime.block_on(pages::prove());
+        println!("  took {} s", began.elapsed().as_secs());
+    }
+    if asked.only.as_deref() == Some("screenshots") {
+        runtime.block_on(screenshots::take());
     }
 }
 

@@ -97,7 +97,13 @@ impl Postgres {
         server.psql(SUPERUSER, TEMPLATE, "tests/it/support/supabase.sql");
         server.psql(OWNER, TEMPLATE, "deploy/app.sql");
         server.psql(OWNER, TEMPLATE, "tests/it/support/policies.sql");
-        for script in ["columns.sql", "role.sql", "realtime.sql", "bucket.sql"] {
+        for script in [
+            "columns.sql",
+            "role.sql",
+            "realtime.sql",
+            "bucket.sql",
+            "indexes.sql",
+        ] {
             server.psql(OWNER, TEMPLATE, &format!("deploy/supabase/{script}"));
         }
         server
