@@ -159,6 +159,7 @@ impl App {
             event_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             sign_ins: Arc::default(),
             overview: Arc::default(),
+            ready: Arc::default(),
             closing: closing.clone(),
         });
         Ok(Self {

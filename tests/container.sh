@@ -44,6 +44,11 @@ clean_up() {
         echo "FAILED; the end of the last step:"
         tail -n 40 "$log"
     fi
+    if [[ -n $daemon && -n ${KEEP:-} ]]; then
+        docker ps --all --quiet | xargs --no-run-if-empty docker rm --force --volumes >"$log"
+        docker volume ls --quiet | xargs --no-run-if-empty docker volume rm >"$log"
+        docker network prune --force >"$log"
+    fi
     stop_daemon
     rm -rf --one-file-system "$temp"
 }
@@ -234,13 +239,15 @@ compose_up_makes_a_video_ready() {
 }
 
 started=$SECONDS
-step 'a minimal Debian 12 with a C compiler' \
-    minimal_debian "$temp/debian" gcc libc6-dev ca-certificates
 step 'a Docker daemon' start_daemon
-step "$base, of Debian's packages" make_base
-step "$builder, of this machine's toolchain" make_builder
-step "$postgres, of Debian's package" make_postgres
-rm -rf --one-file-system "$temp/debian" "$temp/base"
+# The last one that is made; after a run with KEEP it is there.
+if ! docker image inspect "$postgres" >"$log" 2>&1; then
+    step 'a minimal Debian 12 with a C compiler' minimal_debian "$temp/debian" gcc libc6-dev ca-certificates
+    step "$base, of Debian's packages" make_base
+    step "$builder, of this machine's toolchain" make_builder
+    step "$postgres, of Debian's package" make_postgres
+    rm -rf --one-file-system "$temp/debian" "$temp/base"
+fi
 step 'docker build -f deploy/Dockerfile -t video-ingest .' build_image
 printf '=== %d bytes over its base\n' "$image_bytes"
 stop_daemon

