@@ -22,10 +22,11 @@ const BATCH_DELIVERIES_MAX: usize = 256;
 const BATCH_VIDEOS_MAX: usize = 2048;
 
 /// The database has this long for a batch, its second chance included.
-const COMMIT_TIMEOUT: Duration = Duration::from_millis(1600);
+const COMMIT_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// A delivery is told within this time whether it was recorded: 503 must be said within two seconds.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(1800);
+/// A delivery is told within this time whether it was recorded: 503 must be said within two seconds, on a
+/// machine that is too busy, too.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(1600);
 
 /// The way to the writer. It ends once all clones of this are dropped and all who wait were answered.
 #[derive(Clone, Debug)]

@@ -72,7 +72,7 @@ async fn deliver(
     server: &Serve,
     push: &Delivery,
     guid: &str,
-) -> (u16, Duration) {
+) -> (Option<u16>, Duration) {
     let mut delivery = push.clone();
     delivery.guid = guid.to_owned();
     let began = Instant::now();
@@ -147,7 +147,7 @@ async fn a_thousand_half_requests_and_large_bodies_hold_up_nobody() {
         let mut slowest = Duration::ZERO;
         for n in 0..50 {
             let (status, took) = deliver(&client, &server, &push, &format!("small-{n}")).await;
-            assert_eq!(status, 202);
+            assert_eq!(status, Some(202));
             slowest = slowest.max(took).max(health(&client, &server.url).await);
         }
         slowest
@@ -209,7 +209,7 @@ async fn unfinished_bodies_take_little_memory() {
         let mut slowest = Duration::ZERO;
         for n in 0..50 {
             let (status, took) = deliver(&client, &server, &push, &format!("small-{n}")).await;
-            assert_eq!(status, 202);
+            assert_eq!(status, Some(202));
             slowest = slowest.max(took);
         }
         slowest
@@ -301,7 +301,7 @@ async fn a_burst_of_deliveries_is_accepted_in_time() {
         began.elapsed(),
         server.peak_kib()
     );
-    assert!(answers.iter().all(|(status, _)| *status == 202));
+    assert!(answers.iter().all(|(status, _)| *status == Some(202)));
     assert!(slowest < GITHUB_WAITS, "{slowest:?}");
     assert!(
         server.peak_kib() < PEAK_KIB_MAX,

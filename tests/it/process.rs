@@ -45,7 +45,10 @@ async fn sigterm_lets_the_running_video_end_and_exits_with_0() {
     let (github, push) = pushed(&video).await;
     let mut server = start(dir.path(), &github, &[]);
     let downloading = github.pause(|call| call.path.contains("/git/blobs/"));
-    assert_eq!(server.deliver(&reqwest::Client::new(), &push).await, 202);
+    assert_eq!(
+        server.deliver(&reqwest::Client::new(), &push).await,
+        Some(202)
+    );
     downloading.held(1).await;
     server.signal("-TERM");
     // Nothing new is accepted while the video ends.
@@ -73,7 +76,10 @@ async fn sigterm_hands_back_what_does_not_end_in_time() {
     let (github, push) = pushed(&video).await;
     let mut server = start(dir.path(), &github, &[]);
     let downloading = github.pause(|call| call.path.contains("/git/blobs/"));
-    assert_eq!(server.deliver(&reqwest::Client::new(), &push).await, 202);
+    assert_eq!(
+        server.deliver(&reqwest::Client::new(), &push).await,
+        Some(202)
+    );
     downloading.held(1).await;
     server.signal("-TERM");
     let began = Instant::now();
@@ -111,10 +117,11 @@ async fn crash_at(place: &str) {
     let (github, push) = pushed(&video).await;
     let fault = format!("{place}=abort");
     let mut server = start(dir.path(), &github, &[("FAIL_POINTS", &fault)]);
-    assert_eq!(
-        server.deliver(&reqwest::Client::new(), &push).await,
-        202,
-        "{place}"
+    // It may be dead before it has answered; then the work is committed all the same.
+    let answered = server.deliver(&reqwest::Client::new(), &push).await;
+    assert!(
+        matches!(answered, None | Some(202)),
+        "{place}: {answered:?}"
     );
     let began = Instant::now();
     let status = loop {
@@ -162,7 +169,7 @@ async fn a_large_video_needs_little_memory() {
         server
             .deliver(&reqwest::Client::new(), &github.push(before, github.head()))
             .await,
-        202
+        Some(202)
     );
     let shown = server.until_ready(&video).await;
     assert_eq!(shown["size_bytes"], BYTES);
