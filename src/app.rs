@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -17,8 +18,9 @@ use crate::config::{AgentConfig, Config, Database, MissingRow, StoreConfig};
 use crate::db::{Db, RowOwner};
 use crate::failpoint::{FailPoints, Fault};
 use crate::github::{Github, InvalidSetting, Patience};
-use crate::http::{self, LARGE_BODIES_MAX, STREAMS_MAX, Surface};
+use crate::http::{self, STREAMS_MAX, Surface};
 use crate::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
+use crate::intake::Intake;
 use crate::metrics;
 use crate::store::{FolderStore, Store, SupabaseStore, Timeouts};
 use crate::sweep::{Sweep, SweepOptions};
@@ -58,6 +60,8 @@ pub struct App {
     /// Every route.
     pub router: axum::Router,
     closing: CancellationToken,
+    /// Ends once every delivery that came was answered.
+    intake: JoinHandle<()>,
 }
 
 impl App {
@@ -139,8 +143,10 @@ impl App {
         };
         metrics::recorder();
         let closing = CancellationToken::new();
+        let (intake, writer) = Intake::start(db.clone(), wake.clone());
         let router = http::router(Surface {
             db: db.clone(),
+            intake,
             sweep: sweep.clone(),
             store,
             wake,
@@ -149,11 +155,11 @@ impl App {
             branch: github.branch.as_deref().map(Into::into),
             videos_dir,
             admin_token: config.admin_token.clone(),
-            large_body: Arc::new(Semaphore::new(1)),
-            large_body_queue: Arc::new(Semaphore::new(LARGE_BODIES_MAX)),
+            places: Arc::default(),
             event_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             sign_ins: Arc::default(),
             overview: Arc::default(),
+            ready: Arc::default(),
             closing: closing.clone(),
         });
         Ok(Self {
@@ -163,6 +169,7 @@ impl App {
             sweep,
             router,
             closing,
+            intake: writer,
         })
     }
 
@@ -189,6 +196,7 @@ impl App {
                 }
             });
         }
+        tasks.spawn(self.intake);
         tasks.close();
         let upkeep = tokio::spawn(fold_metrics());
         let serving = http::serve(listener, self.router, stop.clone());

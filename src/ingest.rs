@@ -23,6 +23,7 @@ use crate::github::{Download, Entry, Freshness, Github, Listing, Pair};
 use crate::metrics;
 use crate::spool::{Spool, Spooled};
 use crate::store::{Digests, ObjectPath, Store};
+use crate::telemetry::causes;
 
 /// A listing that began earlier is not believed, whoever asks.
 const LISTING_AGE_MAX: Duration = Duration::from_secs(5);
@@ -406,7 +407,7 @@ impl Ingest {
             return Ok(());
         }
         if let Err(error) = self.db.renew(attempt.claim, self.rules.lease).await {
-            tracing::warn!(video.id = %attempt.claim.key.video_id, error = &error as &dyn std::error::Error, "not uploaded");
+            tracing::warn!(video.id = %attempt.claim.key.video_id, error = causes(&error), "not uploaded");
             return Err(Failure::new(
                 Code::LeaseExpired,
                 "the lease was lost before the upload",

@@ -3,9 +3,9 @@
 //! The data's way is the file list:
 //!
 //! ```text
-//! GitHub ─push─▶ http::webhook ─▶ domain::{signature, push} ─▶ db::record ─▶ 202
-//!                                                                  │
-//!  timer, CLI, POST /reconcile ─▶ sweep ─▶ domain::verdict ─▶ db::request
+//! GitHub ─push─▶ http::webhook ─▶ domain::{signature, push} ─▶ intake ─▶ db::record ─▶ 202
+//!                                                                            │
+//!            timer, CLI, POST /reconcile ─▶ sweep ─▶ domain::verdict ─▶ db::request
 //!                                                                  │
 //! worker: claim ─▶ ingest: github ─▶ spool ─▶ domain::{mp4, metadata} ─▶ store ─▶ db::finish ─▶ row ready
 //! ```
@@ -36,6 +36,8 @@
 pub mod domain;
 
 pub mod http;
+
+pub mod intake;
 
 pub mod db;
 

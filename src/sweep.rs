@@ -22,6 +22,7 @@ use crate::github::{Freshness, Github, Listing, Pair};
 use crate::ingest::{PUSH_LAG_MAX, PUSH_LAG_WAIT};
 use crate::metrics;
 use crate::store::{ObjectPath, Store};
+use crate::telemetry::causes;
 
 /// Look-ups of single files in one sweep, where the listing is truncated; the next sweep goes on.
 const LOOKUPS_MAX: usize = 500;
@@ -217,7 +218,7 @@ impl Sweep {
             metrics::swept(swept.as_ref().ok());
         }
         if let Err(stopped) = &swept {
-            tracing::warn!(error = stopped as &dyn std::error::Error, "no sweep");
+            tracing::warn!(error = causes(stopped), "no sweep");
         }
         swept
     }

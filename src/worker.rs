@@ -16,6 +16,7 @@ use crate::domain::failure::{Class, Code, ENVIRONMENT_RETRY, Failure, GIVE_UP_AF
 use crate::ingest::{Attempt, Ingest};
 use crate::metrics;
 use crate::sweep::Sweep;
+use crate::telemetry::causes;
 
 /// A worker that has nothing to do looks again after this time. Source: the contract.
 pub const IDLE_LOOK: Duration = Duration::from_secs(5);
@@ -53,10 +54,7 @@ impl Worker {
                 Ok(true) => continue,
                 Ok(false) => IDLE_LOOK,
                 Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "no work without the database"
-                    );
+                    tracing::warn!(error = causes(&error), "no work without the database");
                     DATABASE_WAIT
                 }
             };
@@ -117,13 +115,13 @@ impl Worker {
         let story = AssertUnwindSafe(self.ingest.run(&mut attempt)).catch_unwind();
         let ended = tokio::select! {
             result = story => Some(result.unwrap_or_else(|_| {
-                tracing::error!(video.id = %claim.key.video_id, "ingest panicked");
+                tracing::error!(video.id = %claim.key.video_id, attempt = claim.attempts + 1, "ingest panicked");
                 Err(Failure::new(Code::Internal, "a defect of the server; its log has the details"))
             })),
             () = self.keep_lease(claim) => None,
             () = self.hand_back.cancelled() => {
                 if let Err(error) = self.ingest.db.hand_back(claim).await {
-                    tracing::warn!(video.id = %claim.key.video_id, error = &error as &dyn std::error::Error, "not handed back; its lease will end");
+                    tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "not handed back; its lease will end");
                 }
                 return;
             }
@@ -145,7 +143,7 @@ impl Worker {
             match timeout(left, self.ingest.db.renew(claim, self.lease)).await {
                 Ok(Ok(())) => held_until = asked + self.lease,
                 Ok(Err(Lost::Db(error))) if Instant::now() < held_until => {
-                    tracing::warn!(video.id = %claim.key.video_id, error = &error as &dyn std::error::Error, "lease not renewed yet");
+                    tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "lease not renewed yet");
                 }
                 Ok(Err(_)) | Err(_) => return,
             }
@@ -172,7 +170,7 @@ impl Worker {
                     return log(claim, &end);
                 }
                 Err(Lost::Db(error)) if tries < FINISH_TRIES_MAX => {
-                    tracing::warn!(video.id = %claim.key.video_id, error = &error as &dyn std::error::Error, "end not written yet");
+                    tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "end not written yet");
                     tokio::time::sleep(DATABASE_WAIT).await;
                 }
                 Err(_) => {
@@ -187,7 +185,7 @@ impl Worker {
     /// The lease does not fence the store: what this worker sent may arrive after the next one's, so
     /// the video is asked for again and the next pass compares the store with the branch.
     async fn lost(&self, claim: &Claim, uploading: bool) {
-        tracing::warn!(video.id = %claim.key.video_id, uploading, "lease lost: stopped");
+        tracing::warn!(video.id = %claim.key.video_id, attempt = claim.attempts + 1, uploading, "lease lost: stopped");
         if uploading {
             let repair = Request::asked(
                 claim.key,
@@ -195,7 +193,7 @@ impl Worker {
                 "a worker lost its lease while uploading",
             );
             if let Err(error) = self.ingest.db.request([repair]).await {
-                tracing::error!(video.id = %claim.key.video_id, error = &error as &dyn std::error::Error, "repair not requested: run a sweep with verify=true");
+                tracing::error!(video.id = %claim.key.video_id, error = causes(&error), "repair not requested: run a sweep with verify=true");
             }
         }
     }
@@ -251,8 +249,8 @@ fn log(claim: &Claim, end: &End) {
             tracing::info!(video.id = %video, lesson.id = %claim.key.lesson_id, attempt, replaced, size_bytes = published.size_bytes, commit = %published.commit, "ready");
         }
         End::Unchanged => tracing::info!(video.id = %video, attempt, "unchanged"),
-        End::Waiting { code, .. } => {
-            tracing::info!(video.id = %video, attempt, code = %code, "waiting")
+        End::Waiting { code, message, .. } => {
+            tracing::info!(video.id = %video, attempt, code = %code, "waiting: {message}");
         }
         End::Retry { failure, wait, .. } => {
             tracing::warn!(video.id = %video, attempt, code = %failure.code, wait_s = wait.as_secs(), "not yet: {}", failure.message);

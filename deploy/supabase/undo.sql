@@ -1,5 +1,5 @@
 -- What: removes the service from the database: its role, its schema with everything recorded in it,
---       its rights and policies. What belongs to the app stays: its rows, its videos, the columns
+--       its rights, policies and index. What belongs to the app stays: its rows, its videos, the columns
 --       of columns.sql, the publication and the bucket.
 -- Who:  whoever ran role.sql.
 -- When: to uninstall, after the service has been stopped.
@@ -8,6 +8,7 @@ begin;
 set local lock_timeout = '5s';
 
 drop schema if exists video_ingest cascade;
+drop index if exists public.lesson_assets_pending_videos;
 
 do $$
 begin

@@ -30,6 +30,7 @@ use tokio::sync::broadcast;
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
+use crate::telemetry::causes;
 
 pub use deliveries::{Delivery, Scan};
 pub use doctor::{AppFacts, Migrated, Schema, Tls};
@@ -69,12 +70,14 @@ const MIGRATIONS: &[Migration] = &[Migration {
     version: 1,
     both: include_str!("migrations/0001_init.sql"),
     embedded: include_str!("migrations/0001_embedded.sql"),
+    postgres: include_str!("migrations/0001_postgres.sql"),
 }];
 
 struct Migration {
     version: i64,
     both: &'static str,
     embedded: &'static str,
+    postgres: &'static str,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +100,10 @@ pub enum DbError {
 
 impl From<DbError> for crate::domain::failure::Failure {
     fn from(error: DbError) -> Self {
-        tracing::warn!(error = &error as &dyn std::error::Error, "database");
+        tracing::warn!(
+            error = causes(&error),
+            "the database did not do what a video needs"
+        );
         Self::new(
             crate::domain::failure::Code::DatabaseUnavailable,
             "our database did not answer; it will be tried again",
@@ -228,10 +234,7 @@ impl Db {
             }
             .await;
             if let Err(error) = listened {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "not listening for wake-ups"
-                );
+                tracing::debug!(error = causes(&error), "not listening for wake-ups");
             }
             tokio::time::sleep(LISTEN_AGAIN).await;
         }
@@ -266,11 +269,11 @@ impl Db {
             sqlx::raw_sql(AssertSqlSafe(self.spell(migration.both)))
                 .execute(tx.connection())
                 .await?;
-            if self.dialect == Dialect::Sqlite {
-                sqlx::raw_sql(migration.embedded)
-                    .execute(tx.connection())
-                    .await?;
-            }
+            let only = match self.dialect {
+                Dialect::Sqlite => migration.embedded,
+                Dialect::Postgres => migration.postgres,
+            };
+            sqlx::raw_sql(only).execute(tx.connection()).await?;
             self.query("insert into video_ingest.migrations (version, at) values ($1, {now})")
                 .bind(migration.version)
                 .execute(tx.connection())

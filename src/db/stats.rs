@@ -7,8 +7,11 @@ use sqlx::Row as _;
 use super::{Claim, Db, DbError, End, Unit};
 use crate::domain::failure::Failure;
 
-/// Videos of one state that are counted; more are said to be this many.
-const COUNTED_MAX: i64 = 10_000;
+/// Entries of the counts that are left as they are: five states, and some changes.
+const COUNT_ENTRIES_MAX: i64 = 100;
+
+/// Entries of the counts that one statement folds.
+const FOLDED_ENTRIES_MAX: i64 = 100_000;
 
 /// Buckets per doubling of a duration: what is read back is within a tenth of what was counted.
 const BUCKETS_PER_DOUBLING: f64 = 4.0;
@@ -21,7 +24,7 @@ const HOUR_MS: i64 = 3_600_000;
 /// Hours in the picture of a day.
 const DAY_HOURS: i64 = 24;
 
-/// How things stand now. Counts end at [`COUNTED_MAX`].
+/// How things stand now.
 #[derive(Clone, Debug, Default)]
 pub struct Overview {
     /// Waiting for a worker, or for their next try.
@@ -32,6 +35,8 @@ pub struct Overview {
     pub waiting: i64,
     /// Not without a person, or not before the next look.
     pub failed: i64,
+    /// Stored, and their rows are ready.
+    pub ready: i64,
     /// How long ago the oldest queued or running video was asked for.
     pub oldest: Option<Duration>,
     /// When the last push was accepted, in milliseconds since the Unix epoch.
@@ -65,49 +70,42 @@ pub struct Day {
 impl Db {
     /// Counts by state, and when something last came in.
     pub async fn overview(&self) -> Result<Overview, DbError> {
-        let of_state = |state: &str| {
-            format!(
-                "select '{state}' as state, count(*) as n, {{now}} - min(requested_at) as oldest from (
-                    select requested_at from video_ingest.videos where state = '{state}'
-                    order by updated_at, video_id limit $1) as counted"
-            )
-        };
-        let statement = ["queued", "running", "waiting", "failed"]
-            .map(of_state)
-            .join(" union all ");
         let mut overview = Overview::default();
         let mut unit = self.unit(&self.read).await?;
-        let rows = self
-            .query(&statement)
-            .bind(COUNTED_MAX)
+        let counted = self
+            .query(
+                "select state, cast(sum(n) as bigint) as n, count(*) as entries
+                from video_ingest.counts group by state",
+            )
             .fetch_all(unit.connection())
             .await?;
-        for row in &rows {
+        let mut entries = 0;
+        for row in &counted {
             let n = row.get("n");
-            let oldest: Option<i64> = row.get("oldest");
-            let busy = match row.get::<String, _>("state").as_str() {
-                "queued" => {
-                    overview.queued = n;
-                    true
-                }
-                "running" => {
-                    overview.running = n;
-                    true
-                }
-                "waiting" => {
-                    overview.waiting = n;
-                    false
-                }
-                _ => {
-                    overview.failed = n;
-                    false
-                }
-            };
-            if let Some(ms) = oldest.filter(|_| busy) {
-                let age = Duration::from_millis(ms.max(0) as u64);
-                overview.oldest = overview.oldest.max(Some(age));
+            entries += row.get::<i64, _>("entries");
+            match row.get::<String, _>("state").as_str() {
+                "queued" => overview.queued = n,
+                "running" => overview.running = n,
+                "waiting" => overview.waiting = n,
+                "failed" => overview.failed = n,
+                _ => overview.ready = n,
             }
         }
+        let oldest = |state: &str| {
+            format!(
+                "select * from (select {{now}} - requested_at as age from video_ingest.videos
+                where state = '{state}' order by requested_at limit 1) as {state}"
+            )
+        };
+        overview.oldest = self
+            .query(&format!(
+                "{} union all {} order by age desc limit 1",
+                oldest("queued"),
+                oldest("running")
+            ))
+            .fetch_optional(unit.connection())
+            .await?
+            .map(|row| Duration::from_millis(row.get::<i64, _>("age").max(0) as u64));
         overview.last_push_ms = self
             .query("select received_at from video_ingest.deliveries order by received_at desc, guid desc limit 1")
             .fetch_optional(unit.connection())
@@ -126,7 +124,26 @@ impl Db {
                 )
             });
         unit.commit().await?;
+        if entries > COUNT_ENTRIES_MAX {
+            self.fold_counts().await?;
+        }
         Ok(overview)
+    }
+
+    /// Puts what many changes added to the counts into one entry per state. Replicas may do so at the
+    /// same time: each takes entries that no other has taken.
+    async fn fold_counts(&self) -> Result<(), DbError> {
+        let statement = "with taken as (
+                delete from video_ingest.counts where ctid in (
+                    select ctid from video_ingest.counts limit $1 {skip_locked})
+                returning state, n)
+            insert into video_ingest.counts select state, sum(n) from taken group by state";
+        let mut unit = self.unit(&self.write).await?;
+        self.query(statement)
+            .bind(FOLDED_ENTRIES_MAX)
+            .execute(unit.connection())
+            .await?;
+        Ok(unit.commit().await?)
     }
 
     /// Notes what a sweep counted.

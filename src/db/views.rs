@@ -8,12 +8,19 @@ use sqlx::any::AnyRow;
 use uuid::Uuid;
 
 use super::{Db, DbError, Dialect};
+use crate::domain::ids::canonical_uuid;
 
 /// The most rows that one page holds.
 pub const PAGE_ROWS_MAX: i64 = 200;
 
+/// As many as one page holds unless asked otherwise.
+const PAGE_ROWS: i64 = 50;
+
+/// Of an id's beginning that many ids share, so many matches are shown by video and so many by lesson.
+const BEGINNING_ROWS_MAX: i64 = 20;
+
 /// Timeline entries that one video's answer holds; older ones are left out.
-const TIMELINE_ENTRIES_MAX: i64 = 500;
+const TIMELINE_ENTRIES_MAX: i64 = 150;
 
 /// A page of results and where the next one begins.
 #[derive(Clone, Debug)]
@@ -99,72 +106,124 @@ const COLUMNS: &str = "video_id, lesson_id, state, code, message, source, attemp
 
 impl Db {
     /// Videos, the last changed first; rows that wait for their first push are there as `generating`.
+    ///
+    /// However many there are, little more is read than is shown, with the index of
+    /// `deploy/supabase/indexes.sql` for the app's rows.
     pub async fn videos(&self, filter: &Filter) -> Result<Page<VideoView>, DbError> {
-        let limit = filter.limit.unwrap_or(50).clamp(1, PAGE_ROWS_MAX);
-        let (before_at, before_id) = filter
-            .cursor
-            .as_deref()
-            .and_then(|cursor| cursor.split_once('.'))
-            .and_then(|(at, id)| Some((at.parse::<i64>().ok()?, id.to_owned())))
-            .unwrap_or((i64::MAX, String::new()));
-        let sought = filter.q.as_deref().map(Sought::parse);
-        let created = match self.dialect {
-            Dialect::Sqlite => "a.created_at",
-            Dialect::Postgres => "(extract(epoch from a.created_at) * 1000)::bigint",
+        let limit = filter.limit.unwrap_or(PAGE_ROWS).clamp(1, PAGE_ROWS_MAX);
+        let sought = match filter.q.as_deref().map(Sought::parse) {
+            // What is not even the beginning of an id is in no record.
+            Some(None) => return Ok(page(&[], limit, video_view, next_video)),
+            sought => sought.flatten(),
         };
-        let (recorded_match, pending_match) = match &sought {
-            None => ("$4 = $5", "$4 = $5"),
-            Some(Sought::Either(_)) => (
-                "(video_id like $4 or lesson_id like $5)",
-                "(a.id{text} like $4 or a.lesson_id{text} like $5)",
-            ),
-            Some(Sought::Both(..)) => (
-                "(video_id like $4 and lesson_id like $5)",
-                "(a.id{text} like $4 and a.lesson_id{text} like $5)",
-            ),
+        let cursor = filter.cursor.as_deref().and_then(Cursor::parse);
+        let recorded = self.recorded(filter, cursor.is_some(), sought);
+        let pending = self.pending(cursor.is_some(), sought);
+        let parts = match filter.state.as_deref() {
+            None => format!("{recorded} union all {pending}"),
+            Some("generating") => pending,
+            Some(_) => recorded,
         };
-        let recorded_state = match filter.state.as_deref() {
-            None => "$6 = ''",
-            Some(_) => "state = $6",
-        };
-        let pending_state = "($6 = '' or $6 = 'generating')";
-        let statement = format!(
-            "select * from (
-                select * from (
-                    select {COLUMNS} from video_ingest.videos
-                    where (updated_at, video_id) < ($1, $2) and {recorded_match} and {recorded_state}
-                    order by updated_at desc, video_id desc limit $3) as recorded
-                union all
-                select * from (
-                    select a.id{{text}}, a.lesson_id{{text}}, 'generating', cast(null as text),
-                        r.reading || case when r.detail = '' then '' else ': ' || r.detail end,
-                        cast(null as text), cast(0 as bigint), cast(null as bigint), cast(null as bigint),
-                        cast(null as text), cast(null as text), {created} as updated_at, {created} as created_at
-                    from lesson_assets as a left join video_ingest.readings as r on r.video_id = a.id{{text}}
-                    where a.kind = 'video' and a.storage_path is null and a.mime_type not like 'error:%'
-                        and ({created}, a.id{{text}}) < ($1, $2) and {pending_match} and {pending_state}
-                        and not exists (select 1 from video_ingest.videos as v
-                            where v.video_id = a.id{{text}} and v.lesson_id = a.lesson_id{{text}})
-                    order by {created} desc, a.id desc limit $3) as pending
-            ) as page order by updated_at desc, video_id desc limit $3"
-        );
-        let (video_pattern, lesson_pattern) = sought.map(Sought::patterns).unwrap_or_default();
+        let statement = format!("{parts} order by sorted_at desc, video_id desc limit $1");
+        let cursor = cursor.unwrap_or_default();
+        let (recorded_at, recorded_id) = cursor.in_milliseconds();
+        let Sought { video, lesson, .. } = sought.unwrap_or_default();
         let mut unit = self.unit(&self.read).await?;
         let rows = self
             .query(&statement)
-            .bind(before_at)
-            .bind(before_id)
             .bind(limit + 1)
-            .bind(video_pattern)
-            .bind(lesson_pattern)
-            .bind(filter.state.clone().unwrap_or_default())
+            .bind(storable(filter.state.as_deref().unwrap_or_default()))
+            .bind(recorded_at)
+            .bind(recorded_id)
+            .bind(cursor.at_us)
+            .bind(cursor.id.to_string())
+            .bind(video.first.to_string())
+            .bind(video.last.to_string())
+            .bind(lesson.first.to_string())
+            .bind(lesson.last.to_string())
+            .bind(sought.map_or(0, Sought::rows_max))
             .fetch_all(unit.connection())
             .await?;
         unit.commit().await?;
-        Ok(page(&rows, limit, video_view, |row| {
-            let (at, id): (i64, String) = (row.get("updated_at"), row.get("video_id"));
-            format!("{at}.{id}")
-        }))
+        Ok(page(&rows, limit, video_view, next_video))
+    }
+
+    /// The half of a page that we have records of.
+    fn recorded(&self, filter: &Filter, goes_on: bool, sought: Option<Sought>) -> String {
+        let videos = match sought {
+            None => "video_ingest.videos".to_owned(),
+            Some(Sought { both: true, .. }) => "(select * from video_ingest.videos
+                where video_id between $7 and $8 and lesson_id between $9 and $10
+                order by video_id limit $11) as sought"
+                .to_owned(),
+            Some(_) => {
+                let by = |id: &str, first: u8, last: u8| {
+                    format!(
+                        "select * from (select {COLUMNS} from video_ingest.videos
+                            where {id} between ${first} and ${last} order by {id} limit $11) as by_{id}"
+                    )
+                };
+                let (video, lesson) = (by("video_id", 7, 8), by("lesson_id", 9, 10));
+                format!("({video} union {lesson}) as sought")
+            }
+        };
+        let state = match filter.state {
+            None => "true",
+            Some(_) => "state = $2",
+        };
+        let before = match goes_on {
+            false => "true",
+            true => "(updated_at, video_id) < ($3, $4)",
+        };
+        format!(
+            "select * from (
+                select {COLUMNS}, updated_at * 1000 as sorted_at from {videos}
+                where {state} and {before}
+                order by updated_at desc, video_id desc limit $1) as recorded"
+        )
+    }
+
+    /// The half of a page that only the app knows.
+    fn pending(&self, goes_on: bool, sought: Option<Sought>) -> String {
+        // The app's rows have microseconds, where its database has: the order of a page is as exact.
+        let (created, created_us, before) = match self.dialect {
+            Dialect::Sqlite => (
+                "a.created_at",
+                "a.created_at * 1000",
+                "(a.created_at, a.id) < ($3, $4)",
+            ),
+            Dialect::Postgres => (
+                "(extract(epoch from a.created_at) * 1000)::bigint",
+                "(extract(epoch from a.created_at) * 1000000)::bigint",
+                "(a.created_at, a.id) < ('epoch'::timestamptz + $5 * interval '1 microsecond', $6::uuid)",
+            ),
+        };
+        let before = if goes_on { before } else { "true" };
+        let matches = match sought.map(|sought| sought.both) {
+            None => "true",
+            Some(true) => {
+                "a.id between $7{uuid} and $8{uuid} and a.lesson_id between $9{uuid} and $10{uuid}"
+            }
+            Some(false) => {
+                "(a.id between $7{uuid} and $8{uuid} or a.lesson_id between $9{uuid} and $10{uuid})"
+            }
+        };
+        format!(
+            "select * from (
+                select a.id{{text}} as video_id, a.lesson_id{{text}} as lesson_id, 'generating' as state,
+                    cast(null as text) as code,
+                    r.reading || case when r.detail = '' then '' else ': ' || r.detail end as message,
+                    cast(null as text) as source, cast(0 as bigint) as attempts,
+                    cast(null as bigint) as size_bytes, cast(null as bigint) as duration_ms,
+                    cast(null as text) as storage_path, cast(null as text) as commit_sha,
+                    {created} as updated_at, {created} as created_at, {created_us} as sorted_at
+                from lesson_assets as a left join video_ingest.readings as r on r.video_id = a.id{{text}}
+                where a.kind = 'video' and a.storage_path is null and a.mime_type not like 'error:%'
+                    and {before} and {matches}
+                    and not exists (select 1 from video_ingest.videos as v
+                        where v.video_id = a.id{{text}} and v.lesson_id = a.lesson_id{{text}})
+                order by a.created_at desc, a.id desc limit $1) as pending"
+        )
     }
 
     /// One video with its timeline; `None` if neither we nor the app know it.
@@ -183,15 +242,13 @@ impl Db {
         let Some(row) = found else {
             drop(unit);
             let filter = Filter {
-                q: Some(video_id.to_string()),
+                // Of whatever lesson.
+                q: Some(format!("_{video_id}")),
                 state: Some("generating".into()),
                 ..Filter::default()
             };
-            let pending = self.videos(&filter).await?.items;
-            let row = pending
-                .into_iter()
-                .find(|v| v.video_id == video_id.to_string());
-            return Ok(row.map(|video| VideoDetail {
+            let pending = self.videos(&filter).await?.items.pop();
+            return Ok(pending.map(|video| VideoDetail {
                 video,
                 metadata: serde_json::Value::Null,
                 warnings: serde_json::json!([]),
@@ -236,12 +293,15 @@ impl Db {
     }
 
     /// The states of these videos, by their ids; of two records of one id, the one that got further.
-    pub async fn states(&self, video_ids: &[String]) -> Result<HashMap<String, String>, DbError> {
-        let statement = "select v.video_id, v.state from {each}($1{jsonb}) as k
-            join video_ingest.videos as v on v.video_id = k.value ->> 'id'
-            order by case when v.stored_sha is null then 0 else 1 end";
+    pub async fn states(&self, video_ids: Vec<String>) -> Result<HashMap<String, String>, DbError> {
+        let statement = "select * from (
+                select k.value ->> 'id' as video_id, (
+                    select v.state from video_ingest.videos as v where v.video_id = k.value ->> 'id'
+                    order by case when v.stored_sha is null then 1 else 0 end limit 1) as state
+                from {each}($1{jsonb}) as k) as found
+            where state is not null";
         let ids: Vec<_> = video_ids
-            .iter()
+            .into_iter()
             .map(|id| serde_json::json!({"id": id}))
             .collect();
         let mut unit = self.unit(&self.read).await?;
@@ -257,14 +317,11 @@ impl Db {
 
     /// Deliveries, newest first.
     pub async fn deliveries(&self, cursor: Option<&str>) -> Result<Page<DeliveryView>, DbError> {
-        let (before_at, before_id) = cursor
-            .and_then(|cursor| cursor.split_once('.'))
-            .and_then(|(at, id)| Some((at.parse::<i64>().ok()?, id.to_owned())))
-            .unwrap_or((i64::MAX, String::new()));
+        let (before_at, before_id) = before(cursor);
         let statement = "select guid, event, received_at, before_sha, after_sha, status, scan, videos, ignored, redeliveries
             from video_ingest.deliveries where (received_at, guid) < ($1, $2)
             order by received_at desc, guid desc limit $3";
-        let limit = 50;
+        let limit = PAGE_ROWS;
         let mut unit = self.unit(&self.read).await?;
         let rows = self
             .query(statement)
@@ -281,36 +338,97 @@ impl Db {
     }
 }
 
-/// What a person who searches has pasted.
-enum Sought {
-    /// One id, or its beginning: a video's or a lesson's.
-    Either(String),
-    /// A file's name: lesson and video.
-    Both(String, String),
+/// Postgres takes a NUL in no text, not even to compare it with others.
+fn storable(text: &str) -> String {
+    text.replace('\0', "")
+}
+
+/// Where the page before ended; what is no cursor is the beginning.
+fn before(cursor: Option<&str>) -> (i64, String) {
+    cursor
+        .and_then(|cursor| cursor.split_once('.'))
+        .and_then(|(at, id)| Some((at.parse().ok()?, storable(id))))
+        .unwrap_or((i64::MAX, String::new()))
+}
+
+/// Where a page ends: the time in microseconds since the Unix epoch, and the id, of its last video.
+#[derive(Clone, Copy, Default)]
+struct Cursor {
+    at_us: i64,
+    id: Uuid,
+}
+
+impl Cursor {
+    fn parse(text: &str) -> Option<Self> {
+        let (at_us, id) = text.split_once('.')?;
+        Some(Self {
+            at_us: at_us.parse().ok()?,
+            id: canonical_uuid(id)?,
+        })
+    }
+
+    /// The same place among records, whose times are in milliseconds.
+    fn in_milliseconds(self) -> (i64, String) {
+        match self.at_us.rem_euclid(1000) {
+            0 => (self.at_us / 1000, self.id.to_string()),
+            _ => (self.at_us.div_euclid(1000) + 1, String::new()),
+        }
+    }
+}
+
+/// What a person who searches has pasted: ids or their beginnings.
+#[derive(Clone, Copy, Default)]
+struct Sought {
+    video: Ids,
+    lesson: Ids,
+    /// Both must match, as in a file's name; else either.
+    both: bool,
+}
+
+/// All ids that begin alike.
+#[derive(Clone, Copy, Default, PartialEq)]
+struct Ids {
+    first: Uuid,
+    last: Uuid,
 }
 
 impl Sought {
-    fn parse(text: &str) -> Self {
+    fn parse(text: &str) -> Option<Self> {
         let name = text.trim().rsplit('/').next().unwrap_or_default();
         let stem = name
             .strip_suffix(".mp4")
             .or(name.strip_suffix(".json"))
             .unwrap_or(name);
-        // What has a meaning in LIKE is in no id.
-        let id = |part: &str| part.to_lowercase().replace(['%', '_', '\\'], "");
-        match stem.split_once('_') {
-            Some((lesson, video)) => Self::Both(id(lesson), id(video)),
-            None => Self::Either(id(stem)),
-        }
+        let (lesson, video) = stem.split_once('_').unwrap_or((stem, stem));
+        Some(Self {
+            video: Ids::beginning_with(video)?,
+            lesson: Ids::beginning_with(lesson)?,
+            both: stem.contains('_'),
+        })
     }
 
-    /// LIKE patterns for the video's id and for the lesson's.
-    fn patterns(self) -> (String, String) {
-        match self {
-            Self::Either(id) => (format!("{id}%"), format!("{id}%")),
-            Self::Both(lesson, video) => (format!("{video}%"), format!("{lesson}%")),
+    /// How many matches are looked at.
+    fn rows_max(self) -> i64 {
+        match self.lesson.first == self.lesson.last {
+            true => PAGE_ROWS_MAX,
+            false => BEGINNING_ROWS_MAX,
         }
     }
+}
+
+impl Ids {
+    fn beginning_with(text: &str) -> Option<Self> {
+        let digits = text.replace('-', "");
+        Some(Self {
+            first: Uuid::try_parse(&format!("{digits:0<32}")).ok()?,
+            last: Uuid::try_parse(&format!("{digits:f<32}")).ok()?,
+        })
+    }
+}
+
+fn next_video(row: &AnyRow) -> String {
+    let (at_us, id): (i64, String) = (row.get("sorted_at"), row.get("video_id"));
+    format!("{at_us}.{id}")
 }
 
 fn page<T>(

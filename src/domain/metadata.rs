@@ -181,7 +181,8 @@ fn identity(fields: &Map<String, Value>, name: &str, expected: Uuid) -> Result<(
 
 fn text_if(value: &Value, accept: impl FnOnce(&str) -> bool) -> Option<String> {
     let text = value.as_str()?;
-    (text.len() <= FIELD_BYTES_MAX && accept(text)).then(|| text.to_owned())
+    let plain = text.len() <= FIELD_BYTES_MAX && !text.contains(char::is_control);
+    (plain && accept(text)).then(|| text.to_owned())
 }
 
 fn is_rfc3339(text: &str) -> bool {

@@ -288,10 +288,12 @@ fn folder_prefix(videos_dir: &str) -> String {
     }
 }
 
-/// A text of the payload as it may be repeated: at most [`ECHO_CHARS_MAX`] characters.
+/// A text of the payload as it may be repeated: at most [`ECHO_CHARS_MAX`] characters, and none that
+/// Postgres cannot keep.
 fn echo(text: &str) -> String {
+    let text = text.replace('\0', "\u{fffd}");
     match text.char_indices().nth(ECHO_CHARS_MAX) {
-        None => text.to_owned(),
+        None => text,
         Some(_) => text.chars().take(ECHO_CHARS_MAX - 1).chain(['…']).collect(),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use tokio::time::Instant;
 
 use super::{Github, denied, says, unavailable};
@@ -226,26 +226,7 @@ impl Github {
     }
 
     async fn read_folder(&self, sha: GitSha) -> Result<Listing, Failure> {
-        let answer = self.get(self.tree_url(sha), HeaderMap::new()).await?;
-        let tree: Tree<'_> = answer.json()?;
-        let mut files: HashMap<VideoKey, Pair> = HashMap::new();
-        let mut ignored = Vec::new();
-        for entry in tree.tree.iter().filter(|entry| entry.kind == "blob") {
-            match (VideoKey::parse_file_name(&entry.path), entry.size) {
-                (Some((key, kind)), Some(size)) => {
-                    let sha = entry.sha;
-                    *files.entry(key).or_default().slot(kind) = Some(Entry { sha, size });
-                }
-                _ if ignored.len() < IGNORED_MAX => ignored.push(entry.path.to_string()),
-                _ => {}
-            }
-        }
-        Ok(Listing {
-            complete: !tree.truncated,
-            files: Arc::new(files),
-            ignored: ignored.into(),
-            ..Listing::empty()
-        })
+        self.get(self.tree_url(sha), HeaderMap::new()).await?.json()
     }
 
     fn tree_url(&self, sha: GitSha) -> reqwest::Url {
@@ -357,6 +338,31 @@ impl Listing {
             files: Arc::clone(&self.files),
             ignored: Arc::clone(&self.ignored),
         }
+    }
+}
+
+/// The folder, as the trees API describes it, at no commit yet.
+impl<'de> Deserialize<'de> for Listing {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let tree = Tree::deserialize(deserializer)?;
+        let mut files: HashMap<VideoKey, Pair> = HashMap::new();
+        let mut ignored = Vec::new();
+        for entry in tree.tree.iter().filter(|entry| entry.kind == "blob") {
+            match (VideoKey::parse_file_name(&entry.path), entry.size) {
+                (Some((key, kind)), Some(size)) => {
+                    let sha = entry.sha;
+                    *files.entry(key).or_default().slot(kind) = Some(Entry { sha, size });
+                }
+                _ if ignored.len() < IGNORED_MAX => ignored.push(entry.path.to_string()),
+                _ => {}
+            }
+        }
+        Ok(Listing {
+            complete: !tree.truncated,
+            files: Arc::new(files),
+            ignored: ignored.into(),
+            ..Listing::empty()
+        })
     }
 }
 

@@ -27,7 +27,7 @@ const WAIT_MAX: u64 = 300;
 
 /// `GET /readyz`: whether work can be accepted.
 pub async fn readyz(State(surface): State<Surface>) -> Result<&'static str, Problem> {
-    match timeout(READY_TIMEOUT, surface.db.ping()).await {
+    match timeout(READY_TIMEOUT, surface.ready.ping(&surface.db)).await {
         Ok(Ok(())) => Ok("ready\n"),
         _ => Err(Problem::new(
             ErrorCode::DatabaseUnavailable,

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::telemetry::causes;
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +22,10 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The largest set of request headers, in bytes.
 const HEADERS_BYTES_MAX: usize = 32 << 10;
+
+/// A client that takes nothing of an answer for so long is cut off. A paused player is one, too: it
+/// asks for the rest of its video when it goes on.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Connections that are still open this long after the end was asked for are cut.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,16 +55,15 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         let (stream, slot) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "no connection accepted"
-                );
+                tracing::warn!(error = causes(&error), "no connection accepted");
                 tokio::time::sleep(ACCEPT_WAIT).await;
                 continue;
             }
         };
         // Answers are small: waiting to fill a packet only delays them.
         let _ = stream.set_nodelay(true);
+        // hyper has limits for what it reads, and none for what it writes.
+        let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT));
         let service = TowerToHyperService::new(router.clone());
         let connection = builder
             .serve_connection(TokioIo::new(stream), service)

@@ -21,8 +21,10 @@ use axum::routing::{get, post};
 use secrecy::SecretString;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tower_http::timeout::RequestBodyDeadlineLayer;
 
-use crate::db::Db;
+use crate::db::{Db, Overview};
+use crate::intake::Intake;
 use crate::store::Store;
 use crate::sweep::Sweep;
 
@@ -31,13 +33,15 @@ pub use listen::serve;
 pub use problem::{ErrorCode, Problem};
 pub use scrape::Cached;
 pub use session::SignIns;
-pub use webhook::LARGE_BODIES_MAX;
+pub use webhook::Places;
 
 /// What the handlers share.
 #[derive(Clone)]
 pub struct Surface {
     /// Our records.
     pub db: Db,
+    /// For deliveries.
+    pub intake: Intake,
     /// For `/reconcile`.
     pub sweep: Sweep,
     /// For playing a video.
@@ -54,16 +58,16 @@ pub struct Surface {
     pub videos_dir: Arc<str>,
     /// `None`: what needs it answers 404.
     pub admin_token: Option<SecretString>,
-    /// Bodies over 1 MiB are read by one request at a time.
-    pub large_body: Arc<Semaphore>,
-    /// How many requests may read or wait for that.
-    pub large_body_queue: Arc<Semaphore>,
+    /// For bodies that are not small.
+    pub places: Arc<Places>,
     /// How many may listen to [`Db::changes`] at once.
     pub event_streams: Arc<Semaphore>,
     /// Wrong tokens of late.
     pub sign_ins: Arc<SignIns>,
     /// How things stand, read seldom.
-    pub overview: Arc<Cached>,
+    pub overview: Arc<Cached<Overview>>,
+    /// Whether the database answers, asked seldom.
+    pub ready: Arc<Cached<()>>,
     /// Cancelled: answers that would go on for ever end.
     pub closing: CancellationToken,
 }
@@ -94,7 +98,8 @@ pub fn router(surface: Surface) -> Router {
         .route("/assets/page.css", get(page::css))
         .route("/assets/page.js", get(page::script))
         .layer(middleware::from_fn_with_state(surface.clone(), page::guard))
-        .layer(DefaultBodyLimit::max(page::FORM_BYTES_MAX));
+        .layer(DefaultBodyLimit::max(page::FORM_BYTES_MAX))
+        .layer(RequestBodyDeadlineLayer::new(page::FORM_TIMEOUT));
     Router::new()
         .route(
             "/webhooks/github",

@@ -14,13 +14,17 @@ use tower::ServiceExt as _;
 use tower_http::services::ServeFile;
 
 use super::session::{self, WRONG_WINDOW};
-use super::show::{DayPicture, LastAttempt, Moment, VideoRow, last_attempt, took};
+use super::show::{DayPicture, LastAttempt, Moment, VideoRow, capitalized, last_attempt, took};
 use super::{ErrorCode, Problem, Surface, api};
 use crate::db::{DbError, DeliveryView, Filter, Overview};
 use crate::store::{ObjectPath, Playable};
+use crate::telemetry::causes;
 
 /// The largest form that a page sends, in bytes.
 pub(super) const FORM_BYTES_MAX: usize = 4096;
+
+/// A form that takes longer to arrive is given up.
+pub(super) const FORM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Failed videos that the first page names above the list.
 const ATTENTION_MAX: i64 = 5;
@@ -30,6 +34,9 @@ const QUEUE_AGE_MAX: Duration = Duration::from_secs(600);
 
 /// Videos of one delivery that are shown.
 const DELIVERED_MAX: usize = 20;
+
+/// Videos on a page of deliveries whose state is looked up.
+const STATES_MAX: usize = 100;
 
 /// The states that can be filtered by.
 const STATES: [&str; 6] = [
@@ -154,10 +161,7 @@ fn shown(page: &impl Template) -> Response {
     match page.render() {
         Ok(html) => Html(html).into_response(),
         Err(error) => {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "a page was not written"
-            );
+            tracing::error!(error = causes(&error), "a page was not written");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
@@ -358,6 +362,7 @@ fn tabs(overview: &Overview) -> Vec<Tab> {
             "queued" => Some(overview.queued),
             "running" => Some(overview.running),
             "waiting" => Some(overview.waiting),
+            "ready" => Some(overview.ready),
             "failed" => Some(overview.failed),
             _ => None,
         },
@@ -394,8 +399,10 @@ pub(super) async fn video(
     let attempt = last_attempt(&detail.timeline);
     let warnings = detail.warnings.as_array().into_iter().flatten();
     let fields = detail.metadata.as_object().into_iter().flatten();
+    // Its ids are on the page already.
     let fields = fields
-        .map(|(name, value)| (name.clone(), plain(value)))
+        .filter(|(name, _)| !["lesson_id", "video_id"].contains(&name.as_str()))
+        .map(|(name, value)| (capitalized(&name.replace('_', " ")), plain(value)))
         .collect();
     let timeline = detail.timeline.into_iter();
     Ok(shown(&VideoPage {
@@ -484,8 +491,8 @@ pub(super) async fn deliveries(
             .map(|v| text(v, "video_id"))
             .collect()
     };
-    let ids: Vec<String> = page.items.iter().flat_map(named).collect();
-    let states = surface.db.states(&ids).await?;
+    let ids = page.items.iter().flat_map(named).take(STATES_MAX).collect();
+    let states = surface.db.states(ids).await?;
     let row = |delivery: DeliveryView| {
         let state = |id: String| {
             let state = states.get(&id).cloned().unwrap_or_default();

@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::db::DbError;
+use crate::telemetry::causes;
 
 /// Seconds after which a client that got 503 should ask again.
 const RETRY_AFTER_SECONDS: &str = "5";
@@ -63,10 +64,14 @@ impl Problem {
     }
 }
 
+/// An answer's code, for who logs it.
+#[derive(Clone, Copy)]
+pub(super) struct Refused(pub(super) &'static str);
+
 impl From<DbError> for Problem {
     fn from(error: DbError) -> Self {
         tracing::error!(
-            error = &error as &dyn std::error::Error,
+            error = causes(&error),
             "the database did not answer a request"
         );
         Self::new(
@@ -132,6 +137,7 @@ impl IntoResponse for Problem {
         if self.code == ErrorCode::Unauthorized {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        response.extensions_mut().insert(Refused(code));
         response
     }
 }

@@ -23,14 +23,16 @@ pub(super) struct Moment {
     pub iso: String,
     /// `3 min`
     pub ago: String,
+    /// `2026-01-28 21:12:12 UTC`
+    pub said: String,
 }
 
 impl Moment {
     pub(super) fn at(ms: i64, now_ms: i64) -> Self {
+        let moment = Timestamp::from_millisecond(ms).unwrap_or_default();
         Self {
-            iso: Timestamp::from_millisecond(ms)
-                .map(|t| t.to_string())
-                .unwrap_or_default(),
+            iso: moment.to_string(),
+            said: moment.strftime("%F %T UTC").to_string(),
             ago: match now_ms.saturating_sub(ms).max(0) / 1000 {
                 s @ ..10 => format!("{s} s"),
                 s => took(Duration::from_secs(s as u64)),
@@ -109,7 +111,11 @@ impl VideoRow {
         let message = self.video.message.as_deref();
         match self.video.state.as_str() {
             "generating" => Some(match message {
-                Some(said) => format!("The agent says: {said}"),
+                // The state says already that it is generating.
+                Some(said) => {
+                    let said = said.strip_prefix("generating: ").unwrap_or(said);
+                    format!("The agent says: {said}")
+                }
                 None => "Nothing pushed yet".to_owned(),
             }),
             _ => message.map(capitalized),
@@ -117,7 +123,7 @@ impl VideoRow {
     }
 }
 
-fn capitalized(text: &str) -> String {
+pub(super) fn capitalized(text: &str) -> String {
     let mut rest = text.chars();
     rest.next()
         .map(|first| first.to_uppercase().chain(rest).collect())
@@ -203,16 +209,20 @@ pub(super) fn last_attempt(timeline: &[EventView]) -> Option<LastAttempt> {
         .windows(2)
         .rposition(|pair| begins(&pair[0]) && !begins(&pair[1]))?;
     let mut at = millis(&timeline[start].at).unwrap_or_default();
-    let steps: Vec<(&str, i64)> = timeline[start + 1..]
-        .iter()
-        .take_while(|event| !begins(event))
-        .map(|event| {
-            let ends = millis(&event.at).unwrap_or(at).max(at);
-            let ms = ends - at;
-            at = ends;
-            (event.step.as_str(), ms)
-        })
-        .collect();
+    let mut steps: Vec<(&str, i64)> = Vec::new();
+    for event in timeline[start + 1..].iter().take_while(|e| !begins(e)) {
+        let ends = millis(&event.at).unwrap_or(at).max(at);
+        let ms = ends - at;
+        at = ends;
+        // What the first step did not take, the video spent in the queue.
+        let queued = ms - event.ms.unwrap_or(ms);
+        if steps.is_empty() && queued > 0 {
+            steps.push(("queued", queued));
+            steps.push((event.step.as_str(), ms - queued));
+        } else {
+            steps.push((event.step.as_str(), ms));
+        }
+    }
     let total: i64 = steps.iter().map(|(_, ms)| ms).sum();
     let room = (WIDTH - SEGMENT_WIDTH_MIN * steps.len() as f64).max(0.0);
     let mut x = 0.0;
@@ -269,7 +279,10 @@ mod tests {
             event(0, "received"),
             event(1, "retry"),
             event(10, "requested"),
-            event(11, "listed"),
+            EventView {
+                ms: Some(400),
+                ..event(11, "listed")
+            },
             event(14, "ready"),
             event(20, "requested"),
         ];
@@ -282,8 +295,15 @@ mod tests {
             .iter()
             .map(|s| (s.step.as_str(), s.took.as_str()))
             .collect();
-        assert_eq!(steps, [("listed", "1.0 s"), ("ready", "3.0 s")]);
-        assert!((shown[1].x + shown[1].width + 1.0 - WIDTH).abs() < 0.01);
+        assert_eq!(
+            steps,
+            [
+                ("queued", "600 ms"),
+                ("listed", "400 ms"),
+                ("ready", "3.0 s")
+            ]
+        );
+        assert!((shown[2].x + shown[2].width + 1.0 - WIDTH).abs() < 0.01);
         assert!(last_attempt(&timeline[..1]).is_none());
     }
 }

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use serde_json::json;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::{ErrorCode, Problem, Surface};
@@ -27,20 +27,86 @@ const JSON_BYTES_MAX: usize = 25 << 20;
 /// The largest form body, in bytes: the same payload, percent-encoded.
 const FORM_BYTES_MAX: usize = 40 << 20;
 
-/// Larger bodies, in bytes, are read one at a time.
-const SMALL_BODY_BYTES_MAX: usize = 1 << 20;
+/// Bodies up to this size, in bytes, are read however many come at once: nearly all of GitHub's.
+const SMALL_BODY_BYTES_MAX: usize = 16 << 10;
+
+/// Bodies up to this size, in bytes, are read [`MEDIUM_BODIES_MAX`] at a time, larger ones one at a time.
+const MEDIUM_BODY_BYTES_MAX: usize = 1 << 20;
+
+/// See [`MEDIUM_BODY_BYTES_MAX`].
+const MEDIUM_BODIES_MAX: usize = 16;
 
 /// One large body being read and two waiting; the next one is sent away.
-pub const LARGE_BODIES_MAX: usize = 3;
+const LARGE_BODIES_MAX: usize = 3;
+
+/// A body waits for its place for so long, then it is sent away.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A body that takes longer is given up: GitHub itself waits for ten seconds.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The database has this long to commit; 503 must be said within two seconds.
-const RECORD_TIMEOUT: Duration = Duration::from_millis(1800);
-
 /// The longest delivery GUID that is taken, in bytes; GitHub's have 36.
 const GUID_BYTES_MAX: usize = 100;
+
+/// Who may hold how much of a body whose signature is not known yet.
+#[derive(Debug)]
+pub struct Places {
+    medium: Semaphore,
+    large: Semaphore,
+    large_queue: Semaphore,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            medium: Semaphore::new(MEDIUM_BODIES_MAX),
+            large: Semaphore::new(1),
+            large_queue: Semaphore::new(LARGE_BODIES_MAX),
+        }
+    }
+}
+
+/// A body's place; dropped with the body.
+struct Place<'a> {
+    bytes_max: usize,
+    _permits: Vec<SemaphorePermit<'a>>,
+}
+
+impl Place<'_> {
+    const SMALL: Self = Self {
+        bytes_max: SMALL_BODY_BYTES_MAX,
+        _permits: Vec::new(),
+    };
+}
+
+impl Places {
+    /// A place for a body of `bytes`, which is at most `limit`, once there is one.
+    async fn take(&self, bytes: usize, limit: usize) -> Result<Place<'_>, Problem> {
+        if bytes <= MEDIUM_BODY_BYTES_MAX {
+            return Ok(Place {
+                bytes_max: MEDIUM_BODY_BYTES_MAX,
+                _permits: vec![free(&self.medium).await?],
+            });
+        }
+        let queued = self.large_queue.try_acquire().map_err(|_| busy())?;
+        Ok(Place {
+            bytes_max: limit,
+            _permits: vec![queued, free(&self.large).await?],
+        })
+    }
+}
+
+async fn free(places: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
+    let free = timeout(PLACE_TIMEOUT, places.acquire()).await;
+    free.map_err(|_| busy())?.map_err(|_| busy())
+}
+
+fn busy() -> Problem {
+    Problem::new(
+        ErrorCode::Busy,
+        "other large bodies are being read; redeliver in a moment",
+    )
+}
 
 /// `POST /webhooks/github`: size, signature, headers, body, in this order.
 pub async fn receive(
@@ -49,19 +115,44 @@ pub async fn receive(
 ) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     let headers = parts.headers;
-    let form = media_type(&headers) == "application/x-www-form-urlencoded";
+    // The body and its place are gone before anything is waited for.
+    let (guid, intake) = match read(&surface, &headers, body).await? {
+        Asked::Pong => return Ok(Json(json!({"status": "pong"})).into_response()),
+        Asked::Nothing(reason) => {
+            return Ok(Json(json!({"status": "ignored", "reason": reason})).into_response());
+        }
+        Asked::Videos(guid, intake) => (guid, intake),
+    };
+    accept(&surface, guid, intake).await
+}
+
+/// What a delivery wants.
+enum Asked<'h> {
+    Pong,
+    /// For this reason.
+    Nothing(String),
+    /// Under this GUID.
+    Videos(&'h str, push::Intake),
+}
+
+async fn read<'h>(
+    surface: &Surface,
+    headers: &'h HeaderMap,
+    body: Body,
+) -> Result<Asked<'h>, Problem> {
+    let form = media_type(headers) == "application/x-www-form-urlencoded";
     let limit = if form { FORM_BYTES_MAX } else { JSON_BYTES_MAX };
-    let read = read_verified(&surface, &headers, body, limit);
-    let (body, _large) = timeout(BODY_TIMEOUT, read).await.map_err(|_| {
+    let read = read_verified(surface, headers, body, limit);
+    let (body, _place) = timeout(BODY_TIMEOUT, read).await.map_err(|_| {
         Problem::new(
             ErrorCode::Malformed,
             "the body did not arrive within ten seconds",
         )
     })??;
 
-    let event = text(&headers, "x-github-event")?;
-    let guid = text(&headers, "x-github-delivery")?;
-    let payload: Cow<'_, [u8]> = match media_type(&headers) {
+    let event = text(headers, "x-github-event")?;
+    let guid = text(headers, "x-github-delivery")?;
+    let payload: Cow<'_, [u8]> = match media_type(headers) {
         "application/json" => Cow::Borrowed(&body),
         "application/x-www-form-urlencoded" => match push::payload_of_form(&body) {
             Ok(Cow::Borrowed(payload)) => Cow::Borrowed(payload.as_bytes()),
@@ -77,51 +168,33 @@ pub async fn receive(
     };
     match event {
         "push" => {}
-        "ping" => return Ok(Json(json!({"status": "pong"})).into_response()),
-        other => return Ok(ignored(&format!("event {other} is not push"))),
+        "ping" => return Ok(Asked::Pong),
+        other => return Ok(Asked::Nothing(format!("event {other} is not push"))),
     }
     let push =
         Push::parse(&payload).map_err(|e| Problem::new(ErrorCode::Malformed, e.to_string()))?;
-    match push::decide(
+    let decision = push::decide(
         &push,
         &surface.repository,
         surface.branch.as_deref(),
         &surface.videos_dir,
-    ) {
-        Decision::Ignored { reason } => Ok(ignored(&reason)),
-        Decision::Accepted(intake) => accept(&surface, event, guid, intake).await,
-    }
+    );
+    Ok(match decision {
+        Decision::Ignored { reason } => Asked::Nothing(reason),
+        Decision::Accepted(intake) => Asked::Videos(guid, intake),
+    })
 }
 
-async fn accept(
-    surface: &Surface,
-    event: &str,
-    guid: &str,
-    intake: push::Intake,
-) -> Result<Response, Problem> {
+async fn accept(surface: &Surface, guid: &str, intake: push::Intake) -> Result<Response, Problem> {
     let delivery = Delivery {
         guid: guid.to_owned(),
-        event: event.to_owned(),
+        event: "push".to_owned(),
         before: intake.before.unwrap_or(GitSha::from_bytes([0; 20])),
         after: intake.after,
         scan: intake.scan,
         videos: intake.videos,
         ignored: json!(intake.ignored),
     };
-    let recorded = timeout(
-        RECORD_TIMEOUT,
-        surface.db.record(std::slice::from_ref(&delivery)),
-    )
-    .await;
-    recorded.map_err(|_| {
-        tracing::error!(delivery.id = guid, "not recorded in time");
-        Problem::new(
-            ErrorCode::DatabaseUnavailable,
-            "not recorded: the database does not answer; redeliver",
-        )
-    })??;
-    surface.wake.notify_waiters();
-    tracing::info!(delivery.id = guid, videos = delivery.videos.len(), scan = delivery.scan, after = %delivery.after, "accepted");
     let videos: Vec<_> = delivery
         .videos
         .iter()
@@ -134,20 +207,25 @@ async fn accept(
         "videos": videos,
         "ignored": delivery.ignored,
     });
+    let (scan, after) = (delivery.scan, delivery.after);
+    surface.intake.record(delivery).await.map_err(|_| {
+        Problem::new(
+            ErrorCode::DatabaseUnavailable,
+            "not recorded: the database does not answer; redeliver",
+        )
+    })?;
+    tracing::info!(delivery.id = guid, videos = videos.len(), scan, %after, "accepted");
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
-fn ignored(reason: &str) -> Response {
-    Json(json!({"status": "ignored", "reason": reason})).into_response()
-}
-
-/// Reads the body while its signature is computed. The permit keeps other large bodies waiting.
+/// Reads the body while its signature is computed. It grows with what arrives and not with what was
+/// announced: who announces much and sends little holds little.
 async fn read_verified<'a>(
     surface: &'a Surface,
     headers: &HeaderMap,
     mut body: Body,
     limit: usize,
-) -> Result<(Bytes, Option<(SemaphorePermit<'a>, SemaphorePermit<'a>)>), Problem> {
+) -> Result<(Bytes, Place<'a>), Problem> {
     let too_large = || {
         Problem::new(
             ErrorCode::PayloadTooLarge,
@@ -156,27 +234,31 @@ async fn read_verified<'a>(
     };
     let declared = headers
         .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if declared.is_some_and(|length| length > limit) {
+        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok())
+        .unwrap_or_default();
+    if declared > limit {
         return Err(too_large());
     }
     let mut verifier = Verifier::new(&surface.webhook_secrets);
-    let mut bytes = BytesMut::with_capacity(declared.unwrap_or_default().min(SMALL_BODY_BYTES_MAX));
-    let mut permits = None;
-    if declared.is_some_and(|length| length > SMALL_BODY_BYTES_MAX) {
-        permits = Some(large_body(surface).await?);
-    }
+    let mut place = match declared > MEDIUM_BODY_BYTES_MAX {
+        // Sent away before it is sent, if there is no place for it.
+        true => surface.places.take(declared, limit).await?,
+        false => Place::SMALL,
+    };
+    let mut bytes = BytesMut::with_capacity(declared.min(SMALL_BODY_BYTES_MAX));
     while let Some(frame) = body.frame().await {
         let frame =
             frame.map_err(|_| Problem::new(ErrorCode::Malformed, "the body was cut off"))?;
         let Ok(chunk) = frame.into_data() else {
             continue;
         };
-        if bytes.len() + chunk.len() > limit {
+        let length = bytes.len() + chunk.len();
+        if length > limit {
             return Err(too_large());
         }
-        if permits.is_none() && bytes.len() + chunk.len() > SMALL_BODY_BYTES_MAX {
-            permits = Some(large_body(surface).await?);
+        if length > place.bytes_max {
+            place = surface.places.take(length.max(declared), limit).await?;
+            bytes.reserve(declared.saturating_sub(bytes.len()));
         }
         verifier.update(&chunk);
         bytes.extend_from_slice(&chunk);
@@ -185,26 +267,12 @@ async fn read_verified<'a>(
         .get("x-hub-signature-256")
         .and_then(|value| value.to_str().ok());
     match verifier.verify(signature) {
-        true => Ok((bytes.freeze(), permits)),
+        true => Ok((bytes.freeze(), place)),
         false => Err(Problem::new(
             ErrorCode::BadSignature,
             "X-Hub-Signature-256 does not match: set the webhook's secret to GITHUB_WEBHOOK_SECRET",
         )),
     }
-}
-
-async fn large_body(
-    surface: &Surface,
-) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), Problem> {
-    let busy = || {
-        Problem::new(
-            ErrorCode::Busy,
-            "other large bodies are being read; redeliver in a moment",
-        )
-    };
-    let queued = surface.large_body_queue.try_acquire().map_err(|_| busy())?;
-    let reading = surface.large_body.acquire().await.map_err(|_| busy())?;
-    Ok((queued, reading))
 }
 
 fn media_type(headers: &HeaderMap) -> &str {

@@ -22,6 +22,7 @@ use super::{
     BodyStream, BucketLimits, Digests, ObjectInfo, ObjectPath, SIGNED_URL_SECONDS, VIDEO_MIME,
 };
 use crate::domain::failure::{Code, Failure};
+use crate::telemetry::causes;
 
 /// The largest answer that is read, in bytes; the rest of a longer one is ignored.
 const ANSWER_MAX_BYTES: usize = 64 * 1024;
@@ -308,6 +309,10 @@ impl SupabaseStore {
             return Ok(Some(body));
         }
         let refusal = refusal(status.as_u16(), &body);
+        if matches!(refusal, Refusal::NoObject) {
+            // Nothing is wrong: there is none before its first upload.
+            return Ok(None);
+        }
         // The server's own words may name addresses behind it: they are for the log only. A gateway
         // may repeat what it was sent: that is not even for the log.
         let answer = String::from_utf8_lossy(&body).replace(self.key.expose_secret(), "[key]");
@@ -317,10 +322,7 @@ impl SupabaseStore {
             answer = answer.get(..answer.floor_char_boundary(LOGGED_ANSWER_BYTES)),
             "Supabase Storage refused"
         );
-        match refusal {
-            Refusal::NoObject => Ok(None),
-            _ => Err(self.failure(refusal, status.as_u16(), response.headers())),
-        }
+        Err(self.failure(refusal, status.as_u16(), response.headers()))
     }
 
     fn failure(&self, refusal: Refusal, status: u16, headers: &HeaderMap) -> Failure {
@@ -460,10 +462,7 @@ fn sensitive(text: &str) -> Result<HeaderValue, Failure> {
 }
 
 fn unreached(error: &reqwest::Error) -> Failure {
-    tracing::warn!(
-        error = error as &dyn std::error::Error,
-        "no answer of Supabase Storage"
-    );
+    tracing::warn!(error = causes(error), "no answer of Supabase Storage");
     unavailable(if error.is_timeout() {
         "Supabase Storage did not answer in time."
     } else if error.is_connect() {

@@ -10,12 +10,13 @@ use video_ingest::domain::metadata::Metadata;
 use video_ingest::domain::mp4::BoxWalk;
 use video_ingest::domain::push::{Decision, Push, decide, payload_of_form};
 use video_ingest::domain::signature;
+use video_ingest::github::{Listing, Pair};
 
 /// Takes any bytes.
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its folder in `fixtures/fuzz`.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("signature", signature_header),
     ("push", push),
     ("form", form),
@@ -23,6 +24,7 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("metadata", metadata),
     ("mp4", mp4),
     ("pointer", pointer),
+    ("listing", listing),
     ("openhands", openhands),
 ];
 
@@ -99,6 +101,14 @@ fn pointer(data: &[u8]) {
             Pointer::parse(pointer.to_string().as_bytes()),
             Some(pointer)
         );
+    }
+}
+
+fn listing(data: &[u8]) {
+    if let Ok(listing) = serde_json::from_slice::<Listing>(data) {
+        let pairs = listing.files.values();
+        assert!(pairs.copied().all(|pair| pair != Pair::default()));
+        assert!(listing.ignored.len() <= 100);
     }
 }
 

@@ -173,6 +173,23 @@ story! {
         t.expect_ready(&video).await;
     }
 
+    a_text_that_no_database_can_keep_is_no_trouble(t) {
+        let video = Video::good();
+        let video = video.clone().with_json(metadata(video.key, json!({"format": "mp\u{0}4", "resolution": "\u{0}"})));
+        t.row(&video).await;
+        t.commit(&video);
+        let mut delivery = t.github.push(t.github.head(), t.github.head());
+        let touched = json!([{"id": t.github.head(), "added": [video.mp4_path(), "videos/a\u{0}b"], "modified": [], "removed": []}]);
+        delivery.payload["commits"] = touched;
+        delivery.payload["before"] = "95d09f2b10159347eece71399a7e2e907ea3df4f".into();
+        t.deliver(&delivery).await.expect_accepted();
+        t.work().await;
+        t.expect_ready(&video).await;
+        for question in ["videos?q=%00", "videos?state=%00", "videos?cursor=1.%00", "deliveries?cursor=1.%00", "videos?q=a%00_b"] {
+            assert_eq!(t.get(&format!("/api/{question}")).await.status, 200, "{question}");
+        }
+    }
+
     a_row_deleted_meanwhile_takes_its_object_with_it(t) {
         let video = Video::good();
         t.row(&video).await;

@@ -56,6 +56,27 @@ async fn an_operator_watches_a_push_become_a_playing_video() {
     t.finish().await;
 }
 
+/// A browser keeps pages for the way back, and has six connections to a server.
+#[tokio::test]
+async fn pages_left_behind_keep_no_connection() {
+    let t = Story::begin(Backend::Embedded).await;
+    let browser = Browser::signed_in(&t.url, Settings::default()).await;
+    let visits = async {
+        for n in 0..12 {
+            browser.go(&format!("/?q={n}")).await;
+            let live = "const [done] = arguments;
+                const look = () => document.querySelector('#live').textContent === 'live' ? done() : setTimeout(look, 10);
+                look();";
+            browser.ask(live).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), visits)
+        .await
+        .expect("no page waits for a connection");
+    browser.close().await;
+    t.finish().await;
+}
+
 #[tokio::test]
 async fn a_wrong_token_says_so_and_a_right_one_leads_on() {
     let t = Story::begin(Backend::Embedded).await;

@@ -23,6 +23,7 @@ async fn scripts_can_be_run_again_and_undone() {
         "missing_row_create.sql",
         "realtime.sql",
         "bucket.sql",
+        "indexes.sql",
     ];
 
     for script in scripts {

@@ -254,9 +254,9 @@ impl Model {
     }
 }
 
-async fn run_of_events(seed: u64) {
+async fn run_of_events(backend: Backend, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Story::begin(backend).await;
     let videos: Vec<Video> = (0..3).map(|_| Video::good()).collect();
     let mut model = Model::default();
     let (mut deliveries, mut heads): (Vec<Delivery>, Vec<GitSha>) =
@@ -360,15 +360,24 @@ fn git_sha(bytes: &[u8]) -> GitSha {
 }
 
 /// Pushes, replays, reorderings, duplicates, crashes, clock jumps, lags and forced branches, by chance.
-#[tokio::test]
-async fn in_whatever_order_the_branch_wins() {
+async fn in_whatever_order_the_branch_wins(backend: Backend, runs: u64) {
     #[expect(clippy::disallowed_methods, reason = "more of them in the long form")]
-    let runs = std::env::var("MODEL_RUNS").map_or(40, |runs| runs.parse().unwrap());
+    let runs = std::env::var("MODEL_RUNS").map_or(runs, |runs| runs.parse().unwrap());
     for seed in 0..runs {
-        run_of_events(seed).await;
+        run_of_events(backend, seed).await;
     }
     println!(
-        "{runs} runs of events, seeds 0 to {}: the branch won",
+        "{runs} runs of events on {backend:?}, seeds 0 to {}: the branch won",
         runs - 1
     );
+}
+
+#[tokio::test]
+async fn in_whatever_order_on_sqlite() {
+    in_whatever_order_the_branch_wins(Backend::Embedded, 40).await;
+}
+
+#[tokio::test]
+async fn in_whatever_order_on_postgres() {
+    in_whatever_order_the_branch_wins(Backend::Supabase, 15).await;
 }

@@ -463,3 +463,13 @@ async fn no_secret_comes_out_anywhere() {
     let told = tokio::time::timeout(Duration::ZERO, proxy.accept()).await;
     assert!(told.is_err(), "a proxy of the environment was asked");
 }
+
+/// Without it the session's cookie would go over plain HTTP, too.
+#[test]
+fn the_proxies_say_that_the_client_came_by_https() {
+    let nginx = include_str!("../../deploy/nginx.conf");
+    let proxied = nginx.matches("proxy_pass ").count();
+    let said = "proxy_set_header X-Forwarded-Proto $scheme;";
+    // Caddy says so by itself.
+    assert_eq!(nginx.matches(said).count(), proxied);
+}

@@ -17,7 +17,7 @@ use video_ingest::domain::signature;
 use video_ingest::standin::{Delivery, GithubStandin};
 
 use crate::support::child::Serve;
-use crate::support::story::{REPOSITORY, SECRET, Video};
+use crate::support::story::{ADMIN_TOKEN, REPOSITORY, SECRET, Video};
 
 /// What the process may have at most, in KiB.
 const PEAK_KIB_MAX: u64 = 128 << 10;
@@ -58,6 +58,7 @@ async fn serving() -> (tempfile::TempDir, GithubStandin, Serve, Delivery) {
             ("GITHUB_API_URL", &github.url()),
             ("GITHUB_REPOSITORY", REPOSITORY),
             ("GITHUB_WEBHOOK_SECRET", SECRET),
+            ("ADMIN_TOKEN", ADMIN_TOKEN),
             ("RECONCILE_INTERVAL", "0"),
             ("RUST_LOG", "warn,video_ingest::cli=info"),
         ],
@@ -68,23 +69,14 @@ async fn serving() -> (tempfile::TempDir, GithubStandin, Serve, Delivery) {
 /// Delivers it under a GUID, and says how long the answer took.
 async fn deliver(
     client: &reqwest::Client,
-    url: &str,
+    server: &Serve,
     push: &Delivery,
     guid: &str,
 ) -> (u16, Duration) {
     let mut delivery = push.clone();
     delivery.guid = guid.to_owned();
-    let mut request = client
-        .post(format!("{url}/webhooks/github"))
-        .body(delivery.body());
-    for (name, value) in delivery.signed(SECRET) {
-        request = request.header(name, value);
-    }
     let began = Instant::now();
-    (
-        request.send().await.unwrap().status().as_u16(),
-        began.elapsed(),
-    )
+    (server.deliver(client, &delivery).await, began.elapsed())
 }
 
 async fn health(client: &reqwest::Client, url: &str) -> Duration {
@@ -120,10 +112,11 @@ async fn a_thousand_half_requests_and_large_bodies_hold_up_nobody() {
     let (client, address) = (client(), server.address());
     let began = Instant::now();
     let half_body = "POST /webhooks/github HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n{";
+    let half_form = "POST /sign-in HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-www-form-urlencoded\r\ncontent-length: 100\r\n\r\ntoken=";
     let half_headers = "POST /webhooks/github HTTP/1.1\r\nhost: x\r\nx-github-";
     let mut dawdlers = Vec::new();
-    for said in ["", half_headers, half_body] {
-        let many = stream::iter(0..334).map(|_| dawdler(address, said.as_bytes()));
+    for said in ["", half_headers, half_body, half_form] {
+        let many = stream::iter(0..250).map(|_| dawdler(address, said.as_bytes()));
         dawdlers.push(many.buffer_unordered(50).collect::<Vec<_>>().await);
     }
     // The largest body that GitHub sends, as a push that touches nothing of ours.
@@ -153,7 +146,7 @@ async fn a_thousand_half_requests_and_large_bodies_hold_up_nobody() {
     let meanwhile = async {
         let mut slowest = Duration::ZERO;
         for n in 0..50 {
-            let (status, took) = deliver(&client, &server.url, &push, &format!("small-{n}")).await;
+            let (status, took) = deliver(&client, &server, &push, &format!("small-{n}")).await;
             assert_eq!(status, 202);
             slowest = slowest.max(took).max(health(&client, &server.url).await);
         }
@@ -161,7 +154,7 @@ async fn a_thousand_half_requests_and_large_bodies_hold_up_nobody() {
     };
     let (statuses, slowest) = tokio::join!(futures_util::future::join_all(larges), meanwhile);
     println!(
-        "1,002 half requests, large bodies {statuses:?}: slowest answer {slowest:?}, peak {} KiB",
+        "1,000 half requests, large bodies {statuses:?}: slowest answer {slowest:?}, peak {} KiB",
         server.peak_kib()
     );
     assert!(statuses.contains(&200), "{statuses:?}");
@@ -170,10 +163,13 @@ async fn a_thousand_half_requests_and_large_bodies_hold_up_nobody() {
         "{statuses:?}"
     );
     assert!(slowest < GITHUB_WAITS, "{slowest:?}");
-    for (kind, streams) in ["silent", "half their headers", "half their body"]
-        .iter()
-        .zip(dawdlers)
-    {
+    let kinds = [
+        "silent",
+        "half their headers",
+        "half their body",
+        "half a form",
+    ];
+    for (kind, streams) in kinds.iter().zip(dawdlers) {
         let gone = futures_util::future::join_all(streams.into_iter().map(sent_away));
         let left = DAWDLERS_GONE.saturating_sub(began.elapsed());
         let answers = tokio::time::timeout(left, gone).await;
@@ -191,6 +187,65 @@ async fn a_thousand_half_requests_and_large_bodies_hold_up_nobody() {
         "{} KiB",
         server.peak_kib()
     );
+}
+
+/// Bodies that nobody has signed yet, each as long as is read without a queue, take little memory
+/// however many come at once, and hold up no delivery.
+#[tokio::test(flavor = "multi_thread")]
+async fn unfinished_bodies_take_little_memory() {
+    const CLIENTS: usize = 400;
+    let (_dir, _github, server, push) = serving().await;
+    let (client, address) = (client(), server.address());
+    let mut said = b"POST /webhooks/github HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n".to_vec();
+    said.resize(said.len() + 900_000, b' ');
+    let said = &said;
+    let many = futures_util::future::join_all((0..CLIENTS).map(async |_| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // What is not read is not taken, either.
+        let _ = tokio::time::timeout(GITHUB_WAITS / 2, stream.write_all(said)).await;
+        stream
+    }));
+    let meanwhile = async {
+        let mut slowest = Duration::ZERO;
+        for n in 0..50 {
+            let (status, took) = deliver(&client, &server, &push, &format!("small-{n}")).await;
+            assert_eq!(status, 202);
+            slowest = slowest.max(took);
+        }
+        slowest
+    };
+    let (streams, slowest) = tokio::join!(many, meanwhile);
+    println!(
+        "{} bodies of 900 kB: slowest answer {slowest:?}, peak {} KiB",
+        streams.len(),
+        server.peak_kib()
+    );
+    assert!(slowest < GITHUB_WAITS, "{slowest:?}");
+    assert!(
+        server.peak_kib() < PEAK_KIB_MAX,
+        "{} KiB",
+        server.peak_kib()
+    );
+}
+
+/// A client that asks and never reads the answers is cut off.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_is_sent_away() {
+    const ANSWERS_UNREAD_MAX: Duration = Duration::from_secs(60);
+    let (_dir, _github, server, _push) = serving().await;
+    let idle = server.open_files();
+    let asks = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1_000_000);
+    let mut stream = TcpStream::connect(server.address()).await.unwrap();
+    // Questions are no longer read once their answers find no room.
+    let stuck = tokio::time::timeout(Duration::from_secs(5), stream.write_all(&asks)).await;
+    assert!(stuck.is_err(), "there was room for all answers");
+    assert!(server.open_files() > idle);
+    let began = Instant::now();
+    while server.open_files() > idle {
+        assert!(began.elapsed() < ANSWERS_UNREAD_MAX, "still connected");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("cut off after {:?}", began.elapsed());
 }
 
 /// More clients than there are connections wait outside; the server's own files are not used up.
@@ -236,8 +291,8 @@ async fn a_burst_of_deliveries_is_accepted_in_time() {
     let client = client();
     let began = Instant::now();
     let burst = stream::iter(0..deliveries).map(|n: usize| {
-        let (client, url, push) = (&client, &server.url, &push);
-        async move { deliver(client, url, push, &format!("burst-{n}")).await }
+        let (client, server, push) = (&client, &server, &push);
+        async move { deliver(client, server, push, &format!("burst-{n}")).await }
     });
     let answers: Vec<_> = burst.buffer_unordered(100).collect().await;
     let slowest = answers.iter().map(|(_, took)| *took).max().unwrap();

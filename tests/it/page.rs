@@ -118,13 +118,87 @@ story! {
         }
     }
 
+    a_search_takes_ids_their_beginnings_and_file_names(t) {
+        let (recorded, generating) = (Video::good(), Video::good());
+        t.row(&recorded).await;
+        t.row(&generating).await;
+        t.push(&recorded).await;
+        for video in [&recorded, &generating] {
+            let (id, lesson) = (video.id(), video.key.lesson_id.to_string());
+            for q in [
+                &id,
+                &id[..9],
+                &id[..14].to_uppercase(),
+                &lesson,
+                &lesson[..11],
+                &video.mp4_path(),
+                &format!("{lesson}_"),
+            ] {
+                let found = t.get(&format!("/api/videos?q={q}")).await.json;
+                assert_eq!(found["videos"][0]["video_id"], id, "{q}: {found}");
+                assert_eq!(found["videos"].as_array().unwrap().len(), 1, "{q}");
+            }
+        }
+        for q in ["nothing", "%25", "zz", "00000000-0000-0000-0000-000000000000"] {
+            let found = t.get(&format!("/api/videos?q={q}")).await.json;
+            assert_eq!(found["videos"], serde_json::json!([]), "{q}");
+        }
+    }
+
+    pages_follow_each_other_without_loss(t) {
+        let videos: Vec<_> = (0..7).map(|_| Video::good()).collect();
+        for video in &videos {
+            t.row(video).await;
+        }
+        for video in &videos[..3] {
+            t.push(video).await;
+        }
+        let (mut seen, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = t.get(&format!("/api/videos?limit=2&cursor={cursor}")).await.json;
+            let ids = page["videos"].as_array().unwrap();
+            seen.extend(ids.iter().map(|video| video["video_id"].as_str().unwrap().to_owned()));
+            match page["next"].as_str() {
+                Some(next) => cursor = next.to_owned(),
+                None => break,
+            }
+        }
+        let mut all: Vec<_> = videos.iter().map(Video::id).collect();
+        seen.sort();
+        all.sort();
+        assert_eq!(seen, all);
+    }
+
+    counts_stay_right_and_few_entries_make_them(t) {
+        let (ready, bad) = (Video::good(), Video::with(TRUNCATED));
+        for video in [&ready, &bad] {
+            t.row(video).await;
+            t.push(video).await;
+        }
+        for _ in 0..20 {
+            t.work().await;
+            for video in [&ready, &bad] {
+                t.ask(&format!("/api/videos/{}/retry", video.id())).await;
+            }
+        }
+        t.work().await;
+        for _ in 0..2 {
+            let overview = t.db.overview().await.unwrap();
+            assert_eq!((overview.ready, overview.failed), (1, 1));
+            assert_eq!((overview.queued, overview.running, overview.waiting), (0, 0, 0));
+            assert_eq!(overview.oldest, None);
+        }
+        let entries = t.text("select cast(count(*) as text) from video_ingest.counts").await;
+        assert!(entries.unwrap().parse::<u32>().unwrap() <= 5);
+    }
+
     what_the_agent_last_said_is_there_while_a_video_is_generating(t) {
         let video = Video::good();
         t.row(&video).await;
         let said = (video.key.video_id, "c".to_owned(), "generating".to_owned(), "rendering scene 3".to_owned());
         t.db.keep_readings(&[said]).await.unwrap();
         let list = Browser::signed_in(t).await.text("/").await;
-        assert!(list.contains("The agent says: generating: rendering scene 3"), "{list}");
+        assert!(list.contains("The agent says: rendering scene 3"), "{list}");
     }
 
     a_person_retries_on_the_page(t) {

@@ -1,111 +1,30 @@
 //! The real binary as a process: started, stopped, killed, measured.
 
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde_json::Value;
 use video_ingest::standin::{Delivery, GithubStandin};
 
+use crate::support::child::Serve;
 use crate::support::story::{ADMIN_TOKEN, GOOD, REPOSITORY, SECOND, SECRET, Video};
 
 /// Longer than anything here takes on a slow machine; never waited for in full.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A `serve` process in embedded mode.
-struct Server {
-    child: Child,
-    url: String,
-}
-
-impl Server {
-    fn start(data_dir: &Path, github: &GithubStandin, settings: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_video-ingest"))
-            .arg("serve")
-            .env_clear()
-            .current_dir(data_dir)
-            .envs([
-                ("DATA_DIR", data_dir.to_str().unwrap()),
-                ("LISTEN_ADDR", "127.0.0.1:0"),
-                ("GITHUB_API_URL", &github.url()),
-                ("GITHUB_REPOSITORY", REPOSITORY),
-                ("GITHUB_WEBHOOK_SECRET", SECRET),
-                ("ADMIN_TOKEN", ADMIN_TOKEN),
-                ("RECONCILE_INTERVAL", "0"),
-                ("LEASE", "5s"),
-                ("LOG_FORMAT", "json"),
-            ])
-            .envs(settings.iter().copied())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let address = lines.by_ref().find_map(|line| {
-            let line = line.unwrap();
-            println!("{line}");
-            let line: Value = serde_json::from_str(&line).ok()?;
-            line["address"].as_str().map(str::to_owned)
-        });
-        let address = address.expect("the server says where it listens");
-        std::thread::spawn(move || lines.for_each(|line| println!("{}", line.unwrap_or_default())));
-        Self {
-            child,
-            url: format!("http://{address}"),
-        }
-    }
-
-    async fn deliver(&self, delivery: &Delivery) -> u16 {
-        let mut request = reqwest::Client::new()
-            .post(format!("{}/webhooks/github", self.url))
-            .body(delivery.body());
-        for (name, value) in delivery.signed(SECRET) {
-            request = request.header(name, value);
-        }
-        request.send().await.unwrap().status().as_u16()
-    }
-
-    async fn state(&self, video: &Video) -> Value {
-        let url = format!("{}/api/videos/{}", self.url, video.id());
-        let answer = reqwest::Client::new()
-            .get(url)
-            .bearer_auth(ADMIN_TOKEN)
-            .send()
-            .await
-            .unwrap();
-        answer.json().await.unwrap()
-    }
-
-    async fn until_ready(&self, video: &Video) -> Value {
-        let began = Instant::now();
-        loop {
-            let shown = self.state(video).await;
-            if shown["state"] == "ready" {
-                return shown;
-            }
-            assert!(
-                began.elapsed() < PATIENCE && shown["state"] != "failed",
-                "{shown:#}"
-            );
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args([name, &self.child.id().to_string()])
-            .status()
-            .unwrap();
-        assert!(sent.success());
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// A process in embedded mode.
+fn start(data_dir: &Path, github: &GithubStandin, settings: &[(&str, &str)]) -> Serve {
+    let url = github.url();
+    let mut all = vec![
+        ("GITHUB_API_URL", url.as_str()),
+        ("GITHUB_REPOSITORY", REPOSITORY),
+        ("GITHUB_WEBHOOK_SECRET", SECRET),
+        ("ADMIN_TOKEN", ADMIN_TOKEN),
+        ("RECONCILE_INTERVAL", "0"),
+        ("LEASE", "5s"),
+    ];
+    all.extend(settings);
+    Serve::start(data_dir, &all)
 }
 
 /// The repository, a video in it, and the push that brought it.
@@ -124,9 +43,9 @@ async fn pushed(video: &Video) -> (GithubStandin, Delivery) {
 async fn sigterm_lets_the_running_video_end_and_exits_with_0() {
     let (dir, video) = (tempfile::tempdir().unwrap(), Video::good());
     let (github, push) = pushed(&video).await;
-    let mut server = Server::start(dir.path(), &github, &[]);
+    let mut server = start(dir.path(), &github, &[]);
     let downloading = github.pause(|call| call.path.contains("/git/blobs/"));
-    assert_eq!(server.deliver(&push).await, 202);
+    assert_eq!(server.deliver(&reqwest::Client::new(), &push).await, 202);
     downloading.held(1).await;
     server.signal("-TERM");
     // Nothing new is accepted while the video ends.
@@ -144,17 +63,17 @@ async fn sigterm_lets_the_running_video_end_and_exits_with_0() {
     drop(downloading);
     let status = tokio::task::block_in_place(|| server.child.wait().unwrap());
     assert_eq!(status.code(), Some(0));
-    let server = Server::start(dir.path(), &github, &[("WORKERS", "0")]);
-    assert_eq!(server.state(&video).await["state"], "ready");
+    let server = start(dir.path(), &github, &[("WORKERS", "0")]);
+    assert_eq!(server.video(&video).await["state"], "ready");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_hands_back_what_does_not_end_in_time() {
     let (dir, video) = (tempfile::tempdir().unwrap(), Video::good());
     let (github, push) = pushed(&video).await;
-    let mut server = Server::start(dir.path(), &github, &[]);
+    let mut server = start(dir.path(), &github, &[]);
     let downloading = github.pause(|call| call.path.contains("/git/blobs/"));
-    assert_eq!(server.deliver(&push).await, 202);
+    assert_eq!(server.deliver(&reqwest::Client::new(), &push).await, 202);
     downloading.held(1).await;
     server.signal("-TERM");
     let began = Instant::now();
@@ -166,7 +85,7 @@ async fn sigterm_hands_back_what_does_not_end_in_time() {
         began.elapsed()
     );
     drop(downloading);
-    let server = Server::start(dir.path(), &github, &[]);
+    let server = start(dir.path(), &github, &[]);
     let shown = server.until_ready(&video).await;
     assert_eq!(shown["attempts"], 1, "handing back is no attempt");
 }
@@ -191,8 +110,12 @@ async fn crash_at(place: &str) {
     let (dir, video) = (tempfile::tempdir().unwrap(), Video::with(SECOND));
     let (github, push) = pushed(&video).await;
     let fault = format!("{place}=abort");
-    let mut server = Server::start(dir.path(), &github, &[("FAIL_POINTS", &fault)]);
-    assert_eq!(server.deliver(&push).await, 202, "{place}");
+    let mut server = start(dir.path(), &github, &[("FAIL_POINTS", &fault)]);
+    assert_eq!(
+        server.deliver(&reqwest::Client::new(), &push).await,
+        202,
+        "{place}"
+    );
     let began = Instant::now();
     let status = loop {
         match server.child.try_wait().unwrap() {
@@ -202,7 +125,7 @@ async fn crash_at(place: &str) {
         assert!(began.elapsed() < PATIENCE, "it did not crash at {place}");
     };
     assert!(!status.success(), "{place}");
-    let server = Server::start(dir.path(), &github, &[]);
+    let server = start(dir.path(), &github, &[]);
     let shown = server.until_ready(&video).await;
     let path = dir
         .path()
@@ -234,19 +157,16 @@ async fn a_large_video_needs_little_memory() {
         c.write_lfs(video.mp4_path(), video.mp4.clone())
             .write(video.json_path(), video.json.clone())
     });
-    let server = Server::start(dir.path(), &github, &[("MAX_VIDEO_BYTES", "300000000")]);
+    let server = start(dir.path(), &github, &[("MAX_VIDEO_BYTES", "300000000")]);
     assert_eq!(
-        server.deliver(&github.push(before, github.head())).await,
+        server
+            .deliver(&reqwest::Client::new(), &github.push(before, github.head()))
+            .await,
         202
     );
     let shown = server.until_ready(&video).await;
     assert_eq!(shown["size_bytes"], BYTES);
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM:"))
-        .unwrap();
-    println!("200 MB through LFS: {line}");
-    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    assert!(kib < PEAK_KIB_MAX, "{line}");
+    let kib = server.peak_kib();
+    println!("200 MB through LFS: {kib} KiB");
+    assert!(kib < PEAK_KIB_MAX, "{kib} KiB");
 }

@@ -6,8 +6,10 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use tokio::runtime::Runtime;
 
 use crate::server::Server;
+use crate::side_by_side;
 use crate::support::postgres::{Postgres, unprivileged};
 use crate::world::{Backend, Push, World};
 
@@ -62,8 +64,17 @@ enum Fault {
 
 use Fault::{Cut, DiskFull, Locked, PoolExhausted, Restarted, Slow, Stalled, Stopped};
 
-const POSTGRES: [Fault; 6] = [Cut, Stopped, Slow, Stalled, Restarted, PoolExhausted];
-const SQLITE: [Fault; 2] = [Locked, DiskFull];
+const POSTGRES: &[Fault] = &[Cut, Stopped, Slow, Stalled, Restarted, PoolExhausted];
+const SQLITE: &[Fault] = &[Locked, DiskFull];
+
+/// At once, each with a database server of its own. Three quarters of the faults are Postgres's, as
+/// are three quarters of their kinds.
+const LANES: [(Backend, &[Fault]); 4] = [
+    (Backend::Supabase, POSTGRES),
+    (Backend::Supabase, POSTGRES),
+    (Backend::Supabase, POSTGRES),
+    (Backend::Embedded, SQLITE),
+];
 
 /// Figures over all worlds, by fault.
 #[derive(Default)]
@@ -75,37 +86,42 @@ struct Figures {
     recovery: Duration,
 }
 
-pub async fn prove(long: bool, seed: u64) {
+impl Figures {
+    fn add(&mut self, other: Self) {
+        self.faults += other.faults;
+        self.accepted += other.accepted;
+        self.refused += other.refused;
+        self.slowest = self.slowest.max(other.slowest);
+        self.recovery = self.recovery.max(other.recovery);
+    }
+}
+
+pub fn prove(runtime: &Runtime, long: bool, seed: u64) {
     let (form, faults) = match long {
         false => ("short", SHORT_FAULTS),
         true => ("long", LONG_FAULTS),
     };
     println!("the database goes away, {form} form, seed={seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
-    let postgres = Postgres::start();
+    let lanes = LANES.map(|(backend, kinds)| {
+        let mut turns: Vec<Fault> = kinds
+            .iter()
+            .copied()
+            .cycle()
+            .take(faults / LANES.len())
+            .collect();
+        rng.shuffle(&mut turns);
+        (backend, turns)
+    });
+    let all = side_by_side(LANES.len(), lanes.into(), |(backend, turns)| {
+        runtime.block_on(in_one_lane(backend, &turns))
+    });
     let mut figures = BTreeMap::<Fault, Figures>::new();
     let mut ready = 0;
-    // Three quarters of the faults are Postgres's, as are three quarters of their kinds.
-    let parts = [
-        (Backend::Supabase, &POSTGRES[..], faults * 3 / 4),
-        (Backend::Embedded, &SQLITE[..], faults / 4),
-    ];
-    for (backend, kinds, count) in parts {
-        let mut turns: Vec<Fault> = kinds.iter().copied().cycle().take(count).collect();
-        rng.shuffle(&mut turns);
-        for turns in turns.chunks(FAULTS_PER_WORLD) {
-            let mut world = World::new(backend, Some(postgres)).await;
-            let server = world.start("data", &[]);
-            for fault in turns {
-                one(
-                    &mut world,
-                    &server,
-                    *fault,
-                    figures.entry(*fault).or_default(),
-                )
-                .await;
-            }
-            ready += world.drain().await.ready;
+    for (more_ready, more) in all {
+        ready += more_ready;
+        for (fault, more) in more {
+            figures.entry(fault).or_default().add(more);
         }
     }
     println!("  fault           times  accepted  503   slowest answer  slowest recovery");
@@ -121,6 +137,24 @@ pub async fn prove(long: bool, seed: u64) {
         );
     }
     println!("  {ready} acknowledged deliveries, all recorded (0 false 2xx), all videos ready");
+}
+
+/// Some faults, one after the other. How many videos became ready, and the figures.
+async fn in_one_lane(backend: Backend, turns: &[Fault]) -> (usize, BTreeMap<Fault, Figures>) {
+    let postgres = (backend == Backend::Supabase).then(Postgres::start);
+    let mut figures = BTreeMap::<Fault, Figures>::new();
+    let mut ready = 0;
+    for turns in turns.chunks(FAULTS_PER_WORLD) {
+        let mut world = World::new(backend, postgres).await;
+        let server = world.start("data", &[]);
+        for fault in turns {
+            let figures = figures.entry(*fault).or_default();
+            one(&mut world, &server, *fault, figures).await;
+        }
+        ready += world.drain().await.ready;
+        println!("  {backend:?}: {} faults, all ready", turns.len());
+    }
+    (ready, figures)
 }
 
 /// One fault, from before it to after it.

@@ -4,15 +4,23 @@
 //! cargo test --test proofs                                     the short form, for CI
 //! cargo test --release --test proofs -- long                   the long form
 //! cargo test --release --test proofs -- long kill seed=7       one of them, repeated
+//! cargo test --release --test proofs -- pages                  a million videos; only if asked for
+//! cargo test --test proofs -- screenshots                      the pages into target/screenshots; only if asked for
 //! ```
 //!
 //! What was acknowledged is kept here, outside the processes. Ends with a panic, and so with an exit
 //! code, at the first promise that does not hold.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Mutex;
 use std::time::Instant;
+
+use tokio::runtime::Runtime;
 
 mod database;
 mod kill;
+mod pages;
+mod screenshots;
 mod server;
 #[allow(dead_code)] // Made for the stories of `it`; the proofs need less of it.
 #[path = "../it/support/mod.rs"]
@@ -43,16 +51,55 @@ fn main() {
             _ => asked.only = Some(word),
         }
     }
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let runtime = Runtime::new().unwrap();
     let wanted = |name: &str| asked.only.as_deref().is_none_or(|only| only == name);
-    if wanted("kill") {
+    for (name, prove) in [
+        ("kill", kill::prove as fn(&Runtime, bool, u64)),
+        ("database", database::prove),
+    ] {
+        if wanted(name) {
+            let began = Instant::now();
+            prove(&runtime, asked.long, asked.seed);
+            println!("  took {} s", began.elapsed().as_secs());
+        }
+    }
+    if asked.only.as_deref() == Some("pages") {
         let began = Instant::now();
-        runtime.block_on(kill::prove(asked.long, asked.seed));
+        runtime.block_on(pages::prove());
         println!("  took {} s", began.elapsed().as_secs());
     }
-    if wanted("database") {
-        let began = Instant::now();
-        runtime.block_on(database::prove(asked.long, asked.seed));
-        println!("  took {} s", began.elapsed().as_secs());
+    if asked.only.as_deref() == Some("screenshots") {
+        runtime.block_on(screenshots::take());
     }
+}
+
+/// Runs the jobs in so many threads, as most of their time is waiting. A thread each and not only a
+/// task, since they block while their processes start. None begins after one has failed.
+fn side_by_side<J: Send, T: Send>(
+    threads: usize,
+    jobs: Vec<J>,
+    run: impl Fn(J) -> T + Sync,
+) -> Vec<T> {
+    let jobs = Mutex::new(jobs.into_iter());
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let Some(job) = jobs.lock().unwrap().next() else {
+                return done;
+            };
+            match catch_unwind(AssertUnwindSafe(|| run(job))) {
+                Ok(result) => done.push(result),
+                Err(panic) => {
+                    jobs.lock().unwrap().by_ref().for_each(drop);
+                    resume_unwind(panic);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let done = threads.into_iter().map(|thread| thread.join());
+        done.flat_map(|done| done.unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
+    })
 }

@@ -1,12 +1,13 @@
 //! The real binary as a child process.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
 use tokio::sync::watch;
 use video_ingest::standin::Delivery;
 
+use crate::support::child;
 use crate::support::story::SECRET;
 
 /// A `serve` process.
@@ -19,45 +20,29 @@ pub struct Server {
 impl Server {
     /// Starts it and waits until it listens. What it logs goes to `log`.
     pub fn start(settings: &[(String, String)], dir: &Path, log: &Path) -> Self {
-        // A file that may not grow is an error to it, as a full disk is, not a signal.
-        let mut child = Command::new("sh")
-            .args(["-c", "trap '' XFSZ; exec \"$0\" serve"])
-            .arg(env!("CARGO_BIN_EXE_video-ingest"))
-            .env_clear()
-            .current_dir(dir)
-            .envs(settings.iter().map(|(name, value)| (name, value)))
-            .env("LISTEN_ADDR", "127.0.0.1:0")
-            .env("LOG_FORMAT", "json")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
         let mut log = std::fs::File::options()
             .create(true)
             .append(true)
             .open(log)
             .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap())
-            .lines()
-            .map_while(Result::ok);
-        let mut said = String::new();
-        let address = lines.by_ref().find_map(|line| {
-            said += &format!("{line}\n");
-            let line: serde_json::Value = serde_json::from_str(&line).ok()?;
-            line["address"].as_str().map(str::to_owned)
-        });
-        let address = address.unwrap_or_else(|| panic!("the server does not listen: {said}"));
         let (count, hanging) = watch::channel(0);
-        std::thread::spawn(move || {
-            for line in lines {
-                if line.contains(r#""hanging""#) {
-                    count.send_modify(|count| *count += 1);
-                }
-                let _ = writeln!(log, "{line}");
+        // A file that may not grow is an error to it, as a full disk is, not a signal.
+        let mut command = Command::new("sh");
+        let command = command
+            .args(["-c", "trap '' XFSZ; exec \"$0\" serve"])
+            .arg(env!("CARGO_BIN_EXE_video-ingest"))
+            .env_clear()
+            .current_dir(dir)
+            .envs(settings.iter().map(|(name, value)| (name, value)));
+        let (child, url) = child::start(command, move |line| {
+            if line.contains(r#""hanging""#) {
+                count.send_modify(|count| *count += 1);
             }
+            let _ = writeln!(log, "{line}");
         });
         Self {
             child,
-            url: format!("http://{address}"),
+            url,
             hanging,
         }
     }

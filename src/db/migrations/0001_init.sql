@@ -53,6 +53,14 @@ create table video_ingest.videos (
 create index videos_due on video_ingest.videos (due_at) where due_at is not null;
 create index videos_newest on video_ingest.videos (updated_at desc, video_id desc);
 create index videos_by_state on video_ingest.videos (state, updated_at desc, video_id desc);
+create index videos_of_lesson on video_ingest.videos (lesson_id);
+create index videos_oldest on video_ingest.videos (state, requested_at) where state in ('queued', 'running');
+
+-- How many videos are in each state: the sum of its entries. Triggers keep it.
+create table video_ingest.counts (
+    state text   not null,
+    n     bigint not null
+);
 
 -- A video's timeline.
 create table video_ingest.events (

@@ -49,9 +49,22 @@ function soon() {
   }, SOON_MS);
 }
 
-const events = new EventSource('/api/events');
-events.addEventListener('video', soon);
-events.addEventListener('reload', soon);
-events.onopen = () => { status.textContent = 'live'; };
-events.onerror = () => { status.textContent = 'connecting…'; };
+// Only the page that is seen listens: a browser has six connections to a server for all of its tabs and
+// for the pages that it keeps for the way back.
+let events;
+
+function listen() {
+  if (events) events.close();
+  if (document.hidden) return;
+  events = new EventSource('/api/events');
+  events.addEventListener('video', soon);
+  events.addEventListener('reload', soon);
+  events.onopen = () => { status.textContent = 'live'; };
+  events.onerror = () => { status.textContent = 'connecting…'; };
+}
+
+listen();
+document.addEventListener('visibilitychange', listen);
+addEventListener('pagehide', () => { if (events) events.close(); });
+addEventListener('pageshow', (shown) => { if (shown.persisted) listen(); });
 setInterval(() => { if (!document.hidden) refresh(); }, EVERY_MS);

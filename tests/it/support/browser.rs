@@ -20,6 +20,7 @@ const WINDOW_WIDTH_MIN: u32 = 500;
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     pub width: u32,
+    pub height: u32,
     pub dark: bool,
     pub script: bool,
 }
@@ -28,6 +29,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             width: 1280,
+            height: 900,
             dark: false,
             script: true,
         }
@@ -59,7 +61,7 @@ impl Browser {
             "--no-proxy-server".to_owned(),
             "--autoplay-policy=no-user-gesture-required".to_owned(),
             format!("--user-data-dir={profile}"),
-            format!("--window-size={},900", settings.width),
+            format!("--window-size={},{}", settings.width, settings.height),
         ];
         if settings.dark {
             args.push("--blink-settings=preferredColorScheme=0".to_owned());
@@ -71,7 +73,8 @@ impl Browser {
             "prefs": {"profile.default_content_setting_values.javascript": javascript},
         });
         if settings.width < WINDOW_WIDTH_MIN {
-            let phone = json!({"width": settings.width, "height": 900, "pixelRatio": 1.0});
+            let phone =
+                json!({"width": settings.width, "height": settings.height, "pixelRatio": 1.0});
             options["mobileEmulation"] = json!({"deviceMetrics": phone});
         }
         let Value::Object(capabilities) = json!({"goog:chromeOptions": options}) else {

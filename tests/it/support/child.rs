@@ -4,46 +4,106 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use video_ingest::standin::Delivery;
+
+use super::story::{ADMIN_TOKEN, SECRET, Video};
+
+/// Longer than a video takes on a slow machine; never waited for in full.
+const READY_MAX: Duration = Duration::from_secs(60);
+
+/// Starts a server on a port of its own and waits until it says which. Returns its address;
+/// `heard` is given each line that it logs.
+pub fn start(
+    command: &mut Command,
+    mut heard: impl FnMut(&str) + Send + 'static,
+) -> (Child, String) {
+    let command = command
+        .env("LISTEN_ADDR", "127.0.0.1:0")
+        .env("LOG_FORMAT", "json");
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut lines = lines.map_while(Result::ok);
+    let mut said = String::new();
+    let address = lines.by_ref().find_map(|line| {
+        heard(&line);
+        said += &format!("{line}\n");
+        let fields: Value = serde_json::from_str(&line).ok()?;
+        Some(format!("http://{}", fields["address"].as_str()?))
+    });
+    let address = address.unwrap_or_else(|| panic!("the server does not listen: {said}"));
+    std::thread::spawn(move || lines.for_each(|line| heard(&line)));
+    (child, address)
+}
 
 /// A `serve` process; killed when dropped.
 pub struct Serve {
     pub url: String,
-    child: Child,
+    pub child: Child,
     log: Arc<Mutex<String>>,
 }
 
 impl Serve {
     /// With these settings and no others.
     pub fn start(data_dir: &Path, settings: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_video-ingest"))
+        let log = Arc::<Mutex<String>>::default();
+        let kept = log.clone();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_video-ingest"));
+        let command = command
             .arg("serve")
             .env_clear()
             .current_dir(data_dir)
             .env("DATA_DIR", data_dir)
-            .env("LISTEN_ADDR", "127.0.0.1:0")
-            .env("LOG_FORMAT", "json")
-            .envs(settings.iter().copied())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let log = Arc::<Mutex<String>>::default();
-        let (kept, (say, said)) = (log.clone(), std::sync::mpsc::channel());
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let fields: Value = serde_json::from_str(&line).unwrap_or_default();
-                if let Some(address) = fields["address"].as_str() {
-                    let _ = say.send(format!("http://{address}"));
-                }
-                *kept.lock().unwrap() += &(line + "\n");
-            }
+            .envs(settings.iter().copied());
+        let (child, url) = start(command, move |line| {
+            let mut kept = kept.lock().unwrap();
+            kept.push_str(line);
+            kept.push('\n');
         });
-        let url = said
-            .recv()
-            .unwrap_or_else(|_| panic!("{}", log.lock().unwrap()));
         Self { url, child, log }
+    }
+
+    /// Delivers a webhook, and says with which status it was answered.
+    pub async fn deliver(&self, client: &reqwest::Client, delivery: &Delivery) -> u16 {
+        let mut request = client
+            .post(format!("{}/webhooks/github", self.url))
+            .body(delivery.body());
+        for (name, value) in delivery.signed(SECRET) {
+            request = request.header(name, value);
+        }
+        request.send().await.unwrap().status().as_u16()
+    }
+
+    /// What the API shows of a video.
+    pub async fn video(&self, video: &Video) -> Value {
+        let url = format!("{}/api/videos/{}", self.url, video.id());
+        let request = reqwest::Client::new().get(url).bearer_auth(ADMIN_TOKEN);
+        request.send().await.unwrap().json().await.unwrap()
+    }
+
+    /// The same, once the video is ready.
+    pub async fn until_ready(&self, video: &Video) -> Value {
+        let began = Instant::now();
+        loop {
+            let shown = self.video(video).await;
+            if shown["state"] == "ready" {
+                return shown;
+            }
+            assert!(
+                began.elapsed() < READY_MAX && shown["state"] != "failed",
+                "{shown:#}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Sends a signal such as `-TERM`.
+    pub fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("kill").args([name, &id]).status().unwrap();
+        assert!(sent.success());
     }
 
     /// `host:port`
@@ -79,6 +139,9 @@ impl Serve {
 
 impl Drop for Serve {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}", self.log());
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -87,12 +87,23 @@ impl Postgres {
 
     /// One more server, for a test that takes away what all databases of a server share.
     pub fn start() -> &'static Self {
-        let server: &Self = Box::leak(Box::new(Self::boot()));
+        Self::start_with("off")
+    }
+
+    /// The same; whoever measures what commits cost needs them to survive a power cut: `fsync=on`.
+    pub fn start_with(fsync: &str) -> &'static Self {
+        let server: &Self = Box::leak(Box::new(Self::boot(fsync)));
         server.psql(SUPERUSER, "postgres", "tests/it/support/supabase_roles.sql");
         server.psql(SUPERUSER, TEMPLATE, "tests/it/support/supabase.sql");
         server.psql(OWNER, TEMPLATE, "deploy/app.sql");
         server.psql(OWNER, TEMPLATE, "tests/it/support/policies.sql");
-        for script in ["columns.sql", "role.sql", "realtime.sql", "bucket.sql"] {
+        for script in [
+            "columns.sql",
+            "role.sql",
+            "realtime.sql",
+            "bucket.sql",
+            "indexes.sql",
+        ] {
             server.psql(OWNER, TEMPLATE, &format!("deploy/supabase/{script}"));
         }
         server
@@ -139,7 +150,7 @@ impl Postgres {
         succeeded(psql, &format!("{script} as {user}"));
     }
 
-    fn boot() -> Self {
+    fn boot(fsync: &str) -> Self {
         let bin = find_binaries();
         let dir = tempfile::tempdir().unwrap().keep();
         if is_root(&dir) {
@@ -182,7 +193,7 @@ impl Postgres {
                 fi"#;
             let options = format!(
                 "-p {port} -k {} -c listen_addresses=127.0.0.1 -c max_connections=400 \
-                 -c wal_level=logical -c ssl=on -c fsync=off -c full_page_writes=off \
+                 -c wal_level=logical -c ssl=on -c fsync={fsync} -c full_page_writes={fsync} \
                  -c log_line_prefix='%m %d '",
                 dir.display()
             );

@@ -1,0 +1,33 @@
+//! Row J: how soon it works, and how large it is.
+
+use std::time::Instant;
+
+use crate::ROUNDS;
+use crate::load::{self, Pushes};
+use crate::report::{Report, Row, median, ms};
+use crate::server::Server;
+
+pub async fn measure(report: &mut Report) {
+    let pushes = Pushes::new().await.make(ROUNDS, "/webhooks/github");
+    let mut times = Vec::new();
+    for push in &pushes {
+        let began = Instant::now();
+        let server = Server::start(&[("WORKERS", "0"), ("GITHUB_API_URL", "http://127.0.0.1:9")]);
+        let run = load::send(server.address, 1, std::slice::from_ref(push));
+        times.push(ms(began.elapsed()));
+        assert_eq!(run.acknowledged.len(), 1, "{:?}", run.statuses);
+    }
+    report.add(Row {
+        work: "J. start, with a new database, to the first 202".into(),
+        measured: format!("{:.0} ms", median(&times)),
+        anchor: String::new(),
+        target: None,
+    });
+    let binary = std::fs::metadata(env!("CARGO_BIN_EXE_video-ingest")).unwrap();
+    report.add(Row {
+        work: "J. the stripped binary".into(),
+        measured: format!("{:.1} MiB", binary.len() as f64 / f64::from(1 << 20)),
+        anchor: String::new(),
+        target: None,
+    });
+}

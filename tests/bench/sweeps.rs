@@ -1,0 +1,109 @@
+//! Row H: a sweep over many rows.
+
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+use video_ingest::domain::ids::VideoKey;
+use video_ingest::standin::GithubStandin;
+
+use crate::ROUNDS;
+use crate::report::{Report, Row, median};
+use crate::server::Server;
+use crate::support::story::{ADMIN_TOKEN, REPOSITORY, Video};
+
+/// Pending rows; of ten, one has been pushed.
+const ROWS: [usize; 3] = [1_000, 10_000, 100_000];
+const ROWS_PER_PUSHED: usize = 10;
+
+/// A row may cost so much more in the largest sweep than in the one before.
+const LINEAR: f64 = 1.5;
+
+pub async fn measure(report: &mut Report) {
+    let mut per_row_before = None;
+    for rows in ROWS {
+        let (took, cpu) = sweep(rows).await;
+        let per_row = cpu * 1e6 / rows as f64;
+        let target = per_row_before.map(|before| ("linear".into(), per_row <= LINEAR * before));
+        report.add(Row {
+            work: format!("H. sweep over {rows} pending rows, a tenth of them pushed"),
+            measured: format!("{took:.2} s, {per_row:.0} µs of processor time per row"),
+            anchor: String::new(),
+            target,
+        });
+        per_row_before = Some(per_row);
+    }
+}
+
+/// How long a sweep takes that only looks, and what it costs, in seconds.
+async fn sweep(rows: usize) -> (f64, f64) {
+    let github = GithubStandin::start(REPOSITORY).await.unwrap();
+    let keys: Vec<_> = (0..rows)
+        .map(|_| VideoKey {
+            lesson_id: Uuid::new_v4(),
+            video_id: Uuid::new_v4(),
+        })
+        .collect();
+    github.commit(|c| {
+        keys.iter().step_by(ROWS_PER_PUSHED).fold(c, |c, key| {
+            let video = Video::of(*key);
+            c.write(video.mp4_path(), video.mp4.clone())
+                .write(video.json_path(), video.json.clone())
+        })
+    });
+    let server = Server::start(&[("WORKERS", "0"), ("GITHUB_API_URL", &github.url())]);
+    let url = format!(
+        "sqlite://{}",
+        server.dir.join("video-ingest.sqlite").display()
+    );
+    let database = sqlx::SqlitePool::connect(&url).await.unwrap();
+    insert(&database, &keys).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let reconcile = async |query: &str| {
+        let url = server.url(&format!("/reconcile?wait=0{query}"));
+        let answer = client
+            .post(url)
+            .bearer_auth(ADMIN_TOKEN)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.json::<serde_json::Value>().await.unwrap()
+    };
+    let (mut times, mut cpu) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let (began, before) = (Instant::now(), server.cpu());
+        let answer = reconcile("&dry_run=true").await;
+        times.push(began.elapsed().as_secs_f64());
+        cpu.push((server.cpu() - before).as_secs_f64());
+        assert_eq!(answer["checked"], rows);
+    }
+    reconcile("").await;
+    let queued = sqlx::query_scalar("select count(*) from videos where state = 'queued'");
+    let queued: i64 = queued.fetch_one(&database).await.unwrap();
+    assert_eq!(
+        queued as usize,
+        rows / ROWS_PER_PUSHED,
+        "everything pushed is queued"
+    );
+    database.close().await;
+    (median(&times), median(&cpu))
+}
+
+async fn insert(database: &sqlx::SqlitePool, keys: &[VideoKey]) {
+    let rows: Vec<_> = keys
+        .iter()
+        .map(|key| serde_json::json!({"id": key.video_id, "lesson": key.lesson_id}))
+        .collect();
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    sqlx::query(
+        "insert into lesson_assets (id, lesson_id, user_id, kind, storage_bucket, mime_type, created_at)
+         select value ->> 'id', value ->> 'lesson', $1, 'video', 'lesson-assets', 'video/mp4', $2
+         from json_each($3)",
+    )
+    .bind(Uuid::nil().to_string())
+    .bind(Duration::as_millis(&now) as i64)
+    .bind(serde_json::Value::from(rows).to_string())
+    .execute(database)
+    .await
+    .unwrap();
+}

@@ -1,0 +1,172 @@
+//! The pages as pictures, with a day behind them: for the README, and to look at after a change.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::support::browser::{Browser, Settings};
+use crate::support::story::{AppRow, Backend, GOOD, Story, TRUNCATED, Video, metadata};
+
+const FOLDER: &str = "target/screenshots";
+
+/// Videos that became ready in each hour of the day.
+const DAY: [u32; 24] = [
+    2, 1, 0, 0, 0, 1, 2, 4, 6, 7, 5, 6, 8, 6, 4, 5, 7, 9, 6, 4, 3, 5, 3, 2,
+];
+
+/// Heights that show whole pages, in pixels.
+const HEIGHTS: [(u32, u32); 2] = [(1280, 1250), (390, 2300)];
+
+pub async fn take() {
+    std::fs::create_dir_all(FOLDER).unwrap();
+    let mut rng = fastrand::Rng::with_seed(1);
+    let t = Story::begin(Backend::Embedded).await;
+    let sign_in = ("sign-in", String::new());
+    pictures(
+        &t,
+        &[
+            ("empty", "/".into()),
+            ("no-deliveries", "/deliveries".into()),
+        ],
+    )
+    .await;
+    for ready in DAY {
+        for _ in 0..ready {
+            let video = drawn(&mut rng, GOOD);
+            t.row(&video).await;
+            t.push(&video).await;
+            t.later(Duration::from_millis(rng.u64(900..9_000)));
+            t.work().await;
+        }
+        t.later(Duration::from_secs(3_600 - u64::from(ready) * 5));
+    }
+    let (truncated, twisted, homeless, lonely) = (
+        drawn(&mut rng, TRUNCATED),
+        drawn(&mut rng, GOOD),
+        drawn(&mut rng, GOOD),
+        drawn(&mut rng, GOOD),
+    );
+    let other = serde_json::json!({"lesson_id": id(&mut rng)});
+    let twisted = Video {
+        json: metadata(twisted.key, other).into(),
+        ..twisted
+    };
+    for video in [&truncated, &twisted, &lonely] {
+        t.row(video).await;
+    }
+    for video in [&truncated, &homeless, &twisted] {
+        t.push(video).await;
+        t.later(Duration::from_secs(2));
+        t.work().await;
+        t.later(Duration::from_secs(150));
+    }
+    let ready = drawn(&mut rng, GOOD);
+    t.row(&ready).await;
+    t.push(&ready).await;
+    t.later(Duration::from_millis(2_400));
+    t.work().await;
+    t.sql(
+        "update videos set size_bytes = 9000000 + abs(random()) % 30000000,
+            duration_ms = 31000 + abs(random()) % 120000 where state = 'ready'",
+    )
+    .await;
+    t.later(Duration::from_secs(70));
+    let said = [
+        ("generating", "rendering scene 4 of 7"),
+        ("generating", "installing Remotion"),
+        ("queued", ""),
+    ];
+    let mut generating = Vec::new();
+    for (minutes, (reading, detail)) in [12, 7, 1].into_iter().zip(said) {
+        let video = drawn(&mut rng, GOOD);
+        let age = Duration::from_secs(minutes * 60);
+        t.rows(&[AppRow {
+            age,
+            ..AppRow::pending(video.key)
+        }])
+        .await;
+        let reading = (
+            video.key.video_id,
+            "c".into(),
+            reading.into(),
+            detail.into(),
+        );
+        t.db.keep_readings(&[reading]).await.unwrap();
+        generating.push(video);
+    }
+    t.ask("/reconcile?wait=0").await;
+    let (running, queued) = (drawn(&mut rng, GOOD), drawn(&mut rng, GOOD));
+    for video in [&running, &queued] {
+        t.row(video).await;
+    }
+    t.push(&running).await;
+    t.db.claim(Duration::from_secs(600)).await.unwrap();
+    t.push(&queued).await;
+    let pages = [
+        ("videos", "/".into()),
+        ("failed", "/?state=failed".into()),
+        ("nothing", "/?q=nothing".into()),
+        ("not-found", "/videos/no-such".into()),
+        ("ready", format!("/videos/{}", ready.id())),
+        ("truncated", format!("/videos/{}", truncated.id())),
+        ("waiting", format!("/videos/{}", homeless.id())),
+        ("generating", format!("/videos/{}", generating[0].id())),
+        ("running", format!("/videos/{}", running.id())),
+        ("deliveries", "/deliveries".into()),
+        sign_in,
+    ];
+    pictures(&t, &pages).await;
+    println!("the pages are in {FOLDER}");
+}
+
+/// A video with ids that are the same in every picture.
+fn drawn(rng: &mut fastrand::Rng, mp4: &'static [u8]) -> Video {
+    let key = video_ingest::domain::ids::VideoKey {
+        lesson_id: id(rng),
+        video_id: id(rng),
+    };
+    Video {
+        mp4: Bytes::from_static(mp4),
+        ..Video::of(key)
+    }
+}
+
+fn id(rng: &mut fastrand::Rng) -> Uuid {
+    uuid::Builder::from_random_bytes(rng.u128(..).to_be_bytes()).into_uuid()
+}
+
+async fn pictures(t: &Story, pages: &[(&str, String)]) {
+    for (width, height) in HEIGHTS {
+        for dark in [false, true] {
+            let settings = Settings {
+                width,
+                height,
+                dark,
+                ..Settings::default()
+            };
+            let browser = Browser::signed_in(&t.url, settings).await;
+            for (name, path) in pages {
+                if path.is_empty() {
+                    browser.press(".bar form button").await;
+                    browser.sees("#token").await;
+                } else {
+                    browser.go(path).await;
+                }
+                // A picture of the video, not of its loading.
+                browser
+                    .ask(
+                        "const [done] = arguments, video = document.querySelector('video');
+                        if (!video) done();
+                        else { video.onseeked = video.onerror = () => done(); video.currentTime = 0.5; }",
+                    )
+                    .await;
+                let shade = if dark { "dark" } else { "light" };
+                let file = Path::new(FOLDER).join(format!("{name}-{width}-{shade}.png"));
+                std::fs::write(file, browser.page.screenshot().await.unwrap()).unwrap();
+            }
+            browser.close().await;
+        }
+    }
+}
