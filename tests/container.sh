@@ -77,11 +77,11 @@ eventually() {
     return 1
 }
 
-# start_daemon [COMMAND…]: with the command before it, if one is given. It asks the kernel for as little
-# as it can, so that it runs in a sandbox, too.
+# start_daemon [ARGUMENT…]: under `unshare`, with these arguments, so that its mounts go with it. It asks
+# the kernel for as little as it can, so that it runs in a sandbox, too.
 start_daemon() {
     echo '{}' >"$temp/daemon.json"
-    "$@" dockerd --config-file="$temp/daemon.json" --host="$DOCKER_HOST" --data-root="$data" \
+    unshare --mount "$@" dockerd --config-file="$temp/daemon.json" --host="$DOCKER_HOST" --data-root="$data" \
         --exec-root="$temp/run" --pidfile="$temp/pid" --bridge=none --iptables=false --ip6tables=false \
         --ip-forward=false >"$temp/daemon.log" 2>&1 &
     daemon=$!
@@ -251,7 +251,7 @@ fi
 step 'docker build -f deploy/Dockerfile -t video-ingest .' build_image
 printf '=== %d bytes over its base\n' "$image_bytes"
 stop_daemon
-step 'the daemon again, on a network of its own' start_daemon unshare --net sh -c 'ip link set lo up && exec "$@"' sh
+step 'the daemon again, on a network of its own' start_daemon --net sh -c 'ip link set lo up && exec "$@"' sh
 step 'the demo, with nothing writable but its volume' run demo --rm --network=none -- demo --exit
 step 'a signed push to a healthy server' push_is_ingested
 step 'a push signed by hand, and a forged one' push_by_hand_needs_the_secret

@@ -61,7 +61,10 @@ pub(super) async fn examine(config: &Config, options: &Options) -> Report {
         Ok(false) => report.warn("github.branch", "the repository is empty: the first push makes its branch"),
         Err(failure) => trouble(failure, "github.branch", &mut report),
     }
-    hooks(&github, options, &mut report).await;
+    // Without a token GitHub shows no webhooks, which was said.
+    if config.github.token.is_some() {
+        hooks(&github, options, &mut report).await;
+    }
     match github.rate_limit() {
         Some(limit) if limit.remaining * 10 < limit.limit => report.warn(
             "github.rate_limit",

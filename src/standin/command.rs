@@ -71,6 +71,6 @@ pub async fn run(matches: &ArgMatches, config: &Config) -> anyhow::Result<()> {
     let hook = github
         .add_hook(&json!({"config": {"url": receiver, "content_type": "json", "secret": secret}}));
     github.deliver(hook, &github.push(before, after)).await;
-    tracing::info!(video.id = %key.video_id, "pushed, and delivered to {receiver}");
+    tracing::info!(video.id = %key.video_id, "pushed, and its webhook sent to {receiver}");
     std::future::pending().await
 }
