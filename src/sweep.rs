@@ -619,6 +619,13 @@ impl Sweep {
                 "processed" => "ready".to_owned(),
                 _ => record.message.clone(),
             };
+            if outcome == "processed" {
+                // Its row has come since, or was made.
+                for kind in [FileKind::Video, FileKind::Metadata] {
+                    let file = format!("{}/{}", self.videos_dir, key.file_name(kind));
+                    report.orphans.retain(|orphan| *orphan != file);
+                }
+            }
         }
         Ok(())
     }

@@ -194,6 +194,19 @@ story! {
         assert_eq!(outcome(&waited.json, &video), "processed: ready");
     }
 
+    a_video_whose_row_comes_while_a_sweep_waits_is_no_orphan(t) {
+        let video = Video::good();
+        t.commit(&video);
+        let row_comes = async {
+            assert_eq!(sweep(t, "").await["orphans"].as_array().unwrap().len(), 2);
+            t.row(&video).await;
+            t.work().await;
+        };
+        let (waited, ()) = tokio::join!(t.ask("/reconcile?wait=5"), row_comes);
+        assert_eq!(outcome(&waited.json, &video), "processed: ready");
+        assert_eq!(waited.json["orphans"], json!([]));
+    }
+
     two_readings_confirm_that_an_agent_failed(t) {
         let (video, conversation) = generating(t).await;
         t.agent.conversation(conversation, "ERROR", None);
