@@ -13,6 +13,8 @@ readonly SECONDS_EACH=${1:-60}
 # What one input may take, in seconds, and the process, in MiB.
 readonly INPUT_SECONDS_MAX=5 MEMORY_MIB_MAX=512
 targets=("${@:2}")
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 ((${#targets[@]})) || mapfile -t targets < <(cargo +nightly fuzz list --fuzz-dir tests/fuzz)
 
 for target in "${targets[@]}"; do
@@ -25,10 +27,14 @@ for target in "${targets[@]}"; do
     # Beside the repository's own inputs, what earlier runs found worth keeping.
     found=tests/fuzz/corpus/$target
     mkdir -p "$found"
-    printf '=== %s\n' "$target"
     # No sanitizer: they look for what safe code cannot do, and this crate forbids `unsafe`.
-    cargo +nightly fuzz run --fuzz-dir tests/fuzz --sanitizer none "$target" "$found" "${seeds[@]}" -- \
+    if ! cargo +nightly fuzz run --fuzz-dir tests/fuzz --sanitizer none "$target" "$found" "${seeds[@]}" -- \
         -max_total_time="$SECONDS_EACH" -timeout="$INPUT_SECONDS_MAX" -rss_limit_mb="$MEMORY_MIB_MAX" \
-        -print_final_stats=1 -verbosity=0
+        -print_final_stats=1 >"$log" 2>&1; then
+        tail -n 40 "$log"
+        exit 1
+    fi
+    figure() { sed -n "s/^stat::$1: *//p" "$log"; }
+    printf '%-10s %10d inputs, at most %d MiB\n' "$target" "$(figure number_of_executed_units)" "$(figure peak_rss_mb)"
 done
 echo "${#targets[@]} targets, $SECONDS_EACH s each: nothing found"
