@@ -80,6 +80,7 @@ step() {
 install_machine() {
     minimal_debian "$root"
     git clone --quiet --depth 1 "file://$PWD" "$root/root/video-ingest"
+    commit=$(git -C "$root/root/video-ingest" rev-parse --short HEAD)
 }
 
 # A server of one's own, whose settings name a repository that the stand-in has.
@@ -107,4 +108,4 @@ for group in "$@"; do
         *) step "$commands" on_fresh_machine "$commands" ;;
     esac
 done
-printf '\n=== all passed in %d s at %s\n' $((SECONDS - started)) "$(git rev-parse --short HEAD)"
+printf '\n=== all passed in %d s at %s\n' $((SECONDS - started)) "$commit"
