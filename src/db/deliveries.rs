@@ -71,29 +71,24 @@ impl Db {
         rows.dedup_by(|a, b| a.guid == b.guid);
         let rows: Vec<_> = rows.into_iter().map(to_json).collect();
         let rows = serde_json::Value::from(rows).to_string();
-        match self.dialect {
-            Dialect::Postgres => {
-                let record = RECORD.replace("$1", "$2");
-                let statement = format!("with asked as ({ASK}), told as ({TELL}) {record}");
-                let mut unit = self.unit(&self.write).await?;
-                self.query(&statement)
-                    .bind(requests)
-                    .bind(rows)
-                    .execute(unit.connection())
-                    .await?;
-                unit.commit().await?;
-            }
-            Dialect::Sqlite => {
-                let mut tx = self.transaction().await?;
-                for (statement, input) in [(ASK, &requests), (TELL, &requests), (RECORD, &rows)] {
-                    self.query(statement)
-                        .bind(input.as_str())
-                        .execute(tx.connection())
-                        .await?;
-                }
-                tx.commit().await?;
-            }
-        }
+        let record = RECORD.replace("$1", "$2");
+        // One trip to the database, which for SQLite is a thread.
+        let (statement, mut unit) = match self.dialect {
+            Dialect::Postgres => (
+                format!("with asked as ({ASK}), told as ({TELL}) {record}"),
+                self.unit(&self.write).await?,
+            ),
+            Dialect::Sqlite => (
+                format!("{ASK}; {TELL}; {record}"),
+                self.transaction().await?,
+            ),
+        };
+        self.query(&statement)
+            .bind(requests)
+            .bind(rows)
+            .execute(unit.connection())
+            .await?;
+        unit.commit().await?;
         for key in deliveries.iter().flat_map(|d| &d.videos) {
             self.announce(key.video_id, "queued");
         }

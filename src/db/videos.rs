@@ -91,7 +91,9 @@ pub(super) const ASK: &str = "insert into video_ingest.videos as videos
         k.value ->> 'wanted',
         case when cast(k.value ->> 'forced' as bigint) = 1 or exists (
             select 1 from {each}(k.value -> 'deliveries') as g
-            join video_ingest.deliveries as known on known.guid = g.value ->> 'guid') then 1 else 0 end,
+            where g.value ->> 'guid' = (
+                select known.guid from video_ingest.deliveries as known
+                where known.guid = g.value ->> 'guid')) then 1 else 0 end,
         {now}, {now}
     from {each}($1{jsonb}) as k
     where true
