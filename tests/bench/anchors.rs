@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use sha1::Digest as _;
 
+use crate::server;
 use crate::support::postgres::Database;
 use crate::support::story::SECRET;
 
@@ -19,6 +20,13 @@ const START_MAX: Duration = Duration::from_secs(20);
 pub struct Anchor {
     pub address: SocketAddr,
     child: Child,
+}
+
+impl Anchor {
+    /// What it has had of the processors so far.
+    pub fn cpu(&self) -> Duration {
+        server::cpu(&self.child)
+    }
 }
 
 impl Drop for Anchor {
@@ -125,10 +133,10 @@ pub async fn pgbench(database: &Database, clients: usize, seconds: u32) -> f64 {
 }
 
 /// `curl URL | curl -T -`, so many at once; how long until the last one ended.
-pub async fn curl(from: &str, to: &[String]) -> Duration {
+pub async fn curl(from: &str, header: &str, to: &[String]) -> Duration {
     let began = Instant::now();
     let pipes = to.iter().map(|to| {
-        let get = format!("curl -sSf -H 'accept: application/vnd.github.raw+json' '{from}'");
+        let get = format!("curl -sSf -H '{header}' '{from}'");
         let pipe = format!("{get} | curl -sSf -T - '{to}'");
         let mut sh = tokio::process::Command::new("sh");
         sh.args(["-c", &pipe]).stdout(Stdio::null());

@@ -29,6 +29,7 @@ pub struct Push {
 
 /// What came of a run.
 pub struct Run {
+    /// Acknowledged ones.
     pub per_second: f64,
     pub p99: Duration,
     pub statuses: BTreeMap<u16, usize>,
@@ -156,10 +157,11 @@ async fn send_all(address: SocketAddr, connections: usize, pushes: &[Push]) -> R
         *statuses.entry(*status).or_default() += 1;
     }
     let good = answers.iter().filter(|(_, status, _)| status / 100 == 2);
+    let acknowledged: Vec<usize> = good.map(|(at, ..)| *at).collect();
     Run {
-        per_second: pushes.len() as f64 / took.as_secs_f64(),
+        per_second: acknowledged.len() as f64 / took.as_secs_f64(),
         p99: times[times.len() * 99 / 100],
-        acknowledged: good.map(|(at, ..)| *at).collect(),
+        acknowledged,
         statuses,
     }
 }

@@ -56,15 +56,7 @@ impl Server {
 
     /// What its threads have had of the processors so far.
     pub fn cpu(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        // proc(5): after the name in brackets, utime and stime are the 12th and 13th.
-        let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
-        let ticks: f64 = fields
-            .skip(11)
-            .take(2)
-            .map(|t| t.parse::<f64>().unwrap())
-            .sum();
-        Duration::from_secs_f64(ticks / TICKS)
+        cpu(&self.child)
     }
 
     /// The memory that it has, and the most that it ever had; in MiB.
@@ -102,4 +94,16 @@ fn listening(log: &Path) -> SocketAddr {
             None => std::thread::sleep(Duration::from_millis(1)),
         }
     }
+}
+
+/// What the threads of a process have had of the processors so far.
+pub fn cpu(process: &Child) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap();
+    // proc(5): after the name in brackets, utime and stime are the 12th and 13th.
+    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+    let ticks = fields
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse::<f64>().unwrap());
+    Duration::from_secs_f64(ticks.sum::<f64>() / TICKS)
 }

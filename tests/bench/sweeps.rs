@@ -19,18 +19,19 @@ const ROWS_PER_PUSHED: usize = 10;
 const LINEAR: f64 = 1.5;
 
 pub async fn measure(report: &mut Report) {
-    let mut per_row_before = None;
+    // In the smallest sweep, the ticks of the clock are most of what is seen.
+    let mut per_row_before = f64::INFINITY;
     for rows in ROWS {
         let (took, cpu) = sweep(rows).await;
         let per_row = cpu * 1e6 / rows as f64;
-        let target = per_row_before.map(|before| ("linear".into(), per_row <= LINEAR * before));
+        let linear = per_row <= LINEAR * per_row_before;
         report.add(Row {
             work: format!("H. sweep over {rows} pending rows, a tenth of them pushed"),
             measured: format!("{took:.2} s, {per_row:.0} µs of processor time per row"),
             anchor: String::new(),
-            target,
+            target: (rows == ROWS[2]).then(|| ("linear".into(), linear)),
         });
-        per_row_before = Some(per_row);
+        per_row_before = per_row;
     }
 }
 
@@ -69,14 +70,15 @@ async fn sweep(rows: usize) -> (f64, f64) {
         assert_eq!(answer.status(), 200);
         answer.json::<serde_json::Value>().await.unwrap()
     };
-    let (mut times, mut cpu) = (Vec::new(), Vec::new());
+    let mut times = Vec::new();
+    let before = server.cpu();
     for _ in 0..ROUNDS {
-        let (began, before) = (Instant::now(), server.cpu());
+        let began = Instant::now();
         let answer = reconcile("&dry_run=true").await;
         times.push(began.elapsed().as_secs_f64());
-        cpu.push((server.cpu() - before).as_secs_f64());
         assert_eq!(answer["checked"], rows);
     }
+    let cpu = (server.cpu() - before).as_secs_f64() / ROUNDS as f64;
     reconcile("").await;
     let queued = sqlx::query_scalar("select count(*) from videos where state = 'queued'");
     let queued: i64 = queued.fetch_one(&database).await.unwrap();
@@ -86,7 +88,7 @@ async fn sweep(rows: usize) -> (f64, f64) {
         "everything pushed is queued"
     );
     database.close().await;
-    (median(&times), median(&cpu))
+    (median(&times), cpu)
 }
 
 async fn insert(database: &sqlx::SqlitePool, keys: &[VideoKey]) {
