@@ -76,7 +76,7 @@ pub fn recorder() -> &'static PrometheusHandle {
 fn describe_all() {
     describe_counter!(DELIVERIES, "Webhook deliveries answered, by result");
     describe_histogram!(ACCEPT, Unit::Seconds, "Time to answer a delivery");
-    describe_gauge!(VIDEOS, "Videos by state, counted up to 10000");
+    describe_gauge!(VIDEOS, "Videos by state");
     describe_gauge!(
         OLDEST,
         Unit::Seconds,

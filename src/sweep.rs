@@ -115,6 +115,15 @@ pub struct SweptVideo {
     found: bool,
 }
 
+impl SweptVideo {
+    fn key(&self) -> VideoKey {
+        VideoKey {
+            lesson_id: self.lesson_id,
+            video_id: self.video_id,
+        }
+    }
+}
+
 /// The present, as far as verdicts need it.
 struct Present {
     listed: HashMap<VideoKey, Blobs>,
@@ -583,10 +592,7 @@ impl Sweep {
             .videos
             .iter()
             .filter(|video| video.outcome == "queued")
-            .map(|video| VideoKey {
-                lesson_id: video.lesson_id,
-                video_id: video.video_id,
-            })
+            .map(SweptVideo::key)
             .collect();
         if queued.is_empty() || wait.is_zero() {
             return Ok(());
@@ -601,10 +607,7 @@ impl Sweep {
             .iter_mut()
             .filter(|video| video.outcome == "queued")
         {
-            let key = VideoKey {
-                lesson_id: video.lesson_id,
-                video_id: video.video_id,
-            };
+            let key = video.key();
             let Some(record) = records.get(&key) else {
                 continue;
             };

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -16,7 +16,6 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::TcpListener;
-use tokio::process::{self, Child};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -31,7 +30,7 @@ use crate::domain::advice::advice;
 use crate::domain::failure::Code;
 use crate::domain::ids::{FileKind, GitSha, VideoKey};
 use crate::domain::lfs::{POINTER_BYTES_MAX, Pointer};
-use crate::standin::{Delivery, GithubStandin};
+use crate::standin::{Delivery, GithubStandin, git};
 use crate::telemetry;
 
 /// What the stand-in's repository is called.
@@ -522,7 +521,8 @@ async fn video_files(path: &Path, head: GitSha) -> anyhow::Result<Vec<String>> {
             &head,
             "videos/",
         ],
-    )?;
+    )
+    .spawn()?;
     let mut listing = String::new();
     let stdout = child.stdout.take().context("git has no output")?;
     let mut stdout = stdout.take(GIT_LIST_BYTES_MAX);
@@ -540,7 +540,7 @@ async fn video_files(path: &Path, head: GitSha) -> anyhow::Result<Vec<String>> {
 
 /// The SHA-256 of a file's bytes as git and LFS have them, without asking the server or the stand-in.
 async fn pushed_sha256(path: &Path, blob: GitSha) -> anyhow::Result<String> {
-    let mut child = git(path, &["cat-file", "blob", &blob.to_string()])?;
+    let mut child = git(path, &["cat-file", "blob", &blob.to_string()]).spawn()?;
     let stdout = child.stdout.take().context("git has no output")?;
     let (beginning, sha256) = timeout(GIT_TIMEOUT, hashed(stdout)).await??;
     ensure!(
@@ -549,20 +549,6 @@ async fn pushed_sha256(path: &Path, blob: GitSha) -> anyhow::Result<String> {
     );
     // A pointer's oid is the SHA-256 of the bytes it stands for.
     Ok(Pointer::parse(&beginning).map_or(sha256, |pointer| pointer.oid.to_string()))
-}
-
-fn git(path: &Path, args: &[&str]) -> io::Result<Child> {
-    process::Command::new("git")
-        .arg("-C")
-        .arg(path)
-        .args(args)
-        // Set inside git hooks; they would win over the path.
-        .env_remove("GIT_DIR")
-        .env_remove("GIT_WORK_TREE")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
 }
 
 /// Reads to the end: the beginning (enough to tell a pointer) and the SHA-256 of everything.

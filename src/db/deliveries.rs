@@ -1,12 +1,13 @@
 //! Recording what GitHub told us, together with the work that follows from it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::json;
 use sqlx::Row as _;
 
-use super::videos::{ASK, Request, TELL, merged};
-use super::{Db, DbError, Dialect};
+use super::videos::{self, ASK, Request, TELL, merged};
+use super::{Db, DbError, Dialect, WAKE_CHANNEL};
 use crate::domain::ids::{GitSha, VideoKey};
 
 /// One verified delivery, as it is recorded.
@@ -45,6 +46,7 @@ pub struct Scan {
 /// After this time a scan that did not end is anybody's again.
 pub const SCAN_LEASE: Duration = Duration::from_secs(120);
 
+/// `$1`: JSON as [`to_json`] makes it.
 const RECORD: &str = "insert into video_ingest.deliveries
         (guid, event, before_sha, after_sha, received_at, scan, scan_due_at, status, videos, ignored)
     select d.value ->> 'guid', d.value ->> 'event', d.value ->> 'before', d.value ->> 'after', {now},
@@ -54,10 +56,10 @@ const RECORD: &str = "insert into video_ingest.deliveries
     from {each}($1{jsonb}) as d
     where true
     on conflict (guid) do update set
-        redeliveries = deliveries.redeliveries + 1, scan_due_at = excluded.scan_due_at {wake}";
+        redeliveries = deliveries.redeliveries + 1, scan_due_at = excluded.scan_due_at";
 
 impl Db {
-    /// Records deliveries and asks for their videos: all of it or nothing, in one commit.
+    /// Records deliveries and asks for their videos.
     ///
     /// A GUID that is already known asks again for its videos, rejected blobs included.
     pub async fn record(&self, deliveries: &[Delivery]) -> Result<(), DbError> {
@@ -66,30 +68,54 @@ impl Db {
                 .iter()
                 .map(|key| Request::pushed(*key, d.after, &d.guid))
         }));
-        let mut rows: Vec<&Delivery> = deliveries.iter().collect();
-        rows.sort_by(|a, b| a.guid.cmp(&b.guid));
-        rows.dedup_by(|a, b| a.guid == b.guid);
-        let rows: Vec<_> = rows.into_iter().map(to_json).collect();
-        let rows = serde_json::Value::from(rows).to_string();
-        let record = RECORD.replace("$1", "$2");
-        // One trip to the database, which for SQLite is a thread.
+        self.take_in(deliveries, requests).await
+    }
+
+    /// Asks for videos: what every sweep, retry and repair does.
+    pub async fn request(
+        &self,
+        requests: impl IntoIterator<Item = Request>,
+    ) -> Result<(), DbError> {
+        self.take_in(&[], merged(requests)).await
+    }
+
+    /// All of it or nothing, in one commit and one trip to the database, which for SQLite is a thread.
+    async fn take_in(
+        &self,
+        deliveries: &[Delivery],
+        requests: BTreeMap<VideoKey, Request>,
+    ) -> Result<(), DbError> {
+        let mut deliveries: Vec<&Delivery> = deliveries.iter().collect();
+        deliveries.sort_by(|a, b| a.guid.cmp(&b.guid));
+        deliveries.dedup_by(|a, b| a.guid == b.guid);
+        let json = |rows: Vec<serde_json::Value>| serde_json::Value::from(rows).to_string();
         let (statement, mut unit) = match self.dialect {
-            Dialect::Postgres => (
-                format!("with asked as ({ASK}), told as ({TELL}) {record}"),
-                self.unit(&self.write).await?,
-            ),
-            Dialect::Sqlite => (
-                format!("{ASK}; {TELL}; {record}"),
-                self.transaction().await?,
-            ),
+            Dialect::Postgres => {
+                let ask = ASK.replace("{recorded}", "recorded");
+                let wake = format!("select pg_notify('{WAKE_CHANNEL}', '')::text");
+                (
+                    format!(
+                        "with recorded as ({RECORD} returning guid, redeliveries),
+                        asked as ({ask}), told as ({TELL}) {wake}"
+                    ),
+                    self.unit(&self.write).await?,
+                )
+            }
+            Dialect::Sqlite => {
+                let ask = ASK.replace("{recorded}", "deliveries");
+                (
+                    format!("{RECORD}; {ask}; {TELL}"),
+                    self.transaction().await?,
+                )
+            }
         };
         self.query(&statement)
-            .bind(requests)
-            .bind(rows)
+            .bind(json(deliveries.into_iter().map(to_json).collect()))
+            .bind(json(requests.values().map(videos::to_json).collect()))
             .execute(unit.connection())
             .await?;
         unit.commit().await?;
-        for key in deliveries.iter().flat_map(|d| &d.videos) {
+        for key in requests.keys() {
             self.announce(key.video_id, "queued");
         }
         Ok(())

@@ -25,9 +25,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgListener;
 use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Row as _, Transaction};
-use tokio::sync::broadcast;
-
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 use crate::clock::Clock;
 use crate::telemetry::causes;
@@ -41,7 +39,7 @@ pub use videos::{Claim, End, Lost, Published, Request, Source, Step};
 pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
 
 /// How long work may wait for a connection. Intake waits less: its own limit ends it, see
-/// [`crate::http`].
+/// [`crate::intake`].
 pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections to Postgres, and readers of SQLite (which has one writer).
@@ -54,7 +52,7 @@ const TRUST_IDLE_FOR: Duration = Duration::from_secs(1);
 /// Source: Supabase's guide "Connect to your database".
 const TRANSACTION_POOLER_PORT: u16 = 6543;
 
-/// What is notified when something was recorded.
+/// Where the other replicas are told that something was recorded.
 const WAKE_CHANNEL: &str = "video_ingest";
 
 /// After the connection that listens for wake-ups broke.
@@ -338,7 +336,6 @@ impl Db {
     /// | `{each}(x)` | `json_each(x)` | `jsonb_array_elements(x)` |
     /// | `{jsonb}` `{uuid}` `{text}` | nothing | the cast |
     /// | `{skip_locked}` | nothing: there is one writer | `for update skip locked` |
-    /// | `{wake}` | nothing: there is one process | tells the other replicas, once it is committed |
     /// | `video_ingest.` | nothing | the schema |
     fn query<'q>(&self, text: &str) -> Query<'q, Any, AnyArguments> {
         sqlx::query(AssertSqlSafe(self.spell(text))).persistent(!self.pooled)
@@ -357,7 +354,6 @@ impl Db {
                 .replace("{uuid}", "")
                 .replace("{text}", "")
                 .replace("{skip_locked}", "")
-                .replace("{wake}", "")
                 .replace("video_ingest.", ""),
             Dialect::Postgres => text
                 .replace(
@@ -370,11 +366,7 @@ impl Db {
                 .replace("{jsonb}", "::jsonb")
                 .replace("{uuid}", "::uuid")
                 .replace("{text}", "::text")
-                .replace("{skip_locked}", "for update skip locked")
-                .replace(
-                    "{wake}",
-                    &format!("returning pg_notify('{WAKE_CHANNEL}', '')::text"),
-                ),
+                .replace("{skip_locked}", "for update skip locked"),
         }
     }
 

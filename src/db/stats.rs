@@ -200,9 +200,7 @@ impl Db {
                 let took = ("took", bucket(claim.asked_at.elapsed()));
                 self.count(tx, &[("ready", 0), took]).await
             }
-            End::Failed { failure, .. } if is_news(claim, failure) => {
-                self.count(tx, &[("failed", 0)]).await
-            }
+            End::Failed { failure, .. } if is_news(claim, failure) => self.count_failed(tx).await,
             _ => Ok(()),
         }
     }

@@ -84,18 +84,18 @@ impl Request {
 /// seven others of the same video, all within the two minutes in which it matters, is not waited for.
 const WANTED_CHARS_MAX: usize = 8 * 41 - 1;
 
-/// Upserts requests. `$1`: JSON as [`merged`] makes it.
+/// Upserts requests. `$2`: JSON as [`to_json`] makes it. `{recorded}`: the deliveries that ask, with how
+/// often each was delivered again.
 pub(super) const ASK: &str = "insert into video_ingest.videos as videos
         (video_id, lesson_id, state, source, due_at, requested, requested_at, wanted, forced, created_at, updated_at)
     select k.value ->> 'video_id', k.value ->> 'lesson_id', 'queued', k.value ->> 'source', {now}, 1, {now},
         k.value ->> 'wanted',
         case when cast(k.value ->> 'forced' as bigint) = 1 or exists (
             select 1 from {each}(k.value -> 'deliveries') as g
-            where g.value ->> 'guid' = (
-                select known.guid from video_ingest.deliveries as known
-                where known.guid = g.value ->> 'guid')) then 1 else 0 end,
+            join {recorded} as recorded on recorded.guid = g.value ->> 'guid'
+            where recorded.redeliveries > 0) then 1 else 0 end,
         {now}, {now}
-    from {each}($1{jsonb}) as k
+    from {each}($2{jsonb}) as k
     where true
     on conflict (video_id, lesson_id) do update set
         requested = videos.requested + 1,
@@ -112,17 +112,16 @@ pub(super) const ASK: &str = "insert into video_ingest.videos as videos
         state = case when videos.state = 'running' then 'running' else 'queued' end,
         updated_at = excluded.updated_at";
 
-/// Writes the requests into the timelines. `$1`: as for [`ASK`].
+/// Writes the requests into the timelines. `$2`: as for [`ASK`].
 pub(super) const TELL: &str = "insert into video_ingest.events
         (video_id, lesson_id, at, seq, step, detail, delivery)
     select k.value ->> 'video_id', k.value ->> 'lesson_id', {now}, 0,
         case when k.value ->> 'source' = 'push' then 'received' else 'requested' end,
         k.value ->> 'detail', g.value ->> 'guid'
-    from {each}($1{jsonb}) as k left join {each}(k.value -> 'deliveries') as g on true {wake}";
+    from {each}($2{jsonb}) as k left join {each}(k.value -> 'deliveries') as g on true";
 
-/// Requests as [`ASK`] and [`TELL`] read them: one per video, since one statement may touch a row
-/// only once.
-pub(super) fn merged(requests: impl Iterator<Item = Request>) -> String {
+/// One request per video, since one statement may touch a row only once.
+pub(super) fn merged(requests: impl IntoIterator<Item = Request>) -> BTreeMap<VideoKey, Request> {
     let mut by_video: BTreeMap<VideoKey, Request> = BTreeMap::new();
     for request in requests {
         by_video
@@ -138,11 +137,11 @@ pub(super) fn merged(requests: impl Iterator<Item = Request>) -> String {
             })
             .or_insert(request);
     }
-    let rows: Vec<_> = by_video.values().map(to_json).collect();
-    serde_json::Value::from(rows).to_string()
+    by_video
 }
 
-fn to_json(request: &Request) -> serde_json::Value {
+/// A request as [`ASK`] and [`TELL`] read it.
+pub(super) fn to_json(request: &Request) -> serde_json::Value {
     let wanted: Vec<String> = request.wanted.iter().map(GitSha::to_string).collect();
     let mut wanted = wanted.join(" ");
     wanted.truncate(WANTED_CHARS_MAX);
@@ -302,29 +301,6 @@ impl From<sqlx::Error> for Lost {
 }
 
 impl Db {
-    /// Asks for videos. The one function behind every sweep, retry and repair; a push does the same
-    /// in [`Db::record`].
-    pub async fn request(
-        &self,
-        requests: impl IntoIterator<Item = Request>,
-    ) -> Result<(), DbError> {
-        let requests: Vec<Request> = requests.into_iter().collect();
-        let asked: Vec<_> = requests.iter().map(|r| r.key.video_id).collect();
-        let requests = merged(requests.into_iter());
-        let mut tx = self.transaction().await?;
-        for statement in [ASK, TELL] {
-            self.query(statement)
-                .bind(requests.as_str())
-                .execute(tx.connection())
-                .await?;
-        }
-        tx.commit().await?;
-        for video_id in asked {
-            self.announce(video_id, "queued");
-        }
-        Ok(())
-    }
-
     /// Takes the video that has been due for longest: queued ones and those whose worker let its lease
     /// end, in one order, so that neither waits behind the other.
     pub async fn claim(&self, lease: Duration) -> Result<Option<Claim>, DbError> {

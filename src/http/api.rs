@@ -156,7 +156,7 @@ pub(super) async fn find(surface: &Surface, video_id: &str) -> Result<VideoDetai
 #[into_params(parameter_in = Query)]
 pub(super) struct DeliveriesQuery {
     /// `next` of the page before.
-    cursor: Option<String>,
+    pub(super) cursor: Option<String>,
 }
 
 /// A page of deliveries, the newest first.

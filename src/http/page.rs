@@ -357,7 +357,7 @@ fn tabs(overview: &Overview) -> Vec<Tab> {
     };
     let states = STATES.into_iter().map(|name| Tab {
         name,
-        label: format!("{}{}", name[..1].to_uppercase(), &name[1..]),
+        label: capitalized(name),
         count: match name {
             "queued" => Some(overview.queued),
             "running" => Some(overview.running),
@@ -471,15 +471,10 @@ pub(super) async fn retry(
     Ok(Redirect::to(&format!("/videos/{}", key.video_id)))
 }
 
-#[derive(Deserialize)]
-pub(super) struct DeliveriesQuery {
-    cursor: Option<String>,
-}
-
 /// `GET /deliveries`
 pub(super) async fn deliveries(
     State(surface): State<Surface>,
-    Query(query): Query<DeliveriesQuery>,
+    Query(query): Query<api::DeliveriesQuery>,
 ) -> Result<Response, Oops> {
     let now = surface.sweep.clock.now_ms();
     let page = surface.db.deliveries(query.cursor.as_deref()).await?;

@@ -57,7 +57,7 @@ impl Local {
     ) -> Result<(Self, Repository), LocalError> {
         let shown = path.display().to_string();
         let unsupported = |why| LocalError::Unsupported(shown.clone(), why);
-        let git = |args: &'static [&'static str]| git(path, args);
+        let git = |args: &'static [&'static str]| printed(path, args);
 
         let directory = git(&["rev-parse", "--path-format=absolute", "--git-common-dir"])
             .await?
@@ -95,7 +95,7 @@ impl Local {
 
     /// The bytes of a blob. The child must live for as long as they are read.
     pub(super) fn blob(&self, sha: GitSha) -> std::io::Result<(Child, impl AsyncRead + use<>)> {
-        let mut command = command(&self.path, &["cat-file", "blob"]);
+        let mut command = git(&self.path, &["cat-file", "blob"]);
         let mut child = command.arg(sha.to_string()).spawn()?;
         let stdout = child.stdout.take();
         stdout
@@ -109,7 +109,8 @@ impl Local {
     }
 }
 
-fn command(path: &Path, args: &[&str]) -> Command {
+/// Runs git in the repository at `path`, with what it prints piped.
+pub fn git(path: &Path, args: &[&str]) -> Command {
     let mut command = Command::new("git");
     command
         .arg("-C")
@@ -126,9 +127,9 @@ fn command(path: &Path, args: &[&str]) -> Command {
 }
 
 /// What git prints, or what it says when it refuses.
-async fn git(path: &Path, args: &[&str]) -> Result<Result<String, String>, LocalError> {
+async fn printed(path: &Path, args: &[&str]) -> Result<Result<String, String>, LocalError> {
     let run = async {
-        let mut child = command(path, args)
+        let mut child = git(path, args)
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|e| match e.kind() {

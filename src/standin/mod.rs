@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use faults::{Call, Fault, Pause};
-pub use local::LocalError;
+pub use local::{LocalError, git};
 pub use model::Changes;
 pub use webhooks::Delivery;
 
