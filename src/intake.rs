@@ -1,13 +1,13 @@
 //! Deliveries that come at once share one statement and one commit.
 //!
-//! One writer takes whatever waits, commits it, answers, and takes what came meanwhile. A delivery
-//! that comes alone waits for nobody, and nobody is answered before its own commit.
+//! One task takes whatever waits, has it committed and answered, and takes what came meanwhile. A
+//! delivery that comes alone waits for nobody, and nobody is answered before its own commit.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::db::{Db, DbError, Delivery};
@@ -20,6 +20,10 @@ const BATCH_DELIVERIES_MAX: usize = 256;
 
 /// A commit takes no further delivery once it has this many videos, so that its statement stays small.
 const BATCH_VIDEOS_MAX: usize = 2048;
+
+/// While a commit is under way, the next one gathers deliveries for so long at most. To a database
+/// nearby it is over sooner; to one far away a second commit goes out, or everybody would wait for two.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// The database has this long for a batch, its second chance included.
 const COMMIT_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -72,7 +76,14 @@ impl Intake {
 }
 
 async fn write(mut queue: mpsc::Receiver<Waiting>, db: Db, wake: Arc<Notify>) {
+    let mut commits = JoinSet::new();
     while let Some(first) = queue.recv().await {
+        while commits.try_join_next().is_some() {}
+        if commits.len() < db.commits_max() {
+            let _ = timeout(GATHER, commits.join_next()).await;
+        } else {
+            commits.join_next().await;
+        }
         let mut batch = Batch::default();
         batch.push(first);
         while batch.has_room()
@@ -80,17 +91,11 @@ async fn write(mut queue: mpsc::Receiver<Waiting>, db: Db, wake: Arc<Notify>) {
         {
             batch.push(next);
         }
-        let deliveries = batch.deliveries.len();
-        if deliveries == 0 {
-            continue;
-        }
-        if timeout(COMMIT_TIMEOUT, batch.commit(&db, &wake))
-            .await
-            .is_err()
-        {
-            tracing::error!(deliveries, "not recorded: the database did not answer");
+        if !batch.deliveries.is_empty() {
+            commits.spawn(batch.commit(db.clone(), wake.clone()));
         }
     }
+    while commits.join_next().await.is_some() {}
 }
 
 #[derive(Default)]
@@ -114,9 +119,17 @@ impl Batch {
         }
     }
 
+    async fn commit(self, db: Db, wake: Arc<Notify>) {
+        let deliveries = self.deliveries.len();
+        let committed = timeout(COMMIT_TIMEOUT, self.try_commit(&db, &wake)).await;
+        if committed.is_err() {
+            tracing::error!(deliveries, "not recorded: the database did not answer");
+        }
+    }
+
     /// All in one commit; if the database refuses that, each in its own, so that none is refused for
     /// what another one holds.
-    async fn commit(self, db: &Db, wake: &Notify) {
+    async fn try_commit(self, db: &Db, wake: &Notify) {
         let Err(error) = db.record(&self.deliveries).await else {
             wake.notify_waiters();
             for committed in self.answers {

@@ -42,6 +42,9 @@ pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
 /// [`crate::intake`].
 pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Commits of deliveries under way at once: half of the connections, so that work goes on meanwhile.
+const COMMITS_MAX: usize = 4;
+
 /// Connections to Postgres, and readers of SQLite (which has one writer).
 const POOL_CONNECTIONS_MAX: u32 = 8;
 
@@ -310,6 +313,14 @@ impl Db {
         let mut unit = self.unit(&self.write).await?;
         self.query("select 1").execute(unit.connection()).await?;
         Ok(unit.commit().await?)
+    }
+
+    /// How many deliveries' commits can be under way at once; SQLite has one writer.
+    pub fn commits_max(&self) -> usize {
+        match self.dialect {
+            Dialect::Sqlite => 1,
+            Dialect::Postgres => COMMITS_MAX,
+        }
     }
 
     /// Every change of a video's state that this process commits from now on.

@@ -1,6 +1,7 @@
 //! Deliveries that come at once: one commit for all of them, and nobody lost with another one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
@@ -11,7 +12,7 @@ use video_ingest::domain::ids::GitSha;
 use video_ingest::intake::Intake;
 
 use crate::story;
-use crate::support::story::{Backend, Video};
+use crate::support::story::{Backend, Story, Video};
 
 fn delivery(guid: impl Into<String>) -> Delivery {
     Delivery {
@@ -73,4 +74,29 @@ story! {
         waiting.await.unwrap().unwrap();
         assert_eq!(t.counts().await, "deliveries 1, videos 1, events 1, readings 0");
     }
+}
+
+/// On Postgres only: SQLite has one writer.
+#[tokio::test]
+async fn a_commit_that_waits_in_the_database_keeps_no_other_one_waiting() {
+    let t = Story::begin(Backend::Supabase).await;
+    let admin = &t.database.as_ref().unwrap().admin;
+    let mut other = admin.begin().await.unwrap();
+    let recorded_by_another_replica =
+        "insert into video_ingest.deliveries (guid, event, before_sha,
+        after_sha, received_at, scan, status, videos, ignored)
+        values ('held', 'push', '', '', 0, 0, 'accepted', '[]', '[]')";
+    let insert = sqlx::query(recorded_by_another_replica);
+    insert.execute(&mut *other).await.unwrap();
+
+    let (intake, _writer) = Intake::start(t.db.clone(), Arc::default());
+    let held = intake.record(delivery("held"));
+    let meanwhile = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let recorded = intake.record(delivery("meanwhile")).await;
+        other.commit().await.unwrap();
+        recorded
+    };
+    let (held, meanwhile) = tokio::join!(held, meanwhile);
+    assert!(held.is_ok() && meanwhile.is_ok());
 }
