@@ -21,7 +21,7 @@ use crate::domain::mp4::Probe;
 use crate::failpoint::FailPoints;
 use crate::github::{Download, Entry, Freshness, Github, Listing, Pair};
 use crate::metrics;
-use crate::spool::{Spool, Spooled};
+use crate::spool::{Kind, Spool, Spooled};
 use crate::store::{Digests, ObjectPath, Store};
 use crate::telemetry::causes;
 
@@ -332,8 +332,8 @@ impl Ingest {
     ) -> Result<(Spooled, Probe), Failure> {
         self.check_size(mp4.size)?;
         let download = self.github.blob(mp4.sha, mp4.size).await?;
-        let mut spooled = self.spool(download, mp4.size).await?;
-        if spooled.git_sha != mp4.sha {
+        let mut spooled = self.spool(download, mp4.size, Kind::Blob).await?;
+        if spooled.git_sha != Some(mp4.sha) {
             return Err(corrupt("the blob's bytes do not hash to its name"));
         }
         let pointer = spooled.lfs_pointer();
@@ -342,7 +342,7 @@ impl Ingest {
             let fetch = async {
                 let oid = pointer.oid.to_string();
                 let download = self.github.lfs(&oid, pointer.size).await?;
-                self.spool(download, pointer.size).await
+                self.spool(download, pointer.size, Kind::LfsObject).await
             };
             spooled = self.breakers.lfs.call(fetch).await?;
             if spooled.sha256 != pointer.oid {
@@ -366,8 +366,13 @@ impl Ingest {
         Ok((spooled, probe))
     }
 
-    async fn spool(&self, mut download: Download, size: u64) -> Result<Spooled, Failure> {
-        let mut spool = Spool::create(&self.rules.data_dir, size).await?;
+    async fn spool(
+        &self,
+        mut download: Download,
+        size: u64,
+        kind: Kind,
+    ) -> Result<Spooled, Failure> {
+        let mut spool = Spool::create(&self.rules.data_dir, size, kind).await?;
         while let Some(chunk) = download.chunk().await? {
             spool.write(&chunk).await?;
         }

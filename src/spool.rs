@@ -19,15 +19,24 @@ use crate::domain::mp4::{BoxWalk, Probe, grouped};
 /// The longest download that is held in memory, in bytes; a longer one goes to a file.
 pub const MEMORY_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// The most bytes that are hashed, written or read at once.
-pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
+/// The most bytes that are hashed, written or read at once: much less costs a switch of threads too often.
+pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
+
+/// What is downloaded, and so by which hash it is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Its name is git's SHA-1 of it.
+    Blob,
+    /// Its name is its SHA-256, which every download gets.
+    LfsObject,
+}
 
 /// A download on its way in. Its file has no name, so nothing is left behind however it ends.
 pub struct Spool {
     declared_len: u64,
     received: u64,
     sink: Sink,
-    git_sha: sha1::Sha1,
+    git_sha: Option<sha1::Sha1>,
     sha256: sha2::Sha256,
     walk: BoxWalk,
 }
@@ -41,8 +50,8 @@ enum Sink {
 pub struct Spooled {
     /// How many bytes there are: as many as were declared.
     pub size: u64,
-    /// What git calls a blob of these bytes.
-    pub git_sha: GitSha,
+    /// What git calls a blob of these bytes; not known of an LFS object.
+    pub git_sha: Option<GitSha>,
     /// What Git LFS calls an object of these bytes.
     pub sha256: Sha256,
     /// What the bytes are as an MP4, or why they cannot be used as one.
@@ -61,7 +70,7 @@ impl Spool {
     ///
     /// # Errors
     /// `disk_full`, or `internal` if no file can be made in `dir`.
-    pub async fn create(dir: &Path, declared_len: u64) -> Result<Self, Failure> {
+    pub async fn create(dir: &Path, declared_len: u64, kind: Kind) -> Result<Self, Failure> {
         let sink = if declared_len <= MEMORY_BYTES_MAX {
             Sink::Memory(Vec::new())
         } else {
@@ -73,12 +82,13 @@ impl Spool {
             file.set_max_buf_size(CHUNK_BYTES_MAX);
             Sink::File(file)
         };
+        // A blob's name is the hash of this and the content (Pro Git, "Git Objects", "Object Storage").
+        let header = format!("blob {declared_len}\0");
         Ok(Self {
             declared_len,
             received: 0,
             sink,
-            // A blob's name is the hash of this and the content (Pro Git, "Git Objects", "Object Storage").
-            git_sha: sha1::Sha1::new_with_prefix(format!("blob {declared_len}\0")),
+            git_sha: (kind == Kind::Blob).then(|| sha1::Sha1::new_with_prefix(header)),
             sha256: sha2::Sha256::new(),
             walk: BoxWalk::new(declared_len),
         })
@@ -97,7 +107,9 @@ impl Spool {
             ));
         }
         for chunk in bytes.chunks(CHUNK_BYTES_MAX) {
-            self.git_sha.update(chunk);
+            if let Some(git_sha) = &mut self.git_sha {
+                git_sha.update(chunk);
+            }
             self.sha256.update(chunk);
             self.walk.feed(chunk);
             match &mut self.sink {
@@ -133,7 +145,9 @@ impl Spool {
         };
         Ok(Spooled {
             size: self.received,
-            git_sha: GitSha::from_bytes(self.git_sha.finalize().into()),
+            git_sha: self
+                .git_sha
+                .map(|sha| GitSha::from_bytes(sha.finalize().into())),
             sha256: Sha256::from_bytes(self.sha256.finalize().into()),
             probe: self.walk.finish(),
             source,
@@ -221,7 +235,7 @@ mod tests {
 
     async fn spooled(content: &[u8]) -> Spooled {
         let dir = tempfile::tempdir().unwrap();
-        let mut spool = Spool::create(dir.path(), content.len() as u64)
+        let mut spool = Spool::create(dir.path(), content.len() as u64, Kind::Blob)
             .await
             .unwrap();
         for chunk in content.chunks(100_000) {
@@ -265,7 +279,7 @@ mod tests {
         assert_eq!(spooled.size, 12_522);
         // As `git hash-object` and `sha256sum` say.
         assert_eq!(
-            spooled.git_sha.to_string(),
+            spooled.git_sha.unwrap().to_string(),
             "7fce7e4190e51f3507becb54b07a834fbfbd78f4"
         );
         assert_eq!(
@@ -288,7 +302,7 @@ mod tests {
     async fn nothing_is_a_download_too() {
         let spooled = spooled(b"").await;
         assert_eq!(
-            spooled.git_sha.to_string(),
+            spooled.git_sha.unwrap().to_string(),
             "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
         );
         assert_eq!(spooled.probe.as_ref().unwrap_err().code, Code::NotAnMp4);
@@ -318,7 +332,9 @@ mod tests {
     #[tokio::test]
     async fn a_download_of_another_length_is_corrupt() {
         let dir = tempfile::tempdir().unwrap();
-        let mut spool = Spool::create(dir.path(), 2_007_071).await.unwrap();
+        let mut spool = Spool::create(dir.path(), 2_007_071, Kind::Blob)
+            .await
+            .unwrap();
         spool.write(&[0; 1_000_000]).await.unwrap();
         let short = spool.finish().await.err().unwrap();
         assert_eq!(
@@ -329,7 +345,7 @@ mod tests {
             )
         );
 
-        let mut spool = Spool::create(dir.path(), 1000).await.unwrap();
+        let mut spool = Spool::create(dir.path(), 1000, Kind::Blob).await.unwrap();
         spool.write(&[0; 1000]).await.unwrap();
         let long = spool.write(&[0]).await.unwrap_err();
         assert_eq!(
@@ -344,7 +360,7 @@ mod tests {
     #[tokio::test]
     async fn a_directory_that_cannot_be_used_is_no_fault_of_the_video() {
         let missing = tempfile::tempdir().unwrap().path().join("gone");
-        let failure = Spool::create(&missing, MEMORY_BYTES_MAX + 1)
+        let failure = Spool::create(&missing, MEMORY_BYTES_MAX + 1, Kind::LfsObject)
             .await
             .err()
             .unwrap();
