@@ -1,5 +1,6 @@
-//! Row J: how soon it works, and how large it is.
+//! Row J: how soon it works, how large it is, and how long its builders wait.
 
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use crate::ROUNDS;
@@ -30,4 +31,27 @@ pub async fn measure(report: &mut Report) {
         anchor: String::new(),
         target: None,
     });
+    let target = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for (work, arguments) in [
+        ("J. a clean debug build, tests included", &["--no-run"][..]),
+        ("J. all tests", &[]),
+    ] {
+        println!("  {work}: some minutes");
+        let began = Instant::now();
+        let status = Command::new(env!("CARGO"))
+            .args(["test", "--offline", "--locked", "--quiet"])
+            .args(arguments)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .env("CARGO_TARGET_DIR", target.path())
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success(), "{work}");
+        report.add(Row {
+            work: work.into(),
+            measured: format!("{:.0} s", began.elapsed().as_secs_f64()),
+            anchor: String::new(),
+            target: None,
+        });
+    }
 }
