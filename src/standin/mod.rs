@@ -213,6 +213,12 @@ impl GithubStandin {
         };
     }
 
+    /// Forgets the trees of all commits but the head: thousands of commits to a large folder are gigabytes.
+    /// How commits relate is still known; compared with a forgotten tree, every file is an added one.
+    pub fn forget_old_trees(&self) {
+        self.shared.state().repository.forget_old_trees();
+    }
+
     /// The default branch's commit as git has it; forty zeros before the first one.
     pub fn head(&self) -> GitSha {
         self.shared.state().repository.head().unwrap_or(NO_COMMIT)

@@ -275,6 +275,20 @@ impl Repository {
         files
     }
 
+    /// Forgets what the folders held at every commit but the head.
+    pub(super) fn forget_old_trees(&mut self) {
+        let Some(head) = self.head().and_then(|head| self.commit(head)) else {
+            return;
+        };
+        let inside = self.walk(head.tree).into_iter();
+        let kept: HashSet<_> = inside
+            .map(|(_, entry)| entry.sha)
+            .chain([head.tree])
+            .collect();
+        self.objects
+            .retain(|sha, object| !matches!(object, Object::Tree(_)) || kept.contains(sha));
+    }
+
     /// Every entry below a tree with its full path, folders before what is in them.
     pub(super) fn walk(&self, tree: GitSha) -> Vec<(String, &Entry)> {
         let mut found = Vec::new();
