@@ -6,6 +6,7 @@
 //! cargo test --release --test proofs -- long kill seed=7       one of them, repeated
 //! cargo test --release --test proofs -- pages                  a million videos; only if asked for
 //! cargo test --test proofs -- screenshots                      the pages into target/screenshots; only if asked for
+//! cargo test --release --test proofs -- month seed=7           a month at 100 times today's load; only if asked for
 //! ```
 //!
 //! What was acknowledged is kept here, outside the processes. Ends with a panic, and so with an exit
@@ -19,6 +20,7 @@ use tokio::runtime::Runtime;
 
 mod database;
 mod kill;
+mod month;
 mod pages;
 mod screenshots;
 mod server;
@@ -70,6 +72,11 @@ fn main() {
     }
     if asked.only.as_deref() == Some("screenshots") {
         runtime.block_on(screenshots::take());
+    }
+    if asked.only.as_deref() == Some("month") {
+        let began = Instant::now();
+        runtime.block_on(month::prove(asked.seed));
+        println!("  took {} s", began.elapsed().as_secs());
     }
 }
 
