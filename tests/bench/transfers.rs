@@ -78,6 +78,8 @@ struct Installation {
     server: Server,
     client: reqwest::Client,
     ready: mpsc::Receiver<Uuid>,
+    /// What the branch holds.
+    pushed: Vec<Video>,
     /// Where the server sees both services.
     github_at: SocketAddr,
     storage_at: SocketAddr,
@@ -112,9 +114,21 @@ impl Installation {
             server,
             client,
             ready,
+            pushed: Vec::new(),
             github_at,
             storage_at,
         }
+    }
+
+    /// Removes what was pushed from the branch.
+    fn tidy_up(&mut self) {
+        let pushed = std::mem::take(&mut self.pushed);
+        self.github.commit(|c| {
+            pushed.iter().fold(c, |c, video| {
+                c.remove(video.mp4_path()).remove(video.json_path())
+            })
+        });
+        self.github.forget_old_trees();
     }
 
     /// Pushes so many videos with this content, each in its own push, and returns how long it took
@@ -139,6 +153,7 @@ impl Installation {
             });
             deliveries.push(self.github.push(before, self.github.head()));
             waiting.insert(video.key.video_id);
+            self.pushed.push(video);
         }
         for delivery in &deliveries {
             let mut request = self.client.post(self.server.url("/webhooks/github"));
@@ -332,6 +347,8 @@ pub async fn soak(report: &mut Report) {
     let (began, mut warm, mut videos) = (Instant::now(), 0.0, 0);
     while began.elapsed() < SOAK {
         here.ingest(&file, SOAK_PUSH).await;
+        // What is measured is the server, not a folder that grows.
+        here.tidy_up();
         videos += SOAK_PUSH;
         if began.elapsed() < SOAK_WARM {
             warm = here.server.memory().0;
