@@ -37,6 +37,10 @@ pub const PUSH_LAG_WAIT: Duration = Duration::from_secs(2);
 /// The size limit where neither the settings nor the bucket name one, in bytes.
 pub const VIDEO_BYTES_MAX_DEFAULT: u64 = 52_428_800;
 
+/// A video that failed of these is tried again by every sweep: the store is asked first, so that GitHub's
+/// calls are not spent on what it would refuse again.
+const STORE_REFUSED: [Code; 2] = [Code::StorageDenied, Code::BucketMissing];
+
 /// What the story needs to know from the settings.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -165,8 +169,14 @@ impl Ingest {
             Plan::Fail(failure) => return Err(failure),
             Plan::Ingest(mp4) => mp4,
         };
-        let metadata = self.metadata(attempt, &pair).await?;
         let object = ObjectPath::new(&row.bucket, row.user_id, claim.key)?;
+        if STORE_REFUSED
+            .map(Code::as_str)
+            .contains(&claim.code.as_deref().unwrap_or_default())
+        {
+            self.breakers.info.call(self.store.info(&object)).await?;
+        }
+        let metadata = self.metadata(attempt, &pair).await?;
         let known = claim
             .stored
             .as_ref()

@@ -207,6 +207,33 @@ async fn what_the_storage_refuses_is_said_and_heals() {
     t.finish().await;
 }
 
+#[tokio::test]
+async fn while_the_storage_refuses_our_key_nothing_is_downloaded_again() {
+    let t = Story::begin(Backend::Supabase).await;
+    let video = Video::good();
+    t.row(&video).await;
+    t.storage.translate_keys(false);
+    t.push(&video).await;
+    t.work().await;
+    t.expect_reported(&video, "storage_denied").await;
+    t.github.take_calls();
+    for _ in 0..3 {
+        t.ask("/reconcile?wait=0").await;
+        t.work().await;
+    }
+    t.expect_reported(&video, "storage_denied").await;
+    let calls = t.github.take_calls();
+    assert!(
+        calls.iter().all(|call| !call.path.contains("/git/blobs/")),
+        "{calls:?}"
+    );
+    t.storage.translate_keys(true);
+    t.ask("/reconcile?wait=0").await;
+    t.work().await;
+    t.expect_ready(&video).await;
+    t.finish().await;
+}
+
 /// The badge turns green by one change that logical replication carries.
 #[tokio::test]
 async fn realtime_sees_one_change() {
