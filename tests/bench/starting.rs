@@ -38,15 +38,16 @@ pub async fn measure(report: &mut Report) {
     ] {
         println!("  {work}: some minutes");
         let began = Instant::now();
-        let status = Command::new(env!("CARGO"))
+        let built = Command::new(env!("CARGO"))
             .args(["test", "--offline", "--locked", "--quiet"])
             .args(arguments)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .env("CARGO_TARGET_DIR", target.path())
-            .stdout(Stdio::null())
-            .status()
+            .stderr(Stdio::inherit())
+            .output()
             .unwrap();
-        assert!(status.success(), "{work}");
+        let printed = String::from_utf8_lossy(&built.stdout);
+        assert!(built.status.success(), "{work}\n{printed}");
         report.add(Row {
             work: work.into(),
             measured: format!("{:.0} s", began.elapsed().as_secs_f64()),
