@@ -170,10 +170,7 @@ impl Ingest {
             Plan::Ingest(mp4) => mp4,
         };
         let object = ObjectPath::new(&row.bucket, row.user_id, claim.key)?;
-        if STORE_REFUSED
-            .map(Code::as_str)
-            .contains(&claim.code.as_deref().unwrap_or_default())
-        {
+        if claim.code.is_some_and(|code| STORE_REFUSED.contains(&code)) {
             self.breakers.info.call(self.store.info(&object)).await?;
         }
         let metadata = self.metadata(attempt, &pair).await?;
@@ -488,9 +485,8 @@ enum Plan {
 fn decide(claim: &Claim, row: &Row, pair: &Pair, rules: &Rules) -> Plan {
     let seen = (pair.mp4.map(|e| e.sha), pair.json.map(|e| e.sha));
     let was_ready = row.storage_path.is_some();
-    let code = claim.code.as_deref().and_then(Code::parse);
     let waited = |what: Code| {
-        if code == Some(what) {
+        if claim.code == Some(what) {
             claim.waited
         } else {
             Duration::ZERO
@@ -519,15 +515,16 @@ fn decide(claim: &Claim, row: &Row, pair: &Pair, rules: &Rules) -> Plan {
         (Some(mp4), json) => {
             let settled = !claim.forced && seen == claim.observed;
             if settled
-                && let Some(code) =
-                    code.filter(|c| c.class() == Class::Content && *c != Code::RowMismatch)
+                && let Some(code) = claim
+                    .code
+                    .filter(|c| c.class() == Class::Content && *c != Code::RowMismatch)
             {
                 let message = claim.message.clone().unwrap_or_default();
                 return Plan::Fail(Failure::new(code, message));
             }
             let stored = claim.stored.as_ref();
             if settled
-                && code.is_none()
+                && claim.code.is_none()
                 && was_ready
                 && stored.is_some_and(|s| {
                     s.blob_sha == mp4.sha && Some(&s.storage_path) == row.storage_path.as_ref()
@@ -549,7 +546,7 @@ fn decide(claim: &Claim, row: &Row, pair: &Pair, rules: &Rules) -> Plan {
 }
 
 fn wait_for_row(claim: &Claim) -> End {
-    let waited = match claim.code.as_deref() == Some(Code::NoRow.as_str()) {
+    let waited = match claim.code == Some(Code::NoRow) {
         true => claim.waited,
         false => Duration::ZERO,
     };

@@ -90,24 +90,18 @@ impl Db {
         deliveries.dedup_by(|a, b| a.guid == b.guid);
         let json = |rows: Vec<serde_json::Value>| serde_json::Value::from(rows).to_string();
         let (statement, mut unit) = match self.dialect {
-            Dialect::Postgres => {
-                let ask = ASK.replace("{recorded}", "recorded");
-                let wake = format!("select pg_notify('{WAKE_CHANNEL}', '')::text");
-                (
-                    format!(
-                        "with recorded as ({RECORD} returning guid, redeliveries),
-                        asked as ({ask}), told as ({TELL}) {wake}"
-                    ),
-                    self.unit(&self.write).await?,
-                )
-            }
-            Dialect::Sqlite => {
-                let ask = ASK.replace("{recorded}", "deliveries");
-                (
-                    format!("{RECORD}; {ask}; {TELL}"),
-                    self.transaction().await?,
-                )
-            }
+            Dialect::Postgres => (
+                format!(
+                    "with recorded as ({RECORD} returning guid, redeliveries),
+                    asked as ({ASK}), told as ({TELL})
+                    select pg_notify('{WAKE_CHANNEL}', '')::text"
+                ),
+                self.unit(&self.write).await?,
+            ),
+            Dialect::Sqlite => (
+                format!("{RECORD}; {ASK}; {TELL}"),
+                self.transaction().await?,
+            ),
         };
         self.query(&statement)
             .bind(json(deliveries.into_iter().map(to_json).collect()))

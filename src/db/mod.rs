@@ -42,11 +42,11 @@ pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
 /// [`crate::intake`].
 pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Commits of deliveries under way at once: half of the connections, so that work goes on meanwhile.
-const COMMITS_MAX: usize = 4;
-
 /// Connections to Postgres, and readers of SQLite (which has one writer).
 const POOL_CONNECTIONS_MAX: u32 = 8;
+
+/// Commits of deliveries under way at once: half of the connections, so that work goes on meanwhile.
+const COMMITS_MAX: usize = POOL_CONNECTIONS_MAX as usize / 2;
 
 /// A connection that was idle for longer is tried before it is used again.
 const TRUST_IDLE_FOR: Duration = Duration::from_secs(1);
@@ -346,6 +346,7 @@ impl Db {
     /// | `{now}` | the database's time in ms, plus the clock's offset | the same |
     /// | `{each}(x)` | `json_each(x)` | `jsonb_array_elements(x)` |
     /// | `{jsonb}` `{uuid}` `{text}` | nothing | the cast |
+    /// | `{recorded}` | the table of deliveries | what recording them returned: no search |
     /// | `{skip_locked}` | nothing: there is one writer | `for update skip locked` |
     /// | `video_ingest.` | nothing | the schema |
     fn query<'q>(&self, text: &str) -> Query<'q, Any, AnyArguments> {
@@ -364,6 +365,7 @@ impl Db {
                 .replace("{jsonb}", "")
                 .replace("{uuid}", "")
                 .replace("{text}", "")
+                .replace("{recorded}", "deliveries")
                 .replace("{skip_locked}", "")
                 .replace("video_ingest.", ""),
             Dialect::Postgres => text
@@ -377,6 +379,7 @@ impl Db {
                 .replace("{jsonb}", "::jsonb")
                 .replace("{uuid}", "::uuid")
                 .replace("{text}", "::text")
+                .replace("{recorded}", "recorded")
                 .replace("{skip_locked}", "for update skip locked"),
         }
     }

@@ -231,7 +231,7 @@ impl Db {
 
 /// A setting that is still wrong an hour later is no second failure.
 fn is_news(claim: &Claim, failure: &Failure) -> bool {
-    claim.code.as_deref() != Some(failure.code.as_str())
+    claim.code != Some(failure.code)
 }
 
 fn bucket(took: Duration) -> i64 {

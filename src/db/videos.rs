@@ -186,7 +186,7 @@ pub struct Claim {
     /// For how long it has been failing in passing.
     pub failing: Option<Duration>,
     /// What it last failed of or waited for.
-    pub code: Option<String>,
+    pub code: Option<Code>,
     /// What that was, in words.
     pub message: Option<String>,
     /// For how long it has been waiting for what `code` says.
@@ -609,7 +609,9 @@ fn claimed(row: &AnyRow, token_if_expired: &str) -> Result<Claim, sqlx::Error> {
         source: row.try_get("source")?,
         attempts: row.try_get::<i64, _>("attempts")? as u32,
         failing: ago("failing")?,
-        code: row.try_get("code")?,
+        code: row
+            .try_get::<Option<&str>, _>("code")?
+            .and_then(Code::parse),
         message: row.try_get("message")?,
         waited: ago("waited")?.unwrap_or_default(),
         observed: (sha("mp4_sha")?, sha("json_sha")?),

@@ -96,7 +96,7 @@ impl Local {
     /// The bytes of a blob. The child must live for as long as they are read.
     pub(super) fn blob(&self, sha: GitSha) -> std::io::Result<(Child, impl AsyncRead + use<>)> {
         let mut command = git(&self.path, &["cat-file", "blob"]);
-        let mut child = command.arg(sha.to_string()).spawn()?;
+        let mut child = command.arg(sha.to_string()).stderr(Stdio::null()).spawn()?;
         let stdout = child.stdout.take();
         stdout
             .map(|stdout| (child, stdout))
@@ -121,7 +121,6 @@ pub fn git(path: &Path, args: &[&str]) -> Command {
         .env_remove("GIT_WORK_TREE")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
         .kill_on_drop(true);
     command
 }

@@ -49,10 +49,7 @@ impl Pushes {
         let github = GithubStandin::start(REPOSITORY).await.unwrap();
         let before = github.commit(|c| c.write("README.md", "videos, rendered"));
         let video = Video::good();
-        github.commit(|c| {
-            c.write(video.mp4_path(), video.mp4.clone())
-                .write(video.json_path(), video.json.clone())
-        });
+        github.commit(|c| video.write(c));
         let mut payload = github.push(before, github.head()).payload;
         // What else GitHub says of a repository: addresses that nobody here reads.
         for n in 0.. {

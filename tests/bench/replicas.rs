@@ -43,12 +43,7 @@ pub async fn measure(report: &mut Report) {
     let postgres = Postgres::start_with("on");
     let github = GithubStandin::start(REPOSITORY).await.unwrap();
     let videos: Vec<Video> = (0..VIDEOS).map(|_| Video::good()).collect();
-    github.commit(|c| {
-        videos.iter().fold(c, |c, video| {
-            c.write(video.mp4_path(), video.mp4.clone())
-                .write(video.json_path(), video.json.clone())
-        })
-    });
+    github.commit(|c| videos.iter().fold(c, |c, video| video.write(c)));
     let mut rounds = REPLICAS.map(|_| Vec::new());
     for _ in 0..ROUNDS {
         for (replicas, rounds) in REPLICAS.into_iter().zip(&mut rounds) {

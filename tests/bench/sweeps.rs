@@ -47,8 +47,7 @@ async fn sweep(rows: usize) -> (f64, f64) {
     github.commit(|c| {
         keys.iter().step_by(ROWS_PER_PUSHED).fold(c, |c, key| {
             let video = Video::of(*key);
-            c.write(video.mp4_path(), video.mp4.clone())
-                .write(video.json_path(), video.json.clone())
+            video.write(c)
         })
     });
     let server = Server::start(&[("WORKERS", "0"), ("GITHUB_API_URL", &github.url())]);

@@ -123,11 +123,8 @@ impl Installation {
     /// Removes what was pushed from the branch.
     fn tidy_up(&mut self) {
         let pushed = std::mem::take(&mut self.pushed);
-        self.github.commit(|c| {
-            pushed.iter().fold(c, |c, video| {
-                c.remove(video.mp4_path()).remove(video.json_path())
-            })
-        });
+        self.github
+            .commit(|c| pushed.iter().fold(c, |c, video| video.remove(c)));
         self.github.forget_old_trees();
     }
 

@@ -138,7 +138,7 @@ story! {
         t.work().await;
         t.push(&gone).await;
         let before = t.github.head();
-        t.github.commit(|c| c.remove(gone.mp4_path()).remove(gone.json_path()).remove(ready.mp4_path()).remove(ready.json_path()));
+        t.github.commit(|c| ready.remove(gone.remove(c)));
         t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
         t.work().await;
         t.expect_reported(&gone, "video_missing").await;

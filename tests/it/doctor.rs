@@ -44,10 +44,7 @@ impl SetUp {
         let github = GithubStandin::start(REPOSITORY).await.unwrap();
         github.require_token(TOKEN);
         let video = Video::good();
-        github.commit(|c| {
-            c.write(video.mp4_path(), video.mp4.clone())
-                .write(video.json_path(), video.json.clone())
-        });
+        github.commit(|c| video.write(c));
         let hook = github.add_hook(&json!({
             "events": ["push"],
             "config": {"url": RECEIVER, "content_type": "json", "secret": SECRET},

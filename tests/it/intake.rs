@@ -80,15 +80,7 @@ story! {
 #[tokio::test]
 async fn a_commit_that_waits_in_the_database_keeps_no_other_one_waiting() {
     let t = Story::begin(Backend::Supabase).await;
-    let admin = &t.database.as_ref().unwrap().admin;
-    let mut other = admin.begin().await.unwrap();
-    let recorded_by_another_replica =
-        "insert into video_ingest.deliveries (guid, event, before_sha,
-        after_sha, received_at, scan, status, videos, ignored)
-        values ('held', 'push', '', '', 0, 0, 'accepted', '[]', '[]')";
-    let insert = sqlx::query(recorded_by_another_replica);
-    insert.execute(&mut *other).await.unwrap();
-
+    let other = t.database.as_ref().unwrap().hold_delivery("held").await;
     let (intake, _writer) = Intake::start(t.db.clone(), Arc::default());
     let held = intake.record(delivery("held"));
     let meanwhile = async {

@@ -47,10 +47,7 @@ async fn serving() -> (tempfile::TempDir, GithubStandin, Serve, Delivery) {
     );
     let before = github.commit(|c| c.write("README.md", "videos, rendered"));
     let video = Video::good();
-    github.commit(|c| {
-        c.write(video.mp4_path(), video.mp4.clone())
-            .write(video.json_path(), video.json.clone())
-    });
+    github.commit(|c| video.write(c));
     let push = github.push(before, github.head());
     let server = Serve::start(
         dir.path(),

@@ -337,12 +337,8 @@ async fn of_a_thousand_corrupted_downloads_none_is_published() {
         t.row(video).await;
     }
     let before = t.github.head();
-    t.github.commit(|c| {
-        videos.iter().fold(c, |c, video| {
-            c.write(video.mp4_path(), video.mp4.clone())
-                .write(video.json_path(), video.json.clone())
-        })
-    });
+    t.github
+        .commit(|c| videos.iter().fold(c, |c, video| video.write(c)));
     t.deliver(&t.github.push(before, t.github.head()))
         .await
         .expect_accepted();

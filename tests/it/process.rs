@@ -31,10 +31,7 @@ fn start(data_dir: &Path, github: &GithubStandin, settings: &[(&str, &str)]) -> 
 async fn pushed(video: &Video) -> (GithubStandin, Delivery) {
     let github = GithubStandin::start(REPOSITORY).await.unwrap();
     let before = github.commit(|c| c.write("README.md", "videos, rendered"));
-    github.commit(|c| {
-        c.write(video.mp4_path(), video.mp4.clone())
-            .write(video.json_path(), video.json.clone())
-    });
+    github.commit(|c| video.write(c));
     let push = github.push(before, github.head());
     (github, push)
 }

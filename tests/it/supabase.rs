@@ -18,12 +18,8 @@ async fn four_replicas_share_500_videos_evenly() {
     for video in &videos {
         t.row(video).await;
     }
-    t.github.commit(|c| {
-        videos.iter().fold(c, |c, video| {
-            c.write(video.mp4_path(), video.mp4.clone())
-                .write(video.json_path(), video.json.clone())
-        })
-    });
+    t.github
+        .commit(|c| videos.iter().fold(c, |c, video| video.write(c)));
     t.deliver(&t.github.push(before, t.github.head()))
         .await
         .expect_accepted();

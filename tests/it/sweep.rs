@@ -444,7 +444,7 @@ story! {
         t.push(&video).await;
         t.work().await;
         t.spoil(&video, None);
-        t.github.commit(|c| c.remove(video.mp4_path()).remove(video.json_path()));
+        t.github.commit(|c| video.remove(c));
         let report = expect_nothing_written(t, "verify=true").await;
         assert_eq!(outcome(&report, &video), "failed: its object is missing in the store, and the branch has no file to replace it: push the video again");
     }
@@ -695,8 +695,7 @@ story! {
         let ready: Vec<Video> = (0..ROWS / 2).map(|_| Video::good()).collect();
         let row = |video: &Video| AppRow { storage_path: Some(t.path(video)), ..AppRow::pending(video.key) };
         t.rows(&ready.iter().map(row).collect::<Vec<_>>()).await;
-        let files = |c, video: &Video| standin::Changes::write(c, video.mp4_path(), video.mp4.clone()).write(video.json_path(), video.json.clone());
-        t.github.commit(|c| ready.iter().fold(c, files));
+        t.github.commit(|c| ready.iter().fold(c, |c, video| video.write(c)));
 
         for (name, calls_max, quota_max) in [("first", 3, 3), ("unchanged", 1, 0)] {
             t.github.take_calls();

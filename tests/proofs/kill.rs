@@ -365,16 +365,7 @@ async fn hold_record(
         Some(database) => {
             // Not a lock of the table: that holds up the preparation of the statement, too, and one that
             // was only prepared is never committed.
-            let mut lock = database.admin.begin().await.unwrap();
-            sqlx::query(
-                "insert into video_ingest.deliveries (guid, event, before_sha, after_sha,
-                    received_at, scan, status, videos, ignored)
-                values ($1, 'push', '', '', 0, 0, 'accepted', '[]', '[]')",
-            )
-            .bind(&pushes[0].delivery.guid)
-            .execute(&mut *lock)
-            .await
-            .unwrap();
+            let lock = database.hold_delivery(&pushes[0].delivery.guid).await;
             let sending = tokio::spawn(send(world, victim, pushes));
             let waiting = "select pid::text from pg_stat_activity
                 where datname = current_database() and wait_event_type = 'Lock'

@@ -54,29 +54,24 @@ fn main() {
         }
     }
     let runtime = Runtime::new().unwrap();
-    let wanted = |name: &str| asked.only.as_deref().is_none_or(|only| only == name);
-    for (name, prove) in [
-        ("kill", kill::prove as fn(&Runtime, bool, u64)),
-        ("database", database::prove),
+    for (name, unasked, prove) in [
+        ("kill", true, kill::prove as fn(&Runtime, bool, u64)),
+        ("database", true, database::prove),
+        ("pages", false, |runtime, _, _| {
+            runtime.block_on(pages::prove())
+        }),
+        ("screenshots", false, |runtime, _, _| {
+            runtime.block_on(screenshots::take())
+        }),
+        ("month", false, |runtime, _, seed| {
+            runtime.block_on(month::prove(seed))
+        }),
     ] {
-        if wanted(name) {
+        if asked.only.as_deref().map_or(unasked, |only| only == name) {
             let began = Instant::now();
             prove(&runtime, asked.long, asked.seed);
             println!("  took {} s", began.elapsed().as_secs());
         }
-    }
-    if asked.only.as_deref() == Some("pages") {
-        let began = Instant::now();
-        runtime.block_on(pages::prove());
-        println!("  took {} s", began.elapsed().as_secs());
-    }
-    if asked.only.as_deref() == Some("screenshots") {
-        runtime.block_on(screenshots::take());
-    }
-    if asked.only.as_deref() == Some("month") {
-        let began = Instant::now();
-        runtime.block_on(month::prove(asked.seed));
-        println!("  took {} s", began.elapsed().as_secs());
     }
 }
 

@@ -266,12 +266,9 @@ impl Month {
             return;
         }
         let before = self.t.github.head();
-        self.t.github.commit(|c| {
-            videos.iter().fold(c, |c, video| {
-                c.write(video.mp4_path(), video.mp4.clone())
-                    .write(video.json_path(), video.json.clone())
-            })
-        });
+        self.t
+            .github
+            .commit(|c| videos.iter().fold(c, |c, video| video.write(c)));
         let delivery = self.t.github.push(before, self.t.github.head());
         let named = videos.len() as u64;
         for video in videos {
@@ -375,11 +372,9 @@ impl Month {
     fn tidy_up(&mut self) {
         let keep = self.in_branch.len().saturating_sub(DAYS_IN_BRANCH);
         let old = self.in_branch[..keep].iter_mut().flat_map(std::mem::take);
-        self.t.github.commit(|c| {
-            old.fold(c, |c, video| {
-                c.remove(video.mp4_path()).remove(video.json_path())
-            })
-        });
+        self.t
+            .github
+            .commit(|c| old.fold(c, |c, video| video.remove(c)));
         self.t.github.forget_old_trees();
         self.in_branch.push(Vec::new());
     }

@@ -161,10 +161,7 @@ impl World {
                 database.insert_asset(video.key, self.user, "video").await;
             }
             let before = self.github.head();
-            let after = self.github.commit(|c| {
-                c.write(video.mp4_path(), video.mp4.clone())
-                    .write(video.json_path(), video.json.clone())
-            });
+            let after = self.github.commit(|c| video.write(c));
             self.videos.insert(video.key.video_id, video.clone());
             let delivery = self.github.push(before, after);
             pushes.push(Push { video, delivery });

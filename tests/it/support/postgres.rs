@@ -266,6 +266,17 @@ impl Database {
         done.unwrap_or_else(|e| panic!("{statements}: {e}"));
     }
 
+    /// Another replica records this delivery and does not come to commit it: who records it, too, waits.
+    pub async fn hold_delivery(&self, guid: &str) -> sqlx::PgTransaction<'static> {
+        let mut transaction = self.admin.begin().await.unwrap();
+        let insert = "insert into video_ingest.deliveries
+            (guid, event, before_sha, after_sha, received_at, scan, status, videos, ignored)
+            values ($1, 'push', '', '', 0, 0, 'accepted', '[]', '[]')";
+        let insert = sqlx::query(insert).bind(guid);
+        insert.execute(&mut *transaction).await.unwrap();
+        transaction
+    }
+
     /// What `postgres` sees: the only value of a query, which has to be text.
     pub async fn text(&self, query: &str) -> Option<String> {
         let found = sqlx::query_scalar(AssertSqlSafe(query))

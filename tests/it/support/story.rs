@@ -21,7 +21,7 @@ use video_ingest::domain::agent::AgentVersion;
 use video_ingest::domain::ids::{FileKind, GitSha, VideoKey};
 use video_ingest::failpoint::FailPoints;
 use video_ingest::http;
-use video_ingest::standin::{Delivery, GithubStandin};
+use video_ingest::standin::{Changes, Delivery, GithubStandin};
 use video_ingest::worker::Worker;
 
 use super::openhands::{self, OpenHands, Server};
@@ -129,6 +129,18 @@ impl Video {
             mp4: Bytes::from_static(GOOD),
             json: metadata(key, json!({})).into(),
         }
+    }
+
+    /// Adds both files to a commit.
+    pub fn write(&self, commit: Changes) -> Changes {
+        commit
+            .write(self.mp4_path(), self.mp4.clone())
+            .write(self.json_path(), self.json.clone())
+    }
+
+    /// Takes both files out with a commit.
+    pub fn remove(&self, commit: Changes) -> Changes {
+        commit.remove(self.mp4_path()).remove(self.json_path())
     }
 
     /// The same video, rendered again.
@@ -325,10 +337,7 @@ impl Story {
 
     /// Commits both files of a video.
     pub fn commit(&self, video: &Video) -> GitSha {
-        self.github.commit(|c| {
-            c.write(video.mp4_path(), video.mp4.clone())
-                .write(video.json_path(), video.json.clone())
-        })
+        self.github.commit(|c| video.write(c))
     }
 
     /// Commits both files and delivers the push.
