@@ -12,19 +12,19 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::agent::{self, Agent};
 use crate::clock::Clock;
 use crate::config::{AgentConfig, Config, Database, MissingRow, StoreConfig};
 use crate::db::{Db, RowOwner};
 use crate::failpoint::{FailPoints, Fault};
-use crate::github::{Github, InvalidSetting, Patience};
 use crate::http::{self, STREAMS_MAX, Surface};
-use crate::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
-use crate::intake::Intake;
-use crate::metrics;
-use crate::store::{FolderStore, Store, SupabaseStore, Timeouts};
-use crate::sweep::{Sweep, SweepOptions};
-use crate::worker::Worker;
+use crate::pipeline::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
+use crate::pipeline::intake::Intake;
+use crate::pipeline::sweep::{Sweep, SweepOptions};
+use crate::pipeline::worker::Worker;
+use crate::services::github::{Github, InvalidSetting, Patience};
+use crate::services::openhands::{self, Agent};
+use crate::services::storage::{FolderStore, Store, SupabaseStore, Timeouts};
+use crate::telemetry::metrics;
 
 /// After SIGTERM, running videos have this long to end before they are handed back.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
@@ -44,7 +44,7 @@ pub struct Injected {
     /// How patient the storage client is.
     pub storage_timeouts: Timeouts,
     /// How patient and how fast the agent's client is.
-    pub agent_limits: agent::Limits,
+    pub agent_limits: openhands::Limits,
 }
 
 /// The program, ready to serve.
@@ -315,7 +315,7 @@ fn open_store(config: &Config, timeouts: Timeouts) -> anyhow::Result<Store> {
 pub(crate) fn agent(
     config: &Config,
     clock: &Clock,
-    limits: agent::Limits,
+    limits: openhands::Limits,
 ) -> anyhow::Result<Option<Arc<Agent>>> {
     let Some(AgentConfig {
         key,

@@ -33,37 +33,15 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, clippy::unwrap_used)]
 
-pub mod domain;
-
-pub mod http;
-
-pub mod intake;
-
-pub mod db;
-
-pub mod worker;
-
-pub mod ingest;
-
-pub mod github;
-
-pub mod agent;
-
-pub mod spool;
-
-pub mod store;
-
-pub mod sweep;
-
 pub mod app;
-
-pub mod breaker;
 pub mod cli;
 pub mod clock;
 pub mod config;
-pub mod doctor;
+pub mod db;
+pub mod domain;
 pub mod failpoint;
-pub mod hooks;
-pub mod metrics;
-pub mod standin;
+pub mod fake_github;
+pub mod http;
+pub mod pipeline;
+pub mod services;
 pub mod telemetry;

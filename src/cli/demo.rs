@@ -30,7 +30,7 @@ use crate::domain::advice::advice;
 use crate::domain::failure::Code;
 use crate::domain::ids::{FileKind, GitSha, VideoKey};
 use crate::domain::lfs::{POINTER_BYTES_MAX, Pointer};
-use crate::standin::{Delivery, GithubStandin, git};
+use crate::fake_github::{Delivery, GithubStandin, git};
 use crate::telemetry;
 
 /// What the stand-in's repository is called.

@@ -2,8 +2,11 @@
 
 mod client;
 mod demo;
+pub mod doctor;
+mod fake_github;
 mod reconcile;
 mod videos;
+pub mod webhook;
 mod words;
 
 use std::io::{self, Write as _};
@@ -19,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::{self, App, Injected};
 use crate::clock::Clock;
 use crate::config::{self, Config, Problem, Sources};
-use crate::{doctor, hooks, standin, telemetry};
+use crate::telemetry;
 use client::Client;
 
 /// Wrong usage or settings; nothing was tried.
@@ -45,8 +48,8 @@ pub fn command() -> Command {
         ))
         .subcommand(demo::command())
         .subcommand(doctor::command())
-        .subcommand(hooks::command())
-        .subcommand(standin::command::command())
+        .subcommand(webhook::command())
+        .subcommand(fake_github::command())
         .subcommand(reconcile::command())
         .subcommand(videos::command())
         .subcommand(with_settings(
@@ -72,7 +75,7 @@ pub async fn run(matches: &ArgMatches) -> ExitCode {
     let result = match name {
         "demo" => demo::run(matches).await,
         "doctor" => doctor::run(matches).await.map_err(anyhow::Error::from),
-        "webhook" => match hooks::run(matches).await {
+        "webhook" => match webhook::run(matches).await {
             Ok(result) => result,
             Err(problems) => return refuse(&problems),
         },
@@ -102,7 +105,7 @@ pub async fn run(matches: &ArgMatches) -> ExitCode {
             Ok(config) => {
                 telemetry::init(&config.log);
                 match name {
-                    "standin" => standin::command::run(matches, &config)
+                    "standin" => fake_github::run(matches, &config)
                         .await
                         .map(|()| ExitCode::SUCCESS),
                     "migrate" => migrate(&config).await,

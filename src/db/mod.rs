@@ -39,7 +39,7 @@ pub use videos::{Claim, End, Lost, Published, Request, Source, Step};
 pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
 
 /// How long work may wait for a connection. Intake waits less: its own limit ends it, see
-/// [`crate::intake`].
+/// [`crate::pipeline::intake`].
 pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections to Postgres, and readers of SQLite (which has one writer).

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use super::agent::Reading;
 use super::failure::{Class, Code};
+use super::generation::Reading;
 use super::ids::GitSha;
 
 /// After the agent said that it finished, its push has this long to arrive. Source: the contract.

@@ -16,7 +16,7 @@ use super::problem::ProblemBody;
 use super::{ErrorCode, Problem, Surface};
 use crate::db::{DeliveryView, Filter, Request, Source, VideoDetail, VideoView};
 use crate::domain::ids::{VideoKey, canonical_uuid};
-use crate::sweep::{Stopped, SweepOptions, SweepReport};
+use crate::pipeline::sweep::{Stopped, SweepOptions, SweepReport};
 
 /// The database has this long to say that it is there.
 const READY_TIMEOUT: Duration = Duration::from_millis(1500);

@@ -5,10 +5,9 @@ mod events;
 mod listen;
 mod openapi;
 mod page;
+mod probes;
 mod problem;
-mod scrape;
 mod session;
-mod show;
 mod webhook;
 
 use std::sync::Arc;
@@ -24,14 +23,14 @@ use tokio_util::sync::CancellationToken;
 use tower_http::timeout::RequestBodyDeadlineLayer;
 
 use crate::db::{Db, Overview};
-use crate::intake::Intake;
-use crate::store::Store;
-use crate::sweep::Sweep;
+use crate::pipeline::intake::Intake;
+use crate::pipeline::sweep::Sweep;
+use crate::services::storage::Store;
 
 pub use events::STREAMS_MAX;
 pub use listen::serve;
+pub use probes::Cached;
 pub use problem::{ErrorCode, Problem};
-pub use scrape::Cached;
 pub use session::SignIns;
 pub use webhook::Places;
 
@@ -103,9 +102,9 @@ pub fn router(surface: Surface) -> Router {
     Router::new()
         .route(
             "/webhooks/github",
-            post(webhook::receive).layer(middleware::from_fn(scrape::measure)),
+            post(webhook::receive).layer(middleware::from_fn(probes::measure)),
         )
-        .route("/metrics", get(scrape::metrics))
+        .route("/metrics", get(probes::metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(api::readyz))
         .merge(admin)

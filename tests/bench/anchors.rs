@@ -11,7 +11,7 @@ use sha1::Digest as _;
 
 use crate::server;
 use crate::support::postgres::Database;
-use crate::support::story::SECRET;
+use crate::support::scenario::SECRET;
 
 /// They start in far less.
 const START_MAX: Duration = Duration::from_secs(20);

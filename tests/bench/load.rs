@@ -10,9 +10,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 use video_ingest::domain::signature;
-use video_ingest::standin::GithubStandin;
+use video_ingest::fake_github::GithubStandin;
 
-use crate::support::story::{REPOSITORY, SECRET, Video};
+use crate::support::scenario::{REPOSITORY, SECRET, Video};
 
 /// What GitHub's pushes of two files have, in bytes.
 const PUSH_BYTES: usize = 7 << 10;

@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
-use video_ingest::standin::GithubStandin;
+use video_ingest::fake_github::GithubStandin;
 
 use crate::ROUNDS;
 use crate::report::{Report, Row, median, ratio};
 use crate::server::Server;
 use crate::storage::Storage;
+use crate::support::fake_storage::SECRET_KEY;
 use crate::support::postgres::{Database, Postgres};
-use crate::support::storage::SECRET_KEY;
-use crate::support::story::{ADMIN_TOKEN, REPOSITORY, Video};
+use crate::support::scenario::{ADMIN_TOKEN, REPOSITORY, Video};
 
 const VIDEOS: usize = 1_000;
 const REPLICAS: [usize; 3] = [1, 2, 4];

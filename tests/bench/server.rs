@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::story::{ADMIN_TOKEN, REPOSITORY, SECRET};
+use crate::support::scenario::{ADMIN_TOKEN, REPOSITORY, SECRET};
 
 /// It starts in far less.
 const START_MAX: Duration = Duration::from_secs(20);

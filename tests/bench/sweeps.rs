@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 use video_ingest::domain::ids::VideoKey;
-use video_ingest::standin::GithubStandin;
+use video_ingest::fake_github::GithubStandin;
 
 use crate::ROUNDS;
 use crate::report::{Report, Row, median};
 use crate::server::Server;
-use crate::support::story::{ADMIN_TOKEN, REPOSITORY, Video};
+use crate::support::scenario::{ADMIN_TOKEN, REPOSITORY, Video};
 
 /// Pending rows; of ten, one has been pushed.
 const ROWS: [usize; 3] = [1_000, 10_000, 100_000];

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use sha1::Digest as _;
 use tokio::sync::mpsc;
 use uuid::Uuid;
-use video_ingest::standin::GithubStandin;
+use video_ingest::fake_github::GithubStandin;
 
 use crate::ROUNDS;
 use crate::anchors;
@@ -16,9 +16,9 @@ use crate::link::{self, Link};
 use crate::report::{Report, Row, median, ms, ratio};
 use crate::server::Server;
 use crate::storage::Storage;
+use crate::support::fake_storage::SECRET_KEY;
 use crate::support::postgres::{Database, Postgres};
-use crate::support::storage::SECRET_KEY;
-use crate::support::story::{ADMIN_TOKEN, GOOD, REPOSITORY, SECRET, Video};
+use crate::support::scenario::{ADMIN_TOKEN, GOOD, REPOSITORY, SECRET, Video};
 
 const MB: usize = 1_000_000;
 

@@ -1,7 +1,7 @@
 //! What is fuzzed: everything that reads bytes of others. Each takes any bytes and must come back.
 
 use secrecy::SecretString;
-use video_ingest::domain::agent::{
+use video_ingest::domain::generation::{
     Conversation, EventPage, StartTask, V0Conversation, V0EventPage, conversation_id,
 };
 use video_ingest::domain::ids::VideoKey;
@@ -10,7 +10,7 @@ use video_ingest::domain::metadata::Metadata;
 use video_ingest::domain::mp4::BoxWalk;
 use video_ingest::domain::push::{Decision, Push, decide, payload_of_form};
 use video_ingest::domain::signature;
-use video_ingest::github::{Listing, Pair};
+use video_ingest::services::github::{Listing, Pair};
 
 /// Takes any bytes.
 pub type Target = fn(&[u8]);

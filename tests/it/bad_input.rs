@@ -8,17 +8,17 @@ use uuid::Uuid;
 use video_ingest::config::{Config, MissingRow};
 use video_ingest::domain::ids::VideoKey;
 use video_ingest::domain::lfs::{Pointer, Sha256};
-use video_ingest::standin::Fault;
+use video_ingest::fake_github::Fault;
 
 use crate::story;
-use crate::support::story::{Backend, GOOD, SECOND, Story, TRUNCATED, Video, metadata};
+use crate::support::scenario::{Backend, GOOD, SECOND, Story, TRUNCATED, Video, metadata};
 
 const AUDIO_ONLY: &[u8] = include_bytes!("../../fixtures/videos/audio_only.mp4");
 const HTML: &[u8] = include_bytes!("../../fixtures/videos/not_a_video.mp4");
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn is_blob(call: &video_ingest::standin::Call) -> bool {
+fn is_blob(call: &video_ingest::fake_github::Call) -> bool {
     call.path.contains("/git/blobs/")
 }
 

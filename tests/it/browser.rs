@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::browser::{Browser, Settings};
-use crate::support::story::{ADMIN_TOKEN, Backend, Story, TRUNCATED, Video};
+use crate::support::scenario::{ADMIN_TOKEN, Backend, Story, TRUNCATED, Video};
 
 #[tokio::test]
 async fn an_operator_watches_a_push_become_a_playing_video() {

@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use serde_json::json;
 use uuid::Uuid;
-use video_ingest::agent::{Limits, Rate};
 use video_ingest::app::{App, Injected};
 use video_ingest::clock::Clock;
 use video_ingest::config::{
     AgentConfig, AgentVersion, Config, Database, MissingRow, SETTINGS, StoreConfig,
 };
 use video_ingest::db::Tls;
-use video_ingest::doctor::{self, Finding, Mark, Options};
-use video_ingest::standin::GithubStandin;
+use video_ingest::fake_github::GithubStandin;
+use video_ingest::pipeline::checks::{self, Finding, Mark, Options};
+use video_ingest::services::openhands::{Limits, Rate};
 
-use crate::support::openhands::{self, OpenHands, Server};
+use crate::support::fake_openhands::{self, OpenHands, Server};
+use crate::support::fake_storage::{self, Op, StorageStandin};
 use crate::support::postgres::{self, Postgres};
-use crate::support::storage::{self, Op, StorageStandin};
-use crate::support::story::{Backend, REPOSITORY, Video};
+use crate::support::scenario::{Backend, REPOSITORY, Video};
 
 const TOKEN: &str = "a-token-for-the-doctor";
 const SECRET: &str = "8f1d0c77-a secret of the doctor's";
@@ -62,7 +62,7 @@ impl SetUp {
         config.admin_token = Some(ADMIN_TOKEN.into());
         config.github.token = Some(TOKEN.into());
         config.agent = Some(AgentConfig {
-            key: openhands::KEY.into(),
+            key: fake_openhands::KEY.into(),
             api_url: openhands.url.clone(),
             version: AgentVersion::V1,
         });
@@ -75,7 +75,7 @@ impl SetUp {
                 };
                 config.store = StoreConfig::Supabase {
                     url: storage.url(),
-                    service_role_key: storage::SECRET_KEY.into(),
+                    service_role_key: fake_storage::SECRET_KEY.into(),
                 };
                 config.missing_row = MissingRow::Wait;
                 Some(database)
@@ -134,15 +134,15 @@ impl SetUp {
             },
             ..Options::default()
         };
-        let report = doctor::examine(&self.config, &options).await;
+        let report = checks::examine(&self.config, &options).await;
         let shown = serde_json::to_string(&report).unwrap();
         let url = self.database.as_ref().map(|d| d.service_url.as_str());
         let secrets = [
             SECRET,
             ADMIN_TOKEN,
             TOKEN,
-            openhands::KEY,
-            storage::SECRET_KEY,
+            fake_openhands::KEY,
+            fake_storage::SECRET_KEY,
         ];
         for secret in secrets.into_iter().chain(url) {
             assert!(!shown.contains(secret), "{shown}");
@@ -307,7 +307,7 @@ broken! {
         s.config.agent.as_mut().unwrap().key = "another key".into();
     }
     Embedded: an_agent_s_address_that_is_its_web_page(s) => ["openhands.version"] {
-        s.openhands.break_down("/", openhands::Fault::Html);
+        s.openhands.break_down("/", fake_openhands::Fault::Html);
     }
     Embedded: an_agent_that_does_not_answer(s) => ["openhands.api"] {
         s.config.agent.as_mut().unwrap().api_url = CLOSED.to_owned();
@@ -362,7 +362,7 @@ broken! {
         s.config.store = StoreConfig::Supabase { url, service_role_key: "sb_secret_another".into() };
     }
     Supabase: a_storage_that_does_not_answer(s) => ["storage.reach"] {
-        let key = storage::SECRET_KEY.into();
+        let key = fake_storage::SECRET_KEY.into();
         s.config.store = StoreConfig::Supabase { url: CLOSED.to_owned(), service_role_key: key };
     }
     Supabase: a_bucket_that_does_not_exist(s) => ["storage.bucket"] {
@@ -377,12 +377,12 @@ broken! {
     Supabase: a_bucket_that_is_public(s) => ["storage.private"] {
         let bucket = json!({"id": BUCKET, "name": BUCKET, "public": true,
             "file_size_limit": 52_428_800, "allowed_mime_types": ["video/mp4"]});
-        let answer = storage::Answer::new(200, "application/json", bucket.to_string());
-        s.storage.fault(Op::Bucket, storage::Fault::Answer(answer));
+        let answer = fake_storage::Answer::new(200, "application/json", bucket.to_string());
+        s.storage.fault(Op::Bucket, fake_storage::Fault::Answer(answer));
     }
     Supabase: a_storage_that_takes_nothing(s) => ["storage.write"] {
-        let refusal = storage::Answer::refusal(400, "403", "Unauthorized", "new row violates row-level security policy", "AccessDenied");
-        s.storage.fault(Op::Upload, storage::Fault::Answer(refusal));
+        let refusal = fake_storage::Answer::refusal(400, "403", "Unauthorized", "new row violates row-level security policy", "AccessDenied");
+        s.storage.fault(Op::Upload, fake_storage::Fault::Answer(refusal));
     }
     Supabase: a_pending_row_that_wants_another_bucket(s) => ["storage.bucket"] {
         let (lesson, user) = (Uuid::new_v4(), Uuid::new_v4());

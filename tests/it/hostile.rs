@@ -16,11 +16,11 @@ use proptest::test_runner::TestRunner;
 use video_ingest::clock::Clock;
 use video_ingest::domain::failure::Class;
 use video_ingest::domain::ids::GitSha;
-use video_ingest::github::Github;
-use video_ingest::standin::{Delivery, Fault, GithubStandin};
-use video_ingest::sweep::SweepOptions;
+use video_ingest::fake_github::{Delivery, Fault, GithubStandin};
+use video_ingest::pipeline::sweep::SweepOptions;
+use video_ingest::services::github::Github;
 
-use crate::support::story::{Backend, GOOD, REPOSITORY, Story, Video};
+use crate::support::scenario::{Backend, GOOD, REPOSITORY, Story, Video};
 use targets::{TARGETS, Target};
 
 /// No input is looked at for longer, on a slow machine in a debug build.

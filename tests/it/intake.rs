@@ -9,10 +9,10 @@ use serde_json::json;
 use tokio::sync::Notify;
 use video_ingest::db::Delivery;
 use video_ingest::domain::ids::GitSha;
-use video_ingest::intake::Intake;
+use video_ingest::pipeline::intake::Intake;
 
 use crate::story;
-use crate::support::story::{Backend, Story, Video};
+use crate::support::scenario::{Backend, Story, Video};
 
 fn delivery(guid: impl Into<String>) -> Delivery {
     Delivery {

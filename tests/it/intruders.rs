@@ -9,14 +9,14 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use uuid::Uuid;
 use video_ingest::domain::signature;
-use video_ingest::standin::GithubStandin;
+use video_ingest::fake_github::GithubStandin;
 
 use crate::story;
 use crate::support::child::Serve;
-use crate::support::openhands::{self, OpenHands};
+use crate::support::fake_openhands::{self, OpenHands};
+use crate::support::fake_storage::{self, Op, StorageStandin};
 use crate::support::postgres::Postgres;
-use crate::support::storage::{self, Op, StorageStandin};
-use crate::support::story::{
+use crate::support::scenario::{
     ADMIN_TOKEN, Backend, GOOD, REPOSITORY, SECOND, SECRET, Story, Video, metadata,
 };
 
@@ -255,11 +255,11 @@ async fn no_secret_comes_out_anywhere() {
         ("previous webhook", "canary-previous-7be20a"),
         ("GitHub", "ghp_canary_github_a81e"),
         ("admin", "canary-admin-token-c4d7"),
-        ("storage", storage::SECRET_KEY),
+        ("storage", fake_storage::SECRET_KEY),
         ("database", "canary-password-e3b0"),
-        ("OpenHands", openhands::KEY),
-        ("OpenHands session", openhands::SESSION_KEY),
-        ("OpenHands prompt", openhands::PROMPT),
+        ("OpenHands", fake_openhands::KEY),
+        ("OpenHands session", fake_openhands::SESSION_KEY),
+        ("OpenHands prompt", fake_openhands::PROMPT),
         ("row", "canary-upload-token-55aa"),
         ("pushed JSON", "canary-pushed-json-91ff"),
     ];
@@ -268,7 +268,7 @@ async fn no_secret_comes_out_anywhere() {
     github.require_token(canary("GitHub"));
     let storage = StorageStandin::start().await;
     storage.create_bucket("lesson-assets", Some(1 << 20), Some(&["video/mp4"]));
-    let openhands = OpenHands::start(openhands::Server::Cloud).await;
+    let openhands = OpenHands::start(fake_openhands::Server::Cloud).await;
     let database = Postgres::database().await;
     // This Postgres trusts whoever comes; the password is in the address all the same.
     let with_password = format!(":{}@", canary("database"));
@@ -361,10 +361,14 @@ async fn no_secret_comes_out_anywhere() {
                 .await;
         }
         match case {
-            5 => storage.fault(Op::Upload, storage::Fault::LoseAnswer),
+            5 => storage.fault(Op::Upload, fake_storage::Fault::LoseAnswer),
             6 => storage.fault(
                 Op::Upload,
-                storage::Fault::Answer(storage::Answer::new(500, "text/html", canary("storage"))),
+                fake_storage::Fault::Answer(fake_storage::Answer::new(
+                    500,
+                    "text/html",
+                    canary("storage"),
+                )),
             ),
             _ => {}
         }
@@ -414,7 +418,7 @@ async fn no_secret_comes_out_anywhere() {
         .await;
     openhands.conversation(conversation, "RUNNING", Some("error"));
     said += &ask("POST", "/reconcile?wait=0&verify=true", canary("admin")).await;
-    openhands.break_down("", openhands::Fault::Status(401));
+    openhands.break_down("", fake_openhands::Fault::Status(401));
     said += &ask("POST", "/reconcile?wait=0", canary("admin")).await;
     github.require_token("another");
     said += &ask("POST", "/reconcile?wait=0", canary("admin")).await;

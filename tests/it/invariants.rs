@@ -9,8 +9,8 @@ use video_ingest::domain::failure::Code;
 use video_ingest::failpoint::Fault;
 
 use crate::story;
-use crate::support::storage::{Answer, Fault as StorageFault, Op};
-use crate::support::story::{Backend, Story, Video};
+use crate::support::fake_storage::{Answer, Fault as StorageFault, Op};
+use crate::support::scenario::{Backend, Story, Video};
 
 const LEASE: Duration = Duration::from_secs(30);
 

@@ -14,10 +14,10 @@ use secrecy::SecretString;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use video_ingest::domain::signature;
-use video_ingest::standin::{Delivery, GithubStandin};
+use video_ingest::fake_github::{Delivery, GithubStandin};
 
 use crate::support::child::Serve;
-use crate::support::story::{ADMIN_TOKEN, REPOSITORY, SECRET, Video};
+use crate::support::scenario::{ADMIN_TOKEN, REPOSITORY, SECRET, Video};
 
 /// What the process may have at most, in KiB.
 const PEAK_KIB_MAX: u64 = 128 << 10;

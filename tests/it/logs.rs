@@ -6,7 +6,7 @@ use serde_json::Value;
 use tracing_subscriber::layer::SubscriberExt as _;
 use video_ingest::telemetry::json_lines;
 
-use crate::support::story::{Backend, Story, TRUNCATED, Video};
+use crate::support::scenario::{Backend, Story, TRUNCATED, Video};
 
 /// Bytes that several writers add to.
 #[derive(Clone, Default)]

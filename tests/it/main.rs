@@ -1,12 +1,11 @@
 //! Stories about the whole program, and about the stand-ins that they rest on.
 
-mod agent;
 mod bad_input;
 mod browser;
 mod cli;
 mod deploy_sql;
 mod doctor;
-mod hooks;
+mod fake_storage;
 mod hostile;
 mod intake;
 mod intruders;
@@ -17,14 +16,15 @@ mod main_job;
 mod matrix;
 mod metrics;
 mod openapi;
+mod openhands;
 mod page;
 mod process;
 mod races;
 mod readme;
-mod storage_standin;
-mod store;
+mod storage;
 mod supabase;
 mod support;
 mod sweep;
 mod sweep_model;
 mod webhook;
+mod webhook_command;

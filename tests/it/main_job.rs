@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::story;
-use crate::support::story::{GOOD, SECOND, TRUNCATED, Video, metadata};
+use crate::support::scenario::{GOOD, SECOND, TRUNCATED, Video, metadata};
 
 story! {
     a_pushed_video_becomes_ready(t) {

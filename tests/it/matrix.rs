@@ -3,16 +3,16 @@
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
-use video_ingest::agent;
 use video_ingest::app::Injected;
 use video_ingest::config::{AgentConfig, Config, StoreConfig};
-use video_ingest::domain::agent::AgentVersion;
-use video_ingest::github::Patience;
-use video_ingest::store::{ObjectPath, Timeouts};
+use video_ingest::domain::generation::AgentVersion;
+use video_ingest::services::github::Patience;
+use video_ingest::services::openhands;
+use video_ingest::services::storage::{ObjectPath, Timeouts};
 
-use crate::support::openhands::{self, OpenHands};
-use crate::support::spoiler::{Fault, Spoiler};
-use crate::support::story::{Backend, GOOD, SECOND, Story, Video};
+use crate::support::fake_openhands::{self, OpenHands};
+use crate::support::fault_proxy::{Fault, Spoiler};
+use crate::support::scenario::{Backend, GOOD, SECOND, Story, Video};
 
 /// Longer than an answer on loopback takes, short enough to be waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -58,13 +58,13 @@ impl World {
                 answer: PATIENCE,
                 request: PATIENCE,
             },
-            agent_limits: agent::Limits {
+            agent_limits: openhands::Limits {
                 answer: PATIENCE,
-                rates: [agent::Rate {
+                rates: [openhands::Rate {
                     calls: 1000,
                     per: PATIENCE,
                 }; 2],
-                ..agent::Limits::default()
+                ..openhands::Limits::default()
             },
             ..Injected::default()
         };
@@ -80,7 +80,7 @@ impl World {
                 storage = Some(spoiler);
             }
             config.agent = agent.as_ref().map(|(spoiler, _)| AgentConfig {
-                key: openhands::KEY.into(),
+                key: fake_openhands::KEY.into(),
                 api_url: spoiler.url.clone(),
                 version: AgentVersion::V1,
             });
@@ -287,7 +287,7 @@ async fn every_step_outlives_every_fault() {
 /// What a sweep reports of the agent's API. The video that is being generated keeps its state, and
 /// one that is pushed meanwhile needs nothing of it.
 async fn agent_outcomes() -> Vec<String> {
-    let openhands = OpenHands::start(openhands::Server::Cloud).await;
+    let openhands = OpenHands::start(fake_openhands::Server::Cloud).await;
     let world = World::begin(Backend::Supabase, Some(openhands)).await;
     let t = &world.t;
     let (spoiler, openhands) = world.agent.as_ref().unwrap();
@@ -427,7 +427,7 @@ async fn a_dead_lfs_server_keeps_no_plain_video_waiting() {
 /// What was pushed is asked for before the agent is: a sweep finds lost webhooks at once.
 #[tokio::test]
 async fn a_dead_agent_keeps_no_pushed_video_waiting() {
-    let openhands = OpenHands::start(openhands::Server::Cloud).await;
+    let openhands = OpenHands::start(fake_openhands::Server::Cloud).await;
     let world = World::begin(Backend::Embedded, Some(openhands)).await;
     let t = &world.t;
     let (generating, lost) = (Video::good(), Video::good());

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::story::{Backend, Story, TRUNCATED, Video};
+use crate::support::scenario::{Backend, Story, TRUNCATED, Video};
 
 const ALERTS: &str = "deploy/prometheus/alerts.yml";
 const DASHBOARD: &str = include_str!("../../deploy/grafana/dashboard.json");

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::support::story::{Backend, Story, TRUNCATED, Video};
+use crate::support::scenario::{Backend, Story, TRUNCATED, Video};
 
 /// What a schema and a value disagree about; just as much of JSON Schema as the description uses.
 fn disagreements(api: &Value, schema: &Value, value: &Value, at: &str) -> Vec<String> {

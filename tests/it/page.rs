@@ -7,7 +7,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
 
 use crate::story;
-use crate::support::story::{ADMIN_TOKEN, Backend, Story, TRUNCATED, Video};
+use crate::support::scenario::{ADMIN_TOKEN, Backend, Story, TRUNCATED, Video};
 
 /// A browser without script: it keeps cookies, says where it is, and follows nothing by itself.
 struct Browser {

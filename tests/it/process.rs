@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use video_ingest::standin::{Delivery, GithubStandin};
+use video_ingest::fake_github::{Delivery, GithubStandin};
 
 use crate::support::child::Serve;
-use crate::support::story::{ADMIN_TOKEN, GOOD, REPOSITORY, SECOND, SECRET, Video};
+use crate::support::scenario::{ADMIN_TOKEN, GOOD, REPOSITORY, SECOND, SECRET, Video};
 
 /// Longer than anything here takes on a slow machine; never waited for in full.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use video_ingest::failpoint::Fault;
 
 use crate::story;
-use crate::support::story::{GOOD, SECOND, THIRD, Video};
+use crate::support::scenario::{GOOD, SECOND, THIRD, Video};
 
 story! {
     a_hundred_deliveries_of_one_push_are_one_download_and_one_object(t) {

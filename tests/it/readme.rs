@@ -78,8 +78,8 @@ fn every_source_file_is_on_the_map() {
 #[test]
 fn the_proofs_of_the_crash_table_are_there() {
     let sources = [
-        include_str!("../../src/ingest.rs"),
-        include_str!("../../src/worker.rs"),
+        include_str!("../../src/pipeline/ingest.rs"),
+        include_str!("../../src/pipeline/worker.rs"),
     ];
     let places = sources.iter().flat_map(|s| s.split("fail.at(\"").skip(1));
     let mut there: Vec<_> = places.filter_map(|text| text.split('"').next()).collect();

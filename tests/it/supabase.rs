@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
+use crate::support::fake_storage::{Answer, Fault, Op};
 use crate::support::postgres::Postgres;
-use crate::support::storage::{Answer, Fault, Op};
-use crate::support::story::{Backend, GOOD, SECOND, Story, Video};
+use crate::support::scenario::{Backend, GOOD, SECOND, Story, Video};
 
 /// Four replicas share the work: each video once, nobody starves, Postgres has nothing to complain of.
 #[tokio::test]

@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use video_ingest::domain::failure::{Code, Failure};
 use video_ingest::domain::ids::VideoKey;
-use video_ingest::standin;
+use video_ingest::fake_github;
 
 use crate::story;
-use crate::support::openhands::Fault;
-use crate::support::story::{AppRow, SECOND, Story, TRUNCATED, Video};
+use crate::support::fake_openhands::Fault;
+use crate::support::scenario::{AppRow, SECOND, Story, TRUNCATED, Video};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -487,11 +487,11 @@ story! {
         let pushed = aged(t, MINUTE).await;
         t.commit(&pushed);
         let faults = [
-            standin::Fault::Html,
-            standin::Fault::Empty200,
-            standin::Fault::Cut { after_bytes: 10 },
-            standin::Fault::Status { code: 503, headers: vec![], body: "{}".into() },
-            standin::Fault::Status { code: 401, headers: vec![], body: r#"{"message":"Bad credentials"}"#.into() },
+            fake_github::Fault::Html,
+            fake_github::Fault::Empty200,
+            fake_github::Fault::Cut { after_bytes: 10 },
+            fake_github::Fault::Status { code: 503, headers: vec![], body: "{}".into() },
+            fake_github::Fault::Status { code: 401, headers: vec![], body: r#"{"message":"Bad credentials"}"#.into() },
         ];
         let before = t.snapshot().await;
         for fault in faults {
@@ -501,7 +501,7 @@ story! {
             t.github.clear_faults();
         }
         // The tree's second half fails.
-        t.github.fault(|call| call.path.contains("/git/trees/"), standin::Fault::Html);
+        t.github.fault(|call| call.path.contains("/git/trees/"), fake_github::Fault::Html);
         t.ask("/reconcile?wait=0").await.expect_problem(502, "github_unavailable");
         t.github.clear_faults();
         assert_eq!(before, t.snapshot().await);

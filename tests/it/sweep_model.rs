@@ -12,9 +12,9 @@ use fastrand::Rng;
 use serde_json::json;
 use uuid::Uuid;
 use video_ingest::domain::ids::{FileKind, VideoKey};
-use video_ingest::standin::Changes;
+use video_ingest::fake_github::Changes;
 
-use crate::support::story::{
+use crate::support::scenario::{
     AppRow, Backend, GOOD, SECOND, Story, THIRD, TRUNCATED, Video, metadata,
 };
 use crate::sweep::{expect_nothing_written, sweep};

@@ -8,7 +8,7 @@ use video_ingest::domain::ids::GitSha;
 use video_ingest::domain::signature;
 
 use crate::story;
-use crate::support::story::{ADMIN_TOKEN, Answer, Backend, SECRET, Story, Video};
+use crate::support::scenario::{ADMIN_TOKEN, Answer, Backend, SECRET, Story, Video};
 
 const PUSH: &[u8] = include_bytes!("../../fixtures/webhooks/push_added.json");
 const FORM: &[u8] = include_bytes!("../../fixtures/webhooks/push_form.body");
@@ -117,7 +117,7 @@ story! {
         let push = t.push(&video).await;
         t.work().await;
         t.expect_reported(&video, "not_an_mp4").await;
-        let blob = |call: &video_ingest::standin::Call| call.path.contains("/git/blobs/");
+        let blob = |call: &video_ingest::fake_github::Call| call.path.contains("/git/blobs/");
         t.github.take_calls();
         // The same push under another name: nothing new, nothing fetched.
         let mut replay = push.clone();

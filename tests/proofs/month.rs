@@ -10,10 +10,10 @@ use std::time::Duration;
 use uuid::Uuid;
 use video_ingest::app::Injected;
 use video_ingest::domain::ids::VideoKey;
-use video_ingest::standin::{Delivery, Fault};
-use video_ingest::sweep::SweepOptions;
+use video_ingest::fake_github::{Delivery, Fault};
+use video_ingest::pipeline::sweep::SweepOptions;
 
-use crate::support::story::{AppRow, Backend, GOOD, SECOND, Story, Video};
+use crate::support::scenario::{AppRow, Backend, GOOD, SECOND, Story, Video};
 
 /// A few lessons a day get a video: ten is generous.
 const VIDEOS_PER_DAY_TODAY: u64 = 10;

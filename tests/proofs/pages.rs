@@ -12,11 +12,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use video_ingest::app::{App, Injected};
 use video_ingest::config::{Config, Database as DatabaseConfig};
+use video_ingest::fake_github::GithubStandin;
 use video_ingest::http;
-use video_ingest::standin::GithubStandin;
 
 use crate::support::postgres::{Database, Postgres};
-use crate::support::story::{ADMIN_TOKEN, REPOSITORY, SECRET};
+use crate::support::scenario::{ADMIN_TOKEN, REPOSITORY, SECRET};
 
 /// Videos in the small and in the large database; each has five entries in its timeline.
 const SMALL: u32 = 10_000;

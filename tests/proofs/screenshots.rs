@@ -7,7 +7,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::support::browser::{Browser, Settings};
-use crate::support::story::{AppRow, Backend, GOOD, Story, TRUNCATED, Video, metadata};
+use crate::support::scenario::{AppRow, Backend, GOOD, Story, TRUNCATED, Video, metadata};
 
 const FOLDER: &str = "target/screenshots";
 

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::{Child, Command};
 
 use tokio::sync::watch;
-use video_ingest::standin::Delivery;
+use video_ingest::fake_github::Delivery;
 
 use crate::support::child;
-use crate::support::story::SECRET;
+use crate::support::scenario::SECRET;
 
 /// A `serve` process.
 pub struct Server {

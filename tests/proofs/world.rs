@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use sqlx::{AssertSqlSafe, Row as _};
 use uuid::Uuid;
-use video_ingest::standin::{Call, Delivery, Fault, GithubStandin};
+use video_ingest::fake_github::{Call, Delivery, Fault, GithubStandin};
 
 use crate::server::Server;
+use crate::support::fake_storage::{SECRET_KEY, StorageStandin};
 use crate::support::postgres::{Database, Postgres};
-use crate::support::storage::{SECRET_KEY, StorageStandin};
-use crate::support::story::{ADMIN_TOKEN, GOOD, REPOSITORY, SECOND, SECRET, THIRD, Video};
+use crate::support::scenario::{ADMIN_TOKEN, GOOD, REPOSITORY, SECOND, SECRET, THIRD, Video};
 
 /// The shortest lease that the settings allow.
 pub const LEASE: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use fantoccini::{Client, ClientBuilder, Locator};
 use serde_json::{Value, json};
 
-use super::story::ADMIN_TOKEN;
+use super::scenario::ADMIN_TOKEN;
 
 /// How long something on a page may take to appear.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use video_ingest::standin::Delivery;
+use video_ingest::fake_github::Delivery;
 
-use super::story::{ADMIN_TOKEN, SECRET, Video};
+use super::scenario::{ADMIN_TOKEN, SECRET, Video};
 
 /// Longer than a video takes on a slow machine; never waited for in full.
 const READY_MAX: Duration = Duration::from_secs(60);

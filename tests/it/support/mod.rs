@@ -2,8 +2,8 @@
 
 pub mod browser;
 pub mod child;
-pub mod openhands;
+pub mod fake_openhands;
+pub mod fake_storage;
+pub mod fault_proxy;
 pub mod postgres;
-pub mod spoiler;
-pub mod storage;
-pub mod story;
+pub mod scenario;

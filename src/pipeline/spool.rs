@@ -1,0 +1,390 @@
+//! The bytes of one download: kept out of memory, and checked while they arrive.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+use sha1::Digest;
+use tokio::io::AsyncWriteExt;
+
+use crate::domain::failure::{Code, Failure};
+use crate::domain::ids::GitSha;
+use crate::domain::lfs::{Pointer, Sha256};
+use crate::domain::mp4::{BoxWalk, Probe, grouped};
+
+/// The longest download that is held in memory, in bytes; a longer one goes to a file.
+pub const MEMORY_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// The most bytes that are hashed, written or read at once: much less costs a switch of threads too often.
+pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
+
+/// What is downloaded, and so by which hash it is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Its name is git's SHA-1 of it.
+    Blob,
+    /// Its name is its SHA-256, which every download gets.
+    LfsObject,
+}
+
+/// A download on its way in. Its file has no name, so nothing is left behind however it ends.
+pub struct Spool {
+    declared_len: u64,
+    received: u64,
+    sink: Sink,
+    git_sha: Option<sha1::Sha1>,
+    sha256: sha2::Sha256,
+    walk: BoxWalk,
+}
+
+enum Sink {
+    Memory(Vec<u8>),
+    File(tokio::fs::File),
+}
+
+/// A download that arrived whole: its bytes, and what they are.
+pub struct Spooled {
+    /// How many bytes there are: as many as were declared.
+    pub size: u64,
+    /// What git calls a blob of these bytes; not known of an LFS object.
+    pub git_sha: Option<GitSha>,
+    /// What Git LFS calls an object of these bytes.
+    pub sha256: Sha256,
+    /// What the bytes are as an MP4, or why they cannot be used as one.
+    pub probe: Result<Probe, Failure>,
+    source: Source,
+}
+
+#[derive(Clone)]
+enum Source {
+    Memory(Bytes),
+    File(Arc<File>),
+}
+
+impl Spool {
+    /// A spool for a download of exactly `declared_len` bytes; a long one goes to a file in `dir`.
+    ///
+    /// # Errors
+    /// `disk_full`, or `internal` if no file can be made in `dir`.
+    pub async fn create(dir: &Path, declared_len: u64, kind: Kind) -> Result<Self, Failure> {
+        let sink = if declared_len <= MEMORY_BYTES_MAX {
+            Sink::Memory(Vec::new())
+        } else {
+            let dir = dir.to_owned();
+            let file = blocking(move || tempfile::tempfile_in(dir))
+                .await
+                .map_err(disk_failure)?;
+            let mut file = tokio::fs::File::from_std(file);
+            file.set_max_buf_size(CHUNK_BYTES_MAX);
+            Sink::File(file)
+        };
+        // A blob's name is the hash of this and the content (Pro Git, "Git Objects", "Object Storage").
+        let header = format!("blob {declared_len}\0");
+        Ok(Self {
+            declared_len,
+            received: 0,
+            sink,
+            git_sha: (kind == Kind::Blob).then(|| sha1::Sha1::new_with_prefix(header)),
+            sha256: sha2::Sha256::new(),
+            walk: BoxWalk::new(declared_len),
+        })
+    }
+
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// `corrupt_download` if there are more than were declared, `disk_full`, or `internal` if writing fails otherwise.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        if bytes.len() as u64 > self.declared_len - self.received {
+            let announced = grouped(self.declared_len);
+            return Err(Failure::new(
+                Code::CorruptDownload,
+                format!("more than the announced {announced} bytes arrived"),
+            ));
+        }
+        for chunk in bytes.chunks(CHUNK_BYTES_MAX) {
+            if let Some(git_sha) = &mut self.git_sha {
+                git_sha.update(chunk);
+            }
+            self.sha256.update(chunk);
+            self.walk.feed(chunk);
+            match &mut self.sink {
+                Sink::Memory(memory) => memory.extend_from_slice(chunk),
+                Sink::File(file) => file.write_all(chunk).await.map_err(disk_failure)?,
+            }
+            self.received += chunk.len() as u64;
+            // Hashing keeps the processor busy: other tasks of this thread shall have their turns.
+            tokio::task::consume_budget().await;
+        }
+        Ok(())
+    }
+
+    /// The verdict, once every byte was written.
+    ///
+    /// # Errors
+    /// `corrupt_download` if bytes are missing, `disk_full`, or `internal` if writing fails otherwise.
+    pub async fn finish(self) -> Result<Spooled, Failure> {
+        if self.received < self.declared_len {
+            let (received, announced) = (grouped(self.received), grouped(self.declared_len));
+            return Err(Failure::new(
+                Code::CorruptDownload,
+                format!("{received} of {announced} bytes arrived"),
+            ));
+        }
+        let source = match self.sink {
+            Sink::Memory(memory) => Source::Memory(memory.into()),
+            Sink::File(mut file) => {
+                // The last write may still be under way; only now is it known whether it fitted.
+                file.flush().await.map_err(disk_failure)?;
+                Source::File(Arc::new(file.into_std().await))
+            }
+        };
+        Ok(Spooled {
+            size: self.received,
+            git_sha: self
+                .git_sha
+                .map(|sha| GitSha::from_bytes(sha.finalize().into())),
+            sha256: Sha256::from_bytes(self.sha256.finalize().into()),
+            probe: self.walk.finish(),
+            source,
+        })
+    }
+}
+
+impl Spooled {
+    /// The Git LFS pointer that these bytes are, if they are one.
+    pub fn lfs_pointer(&self) -> Option<Pointer> {
+        match &self.source {
+            Source::Memory(bytes) => Pointer::parse(bytes),
+            // Over MEMORY_BYTES_MAX, and so far over the length of a pointer.
+            Source::File(_) => None,
+        }
+    }
+
+    /// All bytes, from the first, in chunks of at most [`CHUNK_BYTES_MAX`]. Streams do not disturb each other.
+    pub fn stream(&self) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
+        let (source, size) = (self.source.clone(), self.size);
+        stream::try_unfold(0, move |start| {
+            let source = source.clone();
+            async move {
+                let end = size.min(start + CHUNK_BYTES_MAX as u64);
+                match start < end {
+                    true => Ok(Some((source.read(start, end).await?, end))),
+                    false => Ok(None),
+                }
+            }
+        })
+    }
+}
+
+impl Source {
+    /// The bytes from `start` to before `end`, which lie at most [`CHUNK_BYTES_MAX`] apart.
+    async fn read(self, start: u64, end: u64) -> io::Result<Bytes> {
+        match self {
+            Self::Memory(bytes) => Ok(bytes.slice(start as usize..end as usize)),
+            Self::File(file) => {
+                blocking(move || {
+                    let mut chunk = vec![0; (end - start) as usize];
+                    // Not read(): copies of a descriptor share one position.
+                    file.read_exact_at(&mut chunk, start)?;
+                    Ok(chunk.into())
+                })
+                .await
+            }
+        }
+    }
+}
+
+/// Runs file work where it holds up no other task.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)?
+}
+
+/// The kind only: the error's text may hold a path.
+fn disk_failure(error: io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            Failure::new(
+                Code::DiskFull,
+                "no room for the download in DATA_DIR: free some disk space",
+            )
+        }
+        kind => Failure::new(
+            Code::Internal,
+            format!("cannot keep the download in DATA_DIR: {kind}"),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{StreamExt, TryStreamExt};
+
+    use super::*;
+
+    const GOOD: &[u8] = include_bytes!("../../fixtures/videos/good.mp4");
+    const POINTER: &[u8] = include_bytes!("../../fixtures/videos/lfs_pointer.mp4");
+
+    async fn spooled(content: &[u8]) -> Spooled {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = Spool::create(dir.path(), content.len() as u64, Kind::Blob)
+            .await
+            .unwrap();
+        for chunk in content.chunks(100_000) {
+            spool.write(chunk).await.unwrap();
+        }
+        let spooled = spool.finish().await.unwrap();
+        assert_eq!(
+            std::fs::read_dir(&dir).unwrap().count(),
+            0,
+            "a named file is left"
+        );
+        spooled
+    }
+
+    /// Larger than what is held in memory, and a playable video: the rest is padding.
+    fn large_video() -> Vec<u8> {
+        let padding = MEMORY_BYTES_MAX as usize + 12_345;
+        let size = u32::try_from(padding + 8).unwrap().to_be_bytes();
+        let noise = (0..padding).map(|i| (i * i / 7) as u8);
+        GOOD.iter()
+            .copied()
+            .chain(size)
+            .chain(*b"free")
+            .chain(noise)
+            .collect()
+    }
+
+    async fn read_all(spooled: &Spooled) -> Vec<u8> {
+        let mut content = Vec::new();
+        let mut stream = Box::pin(spooled.stream());
+        while let Some(chunk) = stream.try_next().await.unwrap() {
+            assert!((1..=CHUNK_BYTES_MAX).contains(&chunk.len()));
+            content.extend_from_slice(&chunk);
+        }
+        content
+    }
+
+    #[tokio::test]
+    async fn one_pass_names_and_probes_the_bytes() {
+        let spooled = spooled(GOOD).await;
+        assert_eq!(spooled.size, 12_522);
+        // As `git hash-object` and `sha256sum` say.
+        assert_eq!(
+            spooled.git_sha.unwrap().to_string(),
+            "7fce7e4190e51f3507becb54b07a834fbfbd78f4"
+        );
+        assert_eq!(
+            spooled.sha256.to_string(),
+            "69784ca7ae1ee34444ddfae77e7cae33e9dd7e5fb59ee637ca580f6b1cfd16f4"
+        );
+        assert_eq!(spooled.probe.as_ref().unwrap().duration_ms, 1500);
+        assert_eq!(spooled.lfs_pointer(), None);
+        assert_eq!(read_all(&spooled).await, GOOD);
+    }
+
+    #[tokio::test]
+    async fn a_pointer_names_the_object_to_fetch_instead() {
+        let pointer = spooled(POINTER).await.lfs_pointer().unwrap();
+        let object = spooled(GOOD).await;
+        assert_eq!((pointer.oid, pointer.size), (object.sha256, object.size));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_a_download_too() {
+        let spooled = spooled(b"").await;
+        assert_eq!(
+            spooled.git_sha.unwrap().to_string(),
+            "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
+        );
+        assert_eq!(spooled.probe.as_ref().unwrap_err().code, Code::NotAnMp4);
+        assert_eq!(read_all(&spooled).await, b"");
+    }
+
+    #[tokio::test]
+    async fn a_large_download_is_read_back_from_its_file_as_often_as_needed() {
+        let content = large_video();
+        let spooled = spooled(&content).await;
+        assert!(matches!(spooled.source, Source::File(_)));
+        assert_eq!(spooled.probe.as_ref().unwrap().duration_ms, 1500);
+
+        // A reader that stopped halfway and one beside it take nothing from a third.
+        let mut halfway = Box::pin(spooled.stream());
+        let first = halfway.next().await.unwrap().unwrap();
+        assert!(read_all(&spooled).await == content);
+        let second = halfway.next().await.unwrap().unwrap();
+        drop(spooled);
+        assert!([first, second].concat() == content[..2 * CHUNK_BYTES_MAX]);
+        assert_eq!(
+            halfway.count().await,
+            content.len().div_ceil(CHUNK_BYTES_MAX) - 2
+        );
+    }
+
+    #[tokio::test]
+    async fn a_download_of_another_length_is_corrupt() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = Spool::create(dir.path(), 2_007_071, Kind::Blob)
+            .await
+            .unwrap();
+        spool.write(&[0; 1_000_000]).await.unwrap();
+        let short = spool.finish().await.err().unwrap();
+        assert_eq!(
+            short,
+            Failure::new(
+                Code::CorruptDownload,
+                "1,000,000 of 2,007,071 bytes arrived"
+            )
+        );
+
+        let mut spool = Spool::create(dir.path(), 1000, Kind::Blob).await.unwrap();
+        spool.write(&[0; 1000]).await.unwrap();
+        let long = spool.write(&[0]).await.unwrap_err();
+        assert_eq!(
+            long,
+            Failure::new(
+                Code::CorruptDownload,
+                "more than the announced 1,000 bytes arrived"
+            )
+        );
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_cannot_be_used_is_no_fault_of_the_video() {
+        let missing = tempfile::tempdir().unwrap().path().join("gone");
+        let failure = Spool::create(&missing, MEMORY_BYTES_MAX + 1, Kind::LfsObject)
+            .await
+            .err()
+            .unwrap();
+        assert_eq!(
+            failure,
+            Failure::new(
+                Code::Internal,
+                "cannot keep the download in DATA_DIR: entity not found"
+            )
+        );
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_a_broken_one() {
+        // ENOSPC, EFBIG, EDQUOT; EIO (errno(3)).
+        for full in [28, 27, 122] {
+            assert_eq!(
+                disk_failure(io::Error::from_raw_os_error(full)).code,
+                Code::DiskFull
+            );
+        }
+        assert_eq!(
+            disk_failure(io::Error::from_raw_os_error(5)).code,
+            Code::Internal
+        );
+    }
+}

@@ -1,0 +1,193 @@
+//! What Prometheus is told. Every name is here, and is there from the start: an alert on a series
+//! that appears with its first event would miss that event.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+use crate::db::{Claim, End, Overview};
+use crate::domain::failure::Code;
+use crate::pipeline::sweep::SweepReport;
+use crate::services::github::RateLimit;
+
+const DELIVERIES: &str = "video_ingest_deliveries_total";
+const ACCEPT: &str = "video_ingest_accept_seconds";
+const VIDEOS: &str = "video_ingest_videos";
+const OLDEST: &str = "video_ingest_queue_oldest_seconds";
+const STEP: &str = "video_ingest_step_seconds";
+const BYTES: &str = "video_ingest_stored_bytes_total";
+const ATTEMPTS: &str = "video_ingest_attempts_total";
+const READY: &str = "video_ingest_push_to_ready_seconds";
+const SWEEPS: &str = "video_ingest_sweeps_total";
+const SWEPT: &str = "video_ingest_swept_videos";
+const SWEPT_AT: &str = "video_ingest_last_sweep_timestamp_seconds";
+const RATE_LIMIT: &str = "video_ingest_github_rate_limit";
+const RATE_REMAINING: &str = "video_ingest_github_rate_limit_remaining";
+const RATE_RESET: &str = "video_ingest_github_rate_limit_reset_timestamp_seconds";
+const BUILD: &str = "video_ingest_build_info";
+
+/// Upper bounds, in seconds, for what must take milliseconds.
+const FAST: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0,
+];
+
+/// Upper bounds, in seconds, for what takes seconds and may take hours.
+const SLOW: &[f64] = &[
+    0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86_400.0,
+];
+
+/// The results of a delivery.
+const RESULTS: [&str; 5] = [
+    "accepted",
+    "ignored",
+    "bad_signature",
+    "malformed",
+    "unavailable",
+];
+
+/// Recorded samples are folded into their histograms this often, scraped or not.
+pub const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// The recorder of this process; installed with the first call.
+pub fn recorder() -> &'static PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    HANDLE.get_or_init(|| {
+        let recorder = [(ACCEPT, FAST), (STEP, SLOW), (READY, SLOW)]
+            .into_iter()
+            .try_fold(PrometheusBuilder::new(), |builder, (name, bounds)| {
+                let name = metrics_exporter_prometheus::Matcher::Full(name.to_owned());
+                builder.set_buckets_for_metric(name, bounds)
+            })
+            .unwrap_or_default()
+            .build_recorder();
+        let handle = recorder.handle();
+        if metrics::set_global_recorder(recorder).is_err() {
+            tracing::warn!("another recorder is installed: /metrics stays empty");
+        }
+        describe_all();
+        handle
+    })
+}
+
+fn describe_all() {
+    describe_counter!(DELIVERIES, "Webhook deliveries answered, by result");
+    describe_histogram!(ACCEPT, Unit::Seconds, "Time to answer a delivery");
+    describe_gauge!(VIDEOS, "Videos by state");
+    describe_gauge!(
+        OLDEST,
+        Unit::Seconds,
+        "Age of the oldest queued or running video; 0: none"
+    );
+    describe_histogram!(STEP, Unit::Seconds, "Duration of each step of an attempt");
+    describe_counter!(BYTES, Unit::Bytes, "Bytes of videos that became ready");
+    describe_counter!(ATTEMPTS, "Attempts ended, by outcome and code");
+    describe_histogram!(
+        READY,
+        Unit::Seconds,
+        "From the request for a video until it was ready"
+    );
+    describe_counter!(SWEEPS, "Sweeps, by result");
+    describe_gauge!(SWEPT, "Videos in the last sweep, by outcome");
+    describe_gauge!(SWEPT_AT, Unit::Seconds, "When the last sweep ended");
+    describe_gauge!(RATE_LIMIT, "GitHub calls allowed per window");
+    describe_gauge!(RATE_REMAINING, "GitHub calls left in this window");
+    describe_gauge!(RATE_RESET, Unit::Seconds, "When GitHub's window ends");
+    describe_gauge!(BUILD, "1, with the version as its label");
+    gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    for result in RESULTS {
+        counter!(DELIVERIES, "result" => result).increment(0);
+    }
+    for code in Code::ALL {
+        for outcome in ["retry", "failed"] {
+            counter!(ATTEMPTS, "outcome" => outcome, "code" => code.as_str()).increment(0);
+        }
+    }
+    for outcome in ["ready", "unchanged"] {
+        counter!(ATTEMPTS, "outcome" => outcome, "code" => "").increment(0);
+    }
+    for result in ["done", "failed"] {
+        counter!(SWEEPS, "result" => result).increment(0);
+    }
+    counter!(BYTES).increment(0);
+}
+
+/// A delivery was answered with this HTTP status.
+pub fn delivery(status: u16, took: Duration) {
+    let result = match status {
+        202 => "accepted",
+        200 => "ignored",
+        401 => "bad_signature",
+        503 => "unavailable",
+        _ => "malformed",
+    };
+    counter!(DELIVERIES, "result" => result).increment(1);
+    histogram!(ACCEPT).record(took);
+}
+
+/// A step of an attempt ended.
+pub fn step(step: &'static str, took: Duration) {
+    histogram!(STEP, "step" => step).record(took);
+}
+
+/// An attempt ended.
+pub fn ended(claim: &Claim, end: &End) {
+    let (outcome, code) = match end {
+        End::Ready { published, .. } => {
+            counter!(BYTES).increment(published.size_bytes);
+            histogram!(READY).record(claim.asked_at.elapsed());
+            ("ready", "")
+        }
+        End::Unchanged => ("unchanged", ""),
+        End::Waiting { code, .. } => ("waiting", code.as_str()),
+        End::Retry { failure, .. } => ("retry", failure.code.as_str()),
+        End::Failed { failure, .. } => ("failed", failure.code.as_str()),
+    };
+    counter!(ATTEMPTS, "outcome" => outcome, "code" => code).increment(1);
+}
+
+/// A sweep ended; `None`: without a report.
+pub fn swept(report: Option<&SweepReport>) {
+    let Some(report) = report else {
+        return counter!(SWEEPS, "result" => "failed").increment(1);
+    };
+    counter!(SWEEPS, "result" => "done").increment(1);
+    for (outcome, n) in [
+        ("processed", report.processed),
+        ("queued", report.queued),
+        ("generating", report.still_generating),
+        ("waiting", report.waiting),
+        ("failed", report.failed),
+        ("unknown", report.unknown),
+    ] {
+        gauge!(SWEPT, "outcome" => outcome).set(n as f64);
+    }
+}
+
+/// Everything as Prometheus reads it, with what only the moment of the scrape knows.
+pub fn render(overview: Option<&Overview>, rate_limit: Option<RateLimit>) -> String {
+    let recorder = recorder();
+    if let Some(overview) = overview {
+        for (state, n) in [
+            ("queued", overview.queued),
+            ("running", overview.running),
+            ("waiting", overview.waiting),
+            ("failed", overview.failed),
+        ] {
+            gauge!(VIDEOS, "state" => state).set(n as f64);
+        }
+        gauge!(OLDEST).set(overview.oldest.unwrap_or_default().as_secs_f64());
+        if let Some((at_ms, _)) = overview.last_sweep {
+            gauge!(SWEPT_AT).set(at_ms as f64 / 1000.0);
+        }
+    }
+    if let Some(rate) = rate_limit {
+        gauge!(RATE_LIMIT).set(rate.limit as f64);
+        gauge!(RATE_REMAINING).set(rate.remaining as f64);
+        gauge!(RATE_RESET).set(rate.reset as f64);
+    }
+    recorder.render()
+}

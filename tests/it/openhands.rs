@@ -1,0 +1,439 @@
+//! Asking the agent's API, and what its quirks and outages do to the answer.
+
+use std::time::Duration;
+
+use secrecy::SecretString;
+use uuid::Uuid;
+use video_ingest::clock::Clock;
+use video_ingest::domain::generation::AgentVersion;
+use video_ingest::services::openhands::{Agent, Limits, Probed, Rate};
+
+use crate::support::fake_openhands::{Fault, KEY, OpenHands, PAGE, PROMPT, SESSION_KEY, Server};
+
+/// Conversations in the order in which they are asked about.
+fn id(n: u128) -> Uuid {
+    Uuid::from_u128(0x4f1c_2b7e_9d3a_4c5f_8e6b_0000_0000_0000 + n)
+}
+
+fn texts(ids: impl IntoIterator<Item = u128>) -> Vec<String> {
+    ids.into_iter().map(|n| id(n).to_string()).collect()
+}
+
+/// The limits of production, but without its pauses.
+fn brisk() -> Limits {
+    let rate = Rate {
+        calls: 1000,
+        per: Duration::from_secs(1),
+    };
+    Limits {
+        rates: [rate; 2],
+        ..Limits::default()
+    }
+}
+
+struct Story {
+    api: OpenHands,
+    agent: Agent,
+    clock: Clock,
+}
+
+async fn story_with(version: AgentVersion, limits: Limits) -> Story {
+    let server = match version {
+        AgentVersion::V1 => Server::Cloud,
+        AgentVersion::V0 => Server::SelfHosted,
+    };
+    let api = OpenHands::start(server).await;
+    let clock = Clock::default();
+    let key = SecretString::from(KEY);
+    let agent = Agent::new(&api.url, key, version, clock.clone(), limits).unwrap();
+    Story { api, agent, clock }
+}
+
+async fn story(version: AgentVersion) -> Story {
+    story_with(version, brisk()).await
+}
+
+impl Story {
+    async fn probe(&self, ids: impl IntoIterator<Item = u128>) -> Probed {
+        self.agent.probe(&texts(ids)).await
+    }
+}
+
+/// The reading of one id, with its reason.
+fn read(probed: &Probed, n: u128) -> String {
+    match probed.readings.get(&id(n).to_string()) {
+        None => "no reading".into(),
+        Some(reading) if reading.reason().is_empty() => reading.as_str().into(),
+        Some(reading) => format!("{}: {}", reading.as_str(), reading.reason()),
+    }
+}
+
+fn codes(probed: &Probed) -> Vec<&str> {
+    assert!(probed.errors.iter().all(|e| e.service == "openhands"));
+    probed.errors.iter().map(|e| e.code).collect()
+}
+
+#[tokio::test]
+async fn one_call_tells_about_many_and_events_are_read_only_where_they_decide() {
+    let s = story(AgentVersion::V1).await;
+    s.api.conversation(id(1), "RUNNING", Some("running"));
+    s.api.conversation(id(2), "RUNNING", Some("finished"));
+    s.api.conversation(id(3), "RUNNING", Some("stuck"));
+    s.api.conversation(id(4), "PAUSED", None);
+    s.api.state(id(4), "running");
+    s.api.state(id(4), "finished");
+    s.api.conversation(id(5), "MISSING", None);
+
+    let probed = s.probe(1..=5).await;
+
+    assert_eq!(read(&probed, 1), "generating");
+    assert_eq!(read(&probed, 2), "finished");
+    assert_eq!(read(&probed, 3), "failed: the agent got stuck");
+    assert_eq!(read(&probed, 4), "finished");
+    assert_eq!(read(&probed, 5), "failed: the agent's sandbox is gone");
+    assert_eq!(codes(&probed), [""; 0]);
+    let calls = s.api.calls();
+    assert_eq!(calls.len(), 3, "{calls:?}");
+    assert!(calls[1].contains(&format!("/{}/events/search", id(4).simple())));
+    assert!(calls[2].contains(&format!("/{}/events/search", id(5).simple())));
+}
+
+#[tokio::test]
+async fn ids_are_asked_for_99_at_a_time() {
+    let s = story(AgentVersion::V1).await;
+    for n in 0..250 {
+        s.api.conversation(id(n), "STARTING", None);
+    }
+    let probed = s.probe(0..250).await;
+    assert_eq!(probed.readings.len(), 250);
+    assert_eq!(codes(&probed), [""; 0]);
+    let sizes: Vec<_> = s
+        .api
+        .calls()
+        .iter()
+        .map(|c| c.matches("ids=").count())
+        .collect();
+    assert_eq!(sizes, [99, 99, 52]);
+}
+
+#[tokio::test]
+async fn an_id_counts_in_both_spellings_and_nothing_else_reaches_a_url() {
+    for version in [AgentVersion::V1, AgentVersion::V0] {
+        let s = story(version).await;
+        s.api.conversation(id(1), "STARTING", None);
+        s.api.v0(id(1), "STARTING");
+        let spellings = [
+            id(1).to_string(),
+            id(1).simple().to_string(),
+            "../../admin".into(),
+        ];
+
+        let probed = s.agent.probe(&spellings).await;
+
+        let said: Vec<_> = spellings
+            .iter()
+            .map(|t| probed.readings[t].as_str())
+            .collect();
+        assert_eq!(said, ["generating", "generating", "unknown"]);
+        assert_eq!(s.api.calls().len(), 1);
+        s.agent.probe(&spellings[2..]).await;
+        assert_eq!(s.api.calls(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_start_task_leads_to_its_conversation() {
+    let s = story(AgentVersion::V1).await;
+    s.api.start_task(id(1), "WAITING_FOR_SANDBOX", None, None);
+    s.api
+        .start_task(id(2), "ERROR", Some("Sandbox quota reached"), None);
+    s.api.start_task(id(3), "READY", None, Some(id(30)));
+    s.api.conversation(id(30), "RUNNING", Some("finished"));
+    s.api.start_task(id(4), "READY", None, Some(id(40)));
+    s.api.conversation(id(40), "PAUSED", None);
+    s.api.state(id(40), "error");
+    s.api.start_task(id(5), "READY", None, Some(id(50)));
+
+    let probed = s.probe(1..=6).await;
+
+    assert_eq!(read(&probed, 1), "generating");
+    assert_eq!(
+        read(&probed, 2),
+        "failed: the agent could not start: Sandbox quota reached"
+    );
+    assert_eq!(read(&probed, 3), "finished");
+    assert_eq!(read(&probed, 4), "failed: the agent stopped with an error");
+    let nowhere = "unknown: the agent's API does not know this conversation";
+    assert_eq!(
+        (read(&probed, 5), read(&probed, 6)),
+        (nowhere.into(), nowhere.into())
+    );
+    assert_eq!(
+        s.api.calls().len(),
+        4,
+        "ids, tasks, where they led to, events of one"
+    );
+}
+
+#[tokio::test]
+async fn a_state_far_back_is_found_and_one_too_far_back_fails_nothing() {
+    let s = story(AgentVersion::V1).await;
+    for (n, chatter) in [(1, 250), (2, 350)] {
+        s.api.conversation(id(n), "MISSING", None);
+        s.api.state(id(n), "error");
+        s.api.chatter(id(n), chatter);
+    }
+    let probed = s.probe(1..=2).await;
+    assert_eq!(read(&probed, 1), "failed: the agent stopped with an error");
+    assert_eq!(
+        read(&probed, 2),
+        "unknown: no state among the agent's newest events"
+    );
+    assert_eq!(s.api.calls().len(), 1 + 3 + 3);
+}
+
+#[tokio::test]
+async fn v0_is_asked_one_by_one_and_its_events_tell_waiting_from_working() {
+    let s = story(AgentVersion::V0).await;
+    s.api.v0(id(1), "STARTING");
+    s.api.v0(id(2), "RUNNING");
+    s.api.v0_state(id(2), "running");
+    s.api.v0_chatter(id(2), 250);
+    s.api.v0(id(3), "RUNNING");
+    s.api.v0_state(id(3), "running");
+    s.api.v0_state(id(3), "awaiting_user_input");
+    s.api.v0(id(4), "ERROR");
+
+    let probed = s.probe(1..=5).await;
+
+    assert_eq!(read(&probed, 1), "generating");
+    assert_eq!(read(&probed, 2), "generating");
+    assert_eq!(read(&probed, 3), "finished");
+    assert_eq!(read(&probed, 4), "failed: the agent stopped with an error");
+    assert_eq!(
+        read(&probed, 5),
+        "unknown: the agent's API does not know this conversation"
+    );
+    assert_eq!(s.api.calls().len(), 5 + 3 + 1 + 1);
+}
+
+#[tokio::test]
+async fn trouble_with_the_api_says_nothing_about_a_video() {
+    let troubles = [
+        (Fault::Html, "html_answer"),
+        (Fault::HtmlAsJson, "html_answer"),
+        (Fault::Status(401), "unauthorized"),
+        (Fault::Status(403), "forbidden"),
+        (Fault::Status(404), "malformed"),
+        (Fault::Status(500), "unavailable"),
+        (Fault::Status(503), "unavailable"),
+        (Fault::TooMany(Some(7)), "rate_limited"),
+        (Fault::TooMany(None), "rate_limited"),
+        (Fault::Login, "malformed"),
+        (Fault::Json("[{\"id\":"), "malformed"),
+        (Fault::Json("\"completed\""), "malformed"),
+        (Fault::Endless, "malformed"),
+    ];
+    for version in [AgentVersion::V1, AgentVersion::V0] {
+        for (fault, code) in troubles {
+            let s = story(version).await;
+            s.api.break_down("", fault);
+            let probed = s.probe(1..=2).await;
+            assert_eq!(codes(&probed), [code], "{version:?} {fault:?}");
+            assert!(
+                probed.readings.is_empty(),
+                "{version:?} {fault:?}: {probed:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn events_that_cannot_be_read_are_not_taken_for_none() {
+    for answer in ["{}", "{\"error\":\"no\"}", "null", "[]"] {
+        for version in [AgentVersion::V1, AgentVersion::V0] {
+            let s = story(version).await;
+            s.api.conversation(id(1), "MISSING", None);
+            s.api.v0(id(1), "ERROR");
+            s.api.break_down("/events", Fault::Json(answer));
+            let probed = s.probe([1]).await;
+            assert_eq!(read(&probed, 1), "no reading", "{version:?} {answer}");
+            assert_eq!(codes(&probed), ["malformed"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_stalls_or_is_gone_is_left_alone_after_three_calls() {
+    let limits = Limits {
+        answer: Duration::from_millis(50),
+        ..brisk()
+    };
+    let s = story_with(AgentVersion::V0, limits).await;
+    s.api.break_down("", Fault::Stall);
+    let probed = s.probe(1..=20).await;
+    assert_eq!(codes(&probed), ["unavailable"]);
+    assert_eq!(s.api.calls().len(), 3);
+
+    let Story { api, agent, .. } = s;
+    drop(api);
+    assert_eq!(codes(&agent.probe(&texts([1])).await), ["unavailable"]);
+}
+
+#[tokio::test]
+async fn conversations_that_break_the_api_cost_only_themselves_their_readings() {
+    let s = story(AgentVersion::V1).await;
+    for n in 1..=7 {
+        s.api.conversation(id(n), "PAUSED", None);
+        s.api.state(id(n), "finished");
+    }
+    for n in [2, 4, 6] {
+        let events = format!("/{}/events", id(n).simple());
+        s.api.break_down(&events, Fault::Status(500));
+    }
+    let probed = s.probe(1..=7).await;
+    for n in [1, 3, 5, 7] {
+        assert_eq!(read(&probed, n), "finished");
+    }
+    assert_eq!(probed.readings.len(), 4, "{probed:?}");
+    assert_eq!(codes(&probed), ["unavailable"]);
+}
+
+#[tokio::test]
+async fn start_tasks_that_cannot_be_read_leave_the_other_readings() {
+    let s = story(AgentVersion::V1).await;
+    s.api.conversation(id(1), "RUNNING", Some("running"));
+    s.api.break_down("/start-tasks", Fault::Status(500));
+    let probed = s.probe(1..=2).await;
+    assert_eq!(read(&probed, 1), "generating");
+    assert_eq!(read(&probed, 2), "no reading");
+}
+
+#[tokio::test]
+async fn asked_to_wait_it_waits_and_then_goes_on_where_it_stopped() {
+    let s = story(AgentVersion::V1).await;
+    for n in 1..=4 {
+        s.api.conversation(id(n), "PAUSED", None);
+        s.api.state(id(n), "finished");
+    }
+    let events = format!("/{}/events", id(3).simple());
+    s.api.break_down(&events, Fault::TooMany(Some(120)));
+    let probed = s.probe(1..=4).await;
+    assert_eq!(codes(&probed), ["rate_limited"]);
+    assert_eq!(probed.readings.len(), 2);
+
+    s.api.heal();
+    s.api.calls();
+    s.clock.advance(Duration::from_secs(100));
+    assert_eq!(codes(&s.probe(1..=4).await), ["rate_limited"]);
+    assert_eq!(s.api.calls(), [""; 0], "too early to ask");
+
+    s.clock.advance(Duration::from_secs(30));
+    let probed = s.probe(1..=4).await;
+    assert_eq!((codes(&probed), probed.readings.len()), (vec![], 4));
+    let order: Vec<_> = s
+        .api
+        .calls()
+        .into_iter()
+        .filter(|c| c.contains("/events"))
+        .collect();
+    assert!(order[0].contains(&events), "{order:?}");
+}
+
+#[tokio::test]
+async fn a_probe_keeps_to_the_rate_and_within_its_time() {
+    let three_an_hour = Rate {
+        calls: 3,
+        per: Duration::from_secs(3600),
+    };
+    let limits = Limits {
+        rates: [three_an_hour; 2],
+        ..Limits::default()
+    };
+    let s = story_with(AgentVersion::V1, limits).await;
+    for n in 1..=4 {
+        s.api.conversation(id(n), "PAUSED", None);
+        s.api.state(id(n), "finished");
+    }
+    let probed = s.probe(1..=4).await;
+    assert_eq!(codes(&probed), ["rate_limited"]);
+    assert_eq!(probed.readings.len(), 2, "what was found out is kept");
+    assert_eq!(s.api.calls().len(), 3);
+}
+
+#[tokio::test]
+async fn no_secret_and_no_prompt_comes_out() {
+    for version in [AgentVersion::V1, AgentVersion::V0] {
+        let s = story(version).await;
+        for (n, sandbox, execution) in [(1, "RUNNING", PROMPT), (2, PROMPT, "running")] {
+            s.api.conversation(id(n), sandbox, Some(execution));
+        }
+        let detail = format!("1 error for https://sandbox/?key={SESSION_KEY}\n{PROMPT}");
+        s.api.start_task(id(3), "ERROR", Some(&detail), None);
+        s.api.v0(id(1), PROMPT);
+        s.api.v0(id(2), "RUNNING");
+        s.api.v0_state(id(2), PROMPT);
+        let probed = s.probe(1..=3).await;
+        assert_eq!(probed.readings.len(), 3);
+        let out = format!("{probed:?} {:?}", s.agent);
+        for canary in [KEY, SESSION_KEY, PROMPT] {
+            assert!(!out.contains(canary), "{canary} in {out}");
+        }
+    }
+}
+
+/// The stand-in itself: status, content type and body, as the API's own source has them.
+#[tokio::test]
+async fn the_stand_in_has_the_apis_quirks() {
+    let cloud = OpenHands::start(Server::Cloud).await;
+    let own = OpenHands::start(Server::SelfHosted).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let get = async |url: String, key: &str| {
+        let response = client.get(url).bearer_auth(key).send().await.unwrap();
+        let kind = response.headers()["content-type"]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        (
+            response.status().as_u16(),
+            kind,
+            response.text().await.unwrap(),
+        )
+    };
+    let json = |status: u16, body: &str| (status, "application/json".to_owned(), body.to_owned());
+    let html = (200, "text/html; charset=utf-8".to_owned(), PAGE.to_owned());
+    let one = id(1).simple().to_string();
+    let v1 = format!("{}/api/v1/app-conversations", cloud.url);
+
+    let unknown = format!("{v1}?ids={one}&ids={}", id(1));
+    assert_eq!(get(unknown, KEY).await, json(200, "[null,null]"));
+    let unknown_task = format!("{v1}/start-tasks?ids={one}");
+    assert_eq!(get(unknown_task, KEY).await, json(200, "[null]"));
+    let hundred = format!("{v1}?{}", format!("ids={one}&").repeat(100));
+    assert_eq!(
+        get(hundred, KEY).await,
+        json(400, "{\"detail\":\"Too many ids\"}")
+    );
+    let bad_id = format!("{v1}?ids=7");
+    assert_eq!(
+        get(bad_id, KEY).await,
+        json(400, "{\"detail\":\"Invalid UUID\"}")
+    );
+    let unauthorized = json(401, "{\"error\":\"Invalid API key\"}");
+    assert_eq!(get(v1.clone(), "other").await, unauthorized);
+    assert_eq!(
+        get(format!("{v1}/{one}"), KEY).await,
+        html,
+        "no GET by path"
+    );
+    let v0 = format!("/api/conversations/{one}");
+    assert_eq!(
+        get(format!("{}{v0}", cloud.url), KEY).await,
+        html,
+        "V0 is gone"
+    );
+    assert_eq!(
+        get(format!("{}{v0}", own.url), KEY).await,
+        json(200, "null")
+    );
+}

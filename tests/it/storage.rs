@@ -1,0 +1,533 @@
+//! What is stored is whole, durable and what was asked for, in both stores.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use sha1::{Digest, Sha1};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use video_ingest::domain::failure::{Code, Failure};
+use video_ingest::domain::ids::GitSha;
+use video_ingest::services::storage::{
+    BodyStream, BucketLimits, Digests, FolderStore, ObjectInfo, ObjectPath, Playable, Store,
+    SupabaseStore, Timeouts,
+};
+
+use crate::support::fake_storage::{
+    ANON_JWT, Answer, EXPIRED_JWT, Fault, Op, SECRET_KEY, SERVICE_JWT, StorageStandin,
+};
+
+const BUCKET: &str = "lesson-assets";
+const VIDEO: &str = "11111111-1111-4111-8111-111111111111/34b9a0c7-62d7-4002-a642-00488b2c7f7c/0beee2d2-ace7-4ccf-81a7-41a6c43c1a75.mp4";
+
+/// Long enough for any answer on loopback, short enough to wait for in a test.
+const SHORT: Duration = Duration::from_secs(1);
+
+fn video() -> ObjectPath {
+    ObjectPath::from_stored(BUCKET, VIDEO).unwrap()
+}
+
+fn digests(bytes: &[u8]) -> Digests {
+    let hash = Sha1::new_with_prefix(format!("blob {}\0", bytes.len())).chain_update(bytes);
+    Digests {
+        blob_sha: GitSha::from_bytes(hash.finalize().into()),
+        sha256: hex::encode(sha2::Sha256::digest(bytes)),
+    }
+}
+
+fn stored(bytes: &[u8]) -> Option<ObjectInfo> {
+    Some(ObjectInfo {
+        size: bytes.len() as u64,
+        sha256: Some(digests(bytes).sha256),
+    })
+}
+
+fn body(bytes: &[u8]) -> BodyStream {
+    stream::iter([Ok(Bytes::copy_from_slice(bytes))]).boxed()
+}
+
+async fn put(store: &Store, bytes: &[u8]) -> Result<(), Failure> {
+    let size = bytes.len() as u64;
+    store
+        .put(&video(), size, &digests(bytes), body(bytes))
+        .await
+}
+
+async fn put_code(store: &Store, bytes: &[u8]) -> Code {
+    put(store, bytes).await.unwrap_err().code
+}
+
+async fn played(store: &Store) -> Vec<u8> {
+    match store.playable(&video()).await.unwrap().unwrap() {
+        Playable::File(file) => fs::read(file).unwrap(),
+        Playable::Url(url) => {
+            let response = reqwest::Client::new().get(url).send().await.unwrap();
+            response.bytes().await.unwrap().into()
+        }
+    }
+}
+
+fn folder() -> (TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = FolderStore::open(dir.path()).unwrap();
+    (dir, Store::Folder(store))
+}
+
+fn supabase(storage: &StorageStandin, key: &str, timeouts: Timeouts) -> Store {
+    let url = storage.url().parse().unwrap();
+    Store::Supabase(SupabaseStore::new(&url, &key.into(), timeouts).unwrap())
+}
+
+fn with_key(storage: &StorageStandin, key: &str) -> Store {
+    supabase(storage, key, Timeouts::default())
+}
+
+/// For stories in which something stands still.
+fn impatient(storage: &StorageStandin) -> Store {
+    let timeouts = Timeouts {
+        connect: SHORT,
+        stall: SHORT,
+        answer: SHORT,
+        request: SHORT,
+    };
+    supabase(storage, SECRET_KEY, timeouts)
+}
+
+async fn project() -> (StorageStandin, Store) {
+    let storage = StorageStandin::start().await;
+    storage.create_bucket(BUCKET, Some(50 << 20), Some(&["video/mp4"]));
+    let store = with_key(&storage, SECRET_KEY);
+    (storage, store)
+}
+
+/// The same story on the folder and on Supabase Storage.
+async fn on_both(story: impl AsyncFn(&Store)) {
+    let (_dir, store) = folder();
+    story(&store).await;
+    let (_storage, store) = project().await;
+    story(&store).await;
+}
+
+#[tokio::test]
+async fn what_is_put_is_there_and_plays() {
+    on_both(async |store| {
+        for size in [1, 65_537, 3_000_000] {
+            let bytes = vec![7; size];
+            put(store, &bytes).await.unwrap();
+            assert_eq!(store.info(&video()).await.unwrap(), stored(&bytes));
+            assert_eq!(played(store).await, bytes);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_an_error() {
+    on_both(async |store| {
+        assert_eq!(store.info(&video()).await.unwrap(), None);
+        assert_eq!(store.playable(&video()).await.unwrap(), None);
+        store.delete(&video()).await.unwrap();
+        put(store, b"video").await.unwrap();
+        store.delete(&video()).await.unwrap();
+        store.delete(&video()).await.unwrap();
+        assert_eq!(store.info(&video()).await.unwrap(), None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_old_version_stays_until_the_new_one_is_whole() {
+    on_both(async |store| {
+        put(store, b"old").await.unwrap();
+        let (pieces, mut receiver) = mpsc::unbounded_channel::<io::Result<Bytes>>();
+        let (taken, mut progress) = mpsc::unbounded_channel();
+        let body = stream::poll_fn(move |cx| receiver.poll_recv(cx))
+            .inspect_ok(move |piece| taken.send(piece.len()).unwrap())
+            .boxed();
+        let wanted = digests(b"new version");
+        let path = video();
+        let putting = store.put(&path, 11, &wanted, body);
+        let checking = async {
+            pieces.send(Ok(Bytes::from_static(b"new "))).unwrap();
+            assert_eq!(progress.recv().await, Some(4));
+            assert_eq!(played(store).await, b"old");
+            pieces.send(Ok(Bytes::from_static(b"version"))).unwrap();
+            drop(pieces);
+            assert_eq!(progress.recv().await, Some(7));
+            Ok(())
+        };
+        tokio::try_join!(putting, checking).unwrap();
+        assert_eq!(store.info(&path).await.unwrap(), stored(b"new version"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_changes_nothing() {
+    on_both(async |store| {
+        put(store, b"old").await.unwrap();
+        let pieces = [Ok(Bytes::from_static(b"ne")), Err(io::Error::other("gone"))];
+        let broken = stream::iter(pieces).boxed();
+        let path = video();
+        let done = store.put(&path, 3, &digests(b"new"), broken).await;
+        assert_eq!(done.unwrap_err().code, Code::StorageUnavailable);
+        // Nor does one that is too short.
+        let short = body(b"ne");
+        assert!(store.put(&path, 3, &digests(b"new"), short).await.is_err());
+        assert_eq!(played(store).await, b"old");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nothing_empty_is_stored() {
+    on_both(async |store| {
+        assert_eq!(put_code(store, b"").await, Code::NotAnMp4);
+        assert_eq!(store.info(&video()).await.unwrap(), None);
+    })
+    .await;
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => files.extend(files_below(&path)),
+            false => files.push(path),
+        }
+    }
+    files
+}
+
+#[tokio::test]
+async fn an_abandoned_put_leaves_no_file() {
+    let (dir, store) = folder();
+    let (begun, mut has_begun) = mpsc::unbounded_channel();
+    let first = stream::iter([Ok(Bytes::from_static(b"x"))]);
+    let then = stream::once(async move {
+        begun.send(()).unwrap();
+        std::future::pending().await
+    });
+    let endless = first.chain(then).boxed();
+    let (path, wanted) = (video(), digests(b"xy"));
+    let half_done = async {
+        has_begun.recv().await;
+        assert_eq!(files_below(dir.path()).len(), 1);
+    };
+    tokio::select! {
+        _ = store.put(&path, 2, &wanted, endless) => unreachable!("it has no end"),
+        () = half_done => {}
+    }
+    assert_eq!(files_below(dir.path()), [] as [PathBuf; 0]);
+}
+
+#[tokio::test]
+async fn opening_the_folder_removes_what_a_crash_left_and_nothing_else() {
+    let (dir, store) = folder();
+    put(&store, b"video").await.unwrap();
+    let object = dir.path().join(BUCKET).join(VIDEO);
+    let left = object.with_file_name(".tmp-of-a-crash");
+    let alive = object.with_file_name(".tmp-of-another-process");
+    fs::write(&left, b"half").unwrap();
+    let writer = fs::File::create(&alive).unwrap();
+    writer.lock().unwrap();
+    FolderStore::open(dir.path()).unwrap();
+    let mut files = files_below(dir.path());
+    files.sort();
+    assert_eq!(files, [alive, object]);
+}
+
+#[tokio::test]
+async fn the_folder_follows_no_link_out_of_its_root() {
+    let (dir, store) = folder();
+    let outside = tempfile::tempdir().unwrap();
+    let (user, _) = VIDEO.split_once('/').unwrap();
+    fs::create_dir(dir.path().join(BUCKET)).unwrap();
+    std::os::unix::fs::symlink(outside.path(), dir.path().join(BUCKET).join(user)).unwrap();
+    fs::write(outside.path().join(".tmp-not-ours"), b"").unwrap();
+
+    assert_eq!(put_code(&store, b"video").await, Code::StorageDenied);
+    assert_eq!(
+        store.info(&video()).await.unwrap_err().code,
+        Code::StorageDenied
+    );
+    FolderStore::open(dir.path()).unwrap();
+    assert_eq!(
+        files_below(outside.path()),
+        [outside.path().join(".tmp-not-ours")]
+    );
+}
+
+#[tokio::test]
+async fn an_upload_is_one_sized_request_with_its_digests() {
+    let (storage, store) = project().await;
+    put(&store, &[7; 300_000]).await.unwrap();
+    let at = format!("{BUCKET}/{VIDEO}");
+    let headers = storage.history(&at).remove(0).headers;
+    let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
+    assert_eq!(header("content-length"), Some("300000"));
+    assert_eq!(header("transfer-encoding"), None);
+    assert_eq!(header("content-type"), Some("video/mp4"));
+    assert_eq!(header("x-upsert"), Some("true"));
+    assert_eq!(header("cache-control"), Some("no-cache"));
+    assert_eq!(
+        header("user-agent"),
+        Some(concat!("video-ingest/", env!("CARGO_PKG_VERSION")))
+    );
+    assert_eq!(header("apikey"), Some(SECRET_KEY));
+    assert_eq!(header("authorization"), None);
+    assert_eq!(storage.calls(), [format!("POST /storage/v1/object/{at}"),]);
+
+    let with_jwt = with_key(&storage, SERVICE_JWT);
+    put(&with_jwt, b"video").await.unwrap();
+    let headers = storage.history(&at).remove(1).headers;
+    assert_eq!(headers["apikey"], SERVICE_JWT);
+    assert_eq!(headers["authorization"], format!("Bearer {SERVICE_JWT}"));
+}
+
+#[tokio::test]
+async fn an_answer_that_got_lost_is_settled_by_what_is_stored() {
+    let (storage, _) = project().await;
+    let store = impatient(&storage);
+    for (n, fault) in [
+        Fault::LoseAnswer,
+        Fault::NoAnswer,
+        Fault::DoneBut(Answer::new(502, "text/html", "<html>Bad Gateway</html>")),
+        Fault::DoneBut(Answer::new(500, "text/plain", "")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        storage.fault(Op::Upload, fault.clone());
+        let bytes = vec![n as u8; 1000];
+        put(&store, &bytes)
+            .await
+            .unwrap_or_else(|failure| panic!("{fault:?}: {failure}"));
+        assert_eq!(storage.uploads(&format!("{BUCKET}/{VIDEO}")), n + 1);
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_stored_is_tried_again_later() {
+    let (storage, store) = project().await;
+    // Of the same size as the new one: only the digest tells them apart.
+    put(&store, b"old").await.unwrap();
+    let html = || Answer::new(502, "text/html", "<html>Bad Gateway</html>");
+    let long = Answer::new(503, "text/plain", "x".repeat(1 << 20));
+    for fault in [
+        Fault::CutAfter(1),
+        Fault::Answer(html()),
+        Fault::Answer(Answer::new(500, "text/plain", "")),
+        Fault::Answer(Answer::refusal(
+            500,
+            "500",
+            "connect ECONNREFUSED 10.0.0.7:9000",
+            "Error",
+            "S3Error",
+        )),
+        Fault::Answer(long),
+        Fault::Poison(html()),
+    ] {
+        storage.fault(Op::Upload, fault.clone());
+        let failure = put(&store, b"new").await.expect_err(&format!("{fault:?}"));
+        assert_eq!(failure.code, Code::StorageUnavailable, "{fault:?}");
+        assert!(!failure.message.contains("10.0.0.7"), "{failure}");
+        assert!(!failure.message.contains("127.0.0.1"), "{failure}");
+    }
+    assert_eq!(played(&store).await, b"old");
+    drop(storage);
+    let failure = put(&store, b"new").await.unwrap_err();
+    assert_eq!(failure.code, Code::StorageUnavailable);
+    assert!(!failure.message.contains("127.0.0.1"), "{failure}");
+}
+
+#[tokio::test]
+async fn no_more_of_an_answer_is_read_than_any_has() {
+    let (storage, store) = project().await;
+    let long = format!(r#"{}{{"size":1}}"#, " ".repeat(1 << 20));
+    storage.fault(
+        Op::Info,
+        Fault::Answer(Answer::new(200, "application/json", long)),
+    );
+    let failure = store.info(&video()).await.unwrap_err();
+    assert_eq!(failure.code, Code::StorageUnavailable);
+}
+
+#[tokio::test]
+async fn no_redirect_is_followed_with_our_key() {
+    let (storage, store) = project().await;
+    let moved = || Answer::new(302, "text/plain", "").with("location", "/elsewhere");
+    storage.fault(Op::Info, Fault::Answer(moved()));
+    let failure = store.info(&video()).await.unwrap_err();
+    assert_eq!(failure.code, Code::StorageUnavailable);
+    assert_eq!(storage.calls().len(), 1, "{:?}", storage.calls());
+}
+
+#[tokio::test]
+async fn the_storage_says_how_long_to_wait() {
+    let (storage, store) = project().await;
+    let busy = Answer::new(429, "text/plain", "").with("retry-after", "17");
+    storage.fault(Op::Upload, Fault::Answer(busy));
+    let failure = put(&store, b"video").await.unwrap_err();
+    assert_eq!(failure.retry_after, Some(Duration::from_secs(17)));
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_environment_is_called_by_its_name() {
+    let (storage, store) = project().await;
+    storage.create_bucket(BUCKET, Some(5), Some(&["video/mp4"]));
+    assert_eq!(put_code(&store, b"six by").await, Code::TooLarge);
+    put(&store, b"fives").await.unwrap();
+    storage.create_bucket(BUCKET, None, Some(&["image/png"]));
+    assert_eq!(put_code(&store, b"video").await, Code::MimeNotAllowed);
+
+    let nowhere = ObjectPath::from_stored("nowhere", VIDEO).unwrap();
+    let put = store.put(&nowhere, 1, &digests(b"x"), body(b"x")).await;
+    assert_eq!(put.unwrap_err().code, Code::BucketMissing);
+    assert_eq!(
+        store.limits("nowhere").await.unwrap_err().code,
+        Code::BucketMissing
+    );
+
+    for key in ["eyJh.eyJi.x", EXPIRED_JWT, "sb_secret_of_another"] {
+        assert_eq!(
+            put_code(&with_key(&storage, key), b"video").await,
+            Code::StorageDenied
+        );
+    }
+    storage.create_bucket(BUCKET, None, None);
+    assert_eq!(
+        put_code(&with_key(&storage, ANON_JWT), b"video").await,
+        Code::StorageDenied
+    );
+    storage.fault(
+        Op::Upload,
+        Fault::Answer(Answer::new(413, "text/html", "<html>nginx</html>")),
+    );
+    assert_eq!(put_code(&store, b"video").await, Code::TooLarge);
+}
+
+#[tokio::test]
+async fn a_gateway_that_does_not_know_new_keys_is_named() {
+    let (storage, store) = project().await;
+    storage.translate_keys(false);
+    let failure = put(&store, b"video").await.unwrap_err();
+    assert_eq!(failure.code, Code::StorageDenied);
+    assert!(
+        failure.message.contains("does not translate sb_ keys"),
+        "{failure}"
+    );
+}
+
+#[tokio::test]
+async fn limits_are_the_buckets() {
+    let (storage, store) = project().await;
+    for (limit, mimes, mp4_allowed) in [
+        (None, None, true),
+        (
+            Some(52_428_800),
+            Some(&["image/png", "video/mp4"][..]),
+            true,
+        ),
+        (Some(1), Some(&["video/*"]), true),
+        (Some(1), Some(&["video/webm", "Video/MP4"]), false),
+        (None, Some(&[]), true),
+    ] {
+        storage.create_bucket("odd name", limit, mimes);
+        let limits = BucketLimits {
+            max_bytes: limit,
+            mp4_allowed,
+            public: false,
+        };
+        assert_eq!(store.limits("odd name").await.unwrap(), limits, "{mimes:?}");
+    }
+}
+
+/// Says when the body is let go.
+struct Ended(mpsc::UnboundedSender<()>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.send(()).ok();
+    }
+}
+
+#[tokio::test]
+async fn an_early_refusal_is_heard_while_sending_and_poisons_nothing() {
+    let (storage, _) = project().await;
+    let store = impatient(&storage);
+    let denied = Answer::refusal(
+        400,
+        "403",
+        "Unauthorized",
+        "new row violates row-level security policy",
+        "AccessDenied",
+    );
+    storage.fault(Op::Upload, Fault::Poison(denied.clone()));
+    // Small enough to look sent: the next request must not get that connection.
+    assert_eq!(put_code(&store, &[7; 500_000]).await, Code::StorageDenied);
+    put(&store, b"video").await.unwrap();
+
+    // Too large ever to be sent: it is given up with the answer, not when the server hangs up.
+    storage.fault(Op::Upload, Fault::Poison(denied));
+    let (ended, mut has_ended) = mpsc::unbounded_channel();
+    let ended = Ended(ended);
+    let endless = stream::repeat_with(move || {
+        let _until_dropped = &ended;
+        Ok(Bytes::from_static(&[7; 65_536]))
+    })
+    .boxed();
+    let path = video();
+    let put = store.put(&path, 40 << 20, &digests(b""), endless).await;
+    assert_eq!(put.unwrap_err().code, Code::StorageDenied);
+    tokio::time::timeout(Duration::from_secs(10), has_ended.recv())
+        .await
+        .expect("the connection is let go");
+}
+
+#[tokio::test]
+async fn a_storage_that_stands_still_is_left() {
+    let (storage, _) = project().await;
+    let store = impatient(&storage);
+    storage.fault(Op::Upload, Fault::Stall);
+    let bytes = vec![7; 40 << 20];
+    let failure = put(&store, &bytes).await.unwrap_err();
+    assert_eq!(
+        (failure.code, failure.message.as_str()),
+        (
+            Code::StorageUnavailable,
+            "The upload to Supabase Storage stood still."
+        )
+    );
+
+    storage.fault(Op::Upload, Fault::Stall);
+    let failure = put(&store, b"video").await.unwrap_err();
+    assert_eq!(
+        failure.message,
+        "Supabase Storage did not answer the upload."
+    );
+
+    storage.fault(Op::Info, Fault::Stall);
+    let failure = store.info(&video()).await.unwrap_err();
+    assert_eq!(failure.message, "Supabase Storage did not answer in time.");
+}
+
+#[tokio::test]
+async fn a_body_that_comes_slower_than_the_limits_but_comes_is_no_stall() {
+    let (storage, _) = project().await;
+    let store = impatient(&storage);
+    // Each piece takes a quarter of the limit, all of them more than the limit.
+    let slow = stream::iter(0..5)
+        .then(|_| async {
+            tokio::time::sleep(SHORT / 4).await;
+            Ok(Bytes::from_static(b"x"))
+        })
+        .boxed();
+    let path = video();
+    store.put(&path, 5, &digests(b"xxxxx"), slow).await.unwrap();
+}

@@ -1,0 +1,851 @@
+//! One test = one story: a GitHub, a server, a store and a worker that is driven by hand.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::{Value, json};
+use sqlx::Row as _;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::layer::SubscriberExt as _;
+use uuid::Uuid;
+use video_ingest::app::{App, Injected};
+use video_ingest::clock::Clock;
+use video_ingest::config::{AgentConfig, Config, Database, MissingRow, StoreConfig};
+use video_ingest::db::Db;
+use video_ingest::domain::generation::AgentVersion;
+use video_ingest::domain::ids::{FileKind, GitSha, VideoKey};
+use video_ingest::failpoint::FailPoints;
+use video_ingest::fake_github::{Changes, Delivery, GithubStandin};
+use video_ingest::http;
+use video_ingest::pipeline::worker::Worker;
+use video_ingest::services::openhands::{Limits, Rate};
+
+use super::fake_openhands::{self, OpenHands, Server};
+use super::fake_storage::StorageStandin;
+use super::postgres::{self, Postgres};
+
+pub const REPOSITORY: &str = "acme/video-artifacts";
+pub const SECRET: &str = "a webhook secret for tests";
+pub const ADMIN_TOKEN: &str = "an-admin-token-for-tests";
+
+const BUCKET: &str = "lesson-assets";
+/// More steps than any story needs: a loop that does not end is a failure, not a hang.
+const STEPS_MAX: usize = 5000;
+
+/// As patient as a test can be, and as fast as the stand-in answers.
+const AGENT_LIMITS: Limits = Limits {
+    answer: Duration::from_secs(2),
+    probe: Duration::from_secs(20),
+    rates: [Rate {
+        calls: 10_000,
+        per: Duration::from_secs(1),
+    }; 2],
+};
+
+pub const GOOD: &[u8] = include_bytes!("../../../fixtures/videos/good.mp4");
+pub const SECOND: &[u8] = include_bytes!("../../../fixtures/videos/second.mp4");
+pub const THIRD: &[u8] = include_bytes!("../../../fixtures/videos/third.mp4");
+pub const TRUNCATED: &[u8] = include_bytes!("../../../fixtures/videos/truncated.mp4");
+
+/// What a story runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// SQLite and folder: embedded mode.
+    Embedded,
+    /// Postgres as the least-privileged role, and the Storage stand-in: Supabase mode.
+    Supabase,
+    /// The same behind pgbouncer in transaction mode, as behind Supabase's port 6543.
+    Pooled,
+}
+
+/// Runs a story on both back ends: `story! { a_pushed_video_becomes_ready(t) { … } }`.
+#[macro_export]
+macro_rules! story {
+    ($($(#[$meta:meta])* $name:ident($t:ident) $body:block)*) => { $(
+        $(#[$meta])*
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+            async fn story($t: &mut $crate::support::scenario::Story) $body
+
+            #[tokio::test]
+            async fn embedded() {
+                let mut t = $crate::support::scenario::Story::begin($crate::support::scenario::Backend::Embedded).await;
+                story(&mut t).await;
+                t.finish().await;
+            }
+
+            #[tokio::test]
+            async fn supabase() {
+                let mut t = $crate::support::scenario::Story::begin($crate::support::scenario::Backend::Supabase).await;
+                story(&mut t).await;
+                t.finish().await;
+            }
+
+            #[tokio::test]
+            async fn pooled() {
+                let mut t = $crate::support::scenario::Story::begin($crate::support::scenario::Backend::Pooled).await;
+                story(&mut t).await;
+                t.finish().await;
+            }
+        }
+    )* };
+}
+
+/// A video of the story: its ids and what is pushed for it.
+#[derive(Clone, Debug)]
+pub struct Video {
+    pub key: VideoKey,
+    pub mp4: Bytes,
+    pub json: Bytes,
+}
+
+impl Video {
+    /// A good one, with new ids.
+    pub fn good() -> Self {
+        Self::with(GOOD)
+    }
+
+    /// With these bytes and a JSON that agrees about everything it says.
+    pub fn with(mp4: &[u8]) -> Self {
+        let key = VideoKey {
+            lesson_id: Uuid::new_v4(),
+            video_id: Uuid::new_v4(),
+        };
+        Self {
+            mp4: Bytes::copy_from_slice(mp4),
+            ..Self::of(key)
+        }
+    }
+
+    /// A good one, with these ids.
+    pub fn of(key: VideoKey) -> Self {
+        Self {
+            key,
+            mp4: Bytes::from_static(GOOD),
+            json: metadata(key, json!({})).into(),
+        }
+    }
+
+    /// Adds both files to a commit.
+    pub fn write(&self, commit: Changes) -> Changes {
+        commit
+            .write(self.mp4_path(), self.mp4.clone())
+            .write(self.json_path(), self.json.clone())
+    }
+
+    /// Takes both files out with a commit.
+    pub fn remove(&self, commit: Changes) -> Changes {
+        commit.remove(self.mp4_path()).remove(self.json_path())
+    }
+
+    /// The same video, rendered again.
+    pub fn rerendered(&self, mp4: &[u8]) -> Self {
+        Self {
+            mp4: Bytes::copy_from_slice(mp4),
+            ..self.clone()
+        }
+    }
+
+    /// With another JSON.
+    pub fn with_json(mut self, json: impl Into<Bytes>) -> Self {
+        self.json = json.into();
+        self
+    }
+
+    pub fn id(&self) -> String {
+        self.key.video_id.to_string()
+    }
+
+    pub fn mp4_path(&self) -> String {
+        format!("videos/{}", self.key.file_name(FileKind::Video))
+    }
+
+    pub fn json_path(&self) -> String {
+        format!("videos/{}", self.key.file_name(FileKind::Metadata))
+    }
+}
+
+/// The JSON beside a video, with some fields set otherwise.
+pub fn metadata(key: VideoKey, fields: Value) -> Vec<u8> {
+    let mut metadata = json!({
+        "lesson_id": key.lesson_id,
+        "video_id": key.video_id,
+        "generated_at": "2026-01-28T21:12:12+00:00",
+        "format": "mp4",
+    });
+    for (name, value) in fields.as_object().unwrap() {
+        metadata[name] = value.clone();
+    }
+    serde_json::to_vec_pretty(&metadata).unwrap()
+}
+
+/// An answer of the server.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub json: Value,
+}
+
+/// The app's row of a video.
+#[derive(Debug, Default)]
+pub struct Asset {
+    pub storage_path: Option<String>,
+    pub mime_type: String,
+    pub duration_ms: Option<i64>,
+    pub conversation_id: Option<String>,
+    pub metadata: Value,
+}
+
+/// A row as the app, or the old function, left it.
+#[derive(Clone, Debug)]
+pub struct AppRow {
+    pub key: VideoKey,
+    pub age: Duration,
+    pub mime_type: &'static str,
+    pub storage_path: Option<String>,
+    pub conversation: Option<Uuid>,
+}
+
+impl AppRow {
+    /// Made just now, being generated, by nobody that we know of.
+    pub fn pending(key: VideoKey) -> Self {
+        Self {
+            key,
+            age: Duration::ZERO,
+            mime_type: "video/mp4",
+            storage_path: None,
+            conversation: None,
+        }
+    }
+}
+
+pub struct Story {
+    pub backend: Backend,
+    pub github: GithubStandin,
+    pub agent: OpenHands,
+    pub storage: StorageStandin,
+    pub clock: Clock,
+    pub fail: FailPoints,
+    pub worker: Worker,
+    pub db: Db,
+    pub url: String,
+    pub user: Uuid,
+    config: Config,
+    client: reqwest::Client,
+    pub database: Option<postgres::Database>,
+    dir: tempfile::TempDir,
+    stop: CancellationToken,
+    errors: Arc<Mutex<Vec<String>>>,
+    expected_errors: Vec<&'static str>,
+    _logs: tracing::subscriber::DefaultGuard,
+}
+
+impl Story {
+    pub async fn begin(backend: Backend) -> Self {
+        Self::begin_with(backend, |_| {}).await
+    }
+
+    /// With other settings.
+    pub async fn begin_with(backend: Backend, change: impl FnOnce(&mut Config)) -> Self {
+        let injected = Injected {
+            agent_limits: AGENT_LIMITS,
+            ..Injected::default()
+        };
+        Self::begin_injected(backend, injected, change).await
+    }
+
+    /// With other settings, and other things in the place of the real ones.
+    pub async fn begin_injected(
+        backend: Backend,
+        injected: Injected,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let github = GithubStandin::start(REPOSITORY).await.unwrap();
+        github.commit(|c| c.write("README.md", "videos, rendered"));
+        let agent = OpenHands::start(Server::Cloud).await;
+        let storage = StorageStandin::start().await;
+        storage.create_bucket(BUCKET, Some(52_428_800), Some(&["video/mp4"]));
+        let dir = tempfile::tempdir().unwrap();
+        let local = "127.0.0.1:0".parse().unwrap();
+        let mut config = Config::embedded(dir.path(), local, REPOSITORY, &github.url(), SECRET);
+        config.admin_token = Some(ADMIN_TOKEN.into());
+        config.missing_row = MissingRow::Wait;
+        config.agent = Some(AgentConfig {
+            key: fake_openhands::KEY.into(),
+            api_url: agent.url.clone(),
+            version: AgentVersion::V1,
+        });
+        let database = match backend {
+            Backend::Embedded => None,
+            Backend::Supabase | Backend::Pooled => {
+                let database = Postgres::database().await;
+                let url = match backend {
+                    Backend::Pooled => database.pooled_url(),
+                    _ => database.service_url.clone(),
+                };
+                config.database = Database::Postgres { url: url.into() };
+                config.store = StoreConfig::Supabase {
+                    url: storage.url(),
+                    service_role_key: super::fake_storage::SECRET_KEY.into(),
+                };
+                Some(database)
+            }
+        };
+        change(&mut config);
+        let errors = Arc::<Mutex<Vec<String>>>::default();
+        let filter = tracing_subscriber::EnvFilter::new("info,octocrab=off,hyper=off,sqlx=off");
+        let subscriber = tracing_subscriber::registry()
+            .with(filter)
+            .with(Errors(errors.clone()))
+            .with(tracing_subscriber::fmt::layer().with_test_writer());
+        let logs = tracing::subscriber::set_default(subscriber);
+        let (clock, fail) = (injected.clock.clone(), injected.fail.clone());
+        let app = App::build(config.clone(), injected).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let stop = CancellationToken::new();
+        tokio::spawn(http::serve(listener, app.router, stop.clone()));
+        Self {
+            backend,
+            github,
+            agent,
+            storage,
+            clock,
+            fail,
+            worker: app.worker,
+            db: app.db,
+            url,
+            user: Uuid::new_v4(),
+            config,
+            client: reqwest::Client::builder().no_proxy().build().unwrap(),
+            database,
+            dir,
+            stop,
+            errors,
+            expected_errors: Vec::new(),
+            _logs: logs,
+        }
+    }
+
+    // What happens at GitHub.
+
+    /// Commits both files of a video.
+    pub fn commit(&self, video: &Video) -> GitSha {
+        self.github.commit(|c| video.write(c))
+    }
+
+    /// Commits both files and delivers the push.
+    pub async fn push(&self, video: &Video) -> Delivery {
+        let before = self.github.head();
+        self.commit(video);
+        let delivery = self.github.push(before, self.github.head());
+        self.deliver(&delivery).await.expect_accepted();
+        delivery
+    }
+
+    /// Delivers a webhook, signed.
+    pub async fn deliver(&self, delivery: &Delivery) -> Answer {
+        self.post(
+            "/webhooks/github",
+            &delivery.signed(SECRET),
+            delivery.body().to_vec(),
+        )
+        .await
+    }
+
+    // What happens in the app.
+
+    /// The app's row of a video that is being generated.
+    pub async fn row(&self, video: &Video) {
+        self.row_of(video.key, "video").await;
+    }
+
+    pub async fn row_of(&self, key: VideoKey, kind: &str) {
+        match &self.database {
+            Some(database) => {
+                database.insert_lesson(key.lesson_id, self.user).await;
+                database.insert_asset(key, self.user, kind).await;
+            }
+            None => {
+                let (lesson, id, user) = (key.lesson_id, key.video_id, self.user);
+                let now = self.clock.now_ms();
+                self.sql(&format!(
+                    "insert into lesson_assets (id, lesson_id, user_id, kind, storage_bucket, mime_type, created_at)
+                     values ('{id}', '{lesson}', '{user}', '{kind}', '{BUCKET}', 'video/mp4', {now})"
+                ))
+                .await;
+            }
+        }
+    }
+
+    /// Many rows at once, with their lessons.
+    pub async fn rows(&self, rows: &[AppRow]) {
+        let (now, user) = (self.clock.now_ms(), self.user);
+        let text = |value: Option<String>| match value {
+            Some(value) => format!("'{value}'"),
+            None => "null".to_owned(),
+        };
+        let mut statements = String::from("begin;\n");
+        for row in rows {
+            let (lesson, id) = (row.key.lesson_id, row.key.video_id);
+            let mut created = (now - row.age.as_millis() as i64).to_string();
+            if self.backend != Backend::Embedded {
+                created = format!("to_timestamp({created} / 1000.0)");
+                statements += &format!(
+                    "insert into lessons (id, user_id, title)
+                     values ('{lesson}', '{user}', 'Photosynthesis') on conflict do nothing;\n"
+                );
+            }
+            statements += &format!(
+                "insert into lesson_assets (id, lesson_id, user_id, kind, storage_bucket, mime_type,
+                    storage_path, conversation_id, created_at)
+                 values ('{id}', '{lesson}', '{user}', 'video', '{BUCKET}', '{}', {}, {}, {created});\n",
+                row.mime_type,
+                text(row.storage_path.clone()),
+                text(row.conversation.map(|id| id.to_string())),
+            );
+        }
+        self.sql(&(statements + "commit;")).await;
+    }
+
+    /// Statements as the database's owner.
+    pub async fn sql(&self, statements: &str) {
+        match &self.database {
+            Some(database) => database.sql(statements).await,
+            None => {
+                let pool = self.sqlite().await;
+                sqlx::raw_sql(sqlx::AssertSqlSafe(statements))
+                    .execute(&pool)
+                    .await
+                    .unwrap();
+                pool.close().await;
+            }
+        }
+    }
+
+    /// One text out of the database, as its owner sees it.
+    pub async fn text(&self, query: &str) -> Option<String> {
+        match &self.database {
+            Some(database) => database.text(query).await,
+            None => {
+                let pool = self.sqlite().await;
+                let row = sqlx::query(sqlx::AssertSqlSafe(
+                    query.replace("video_ingest.", "").replace("::text", ""),
+                ))
+                .fetch_one(&pool)
+                .await
+                .unwrap();
+                pool.close().await;
+                row.get(0)
+            }
+        }
+    }
+
+    async fn sqlite(&self) -> sqlx::SqlitePool {
+        let path = self.dir.path().join("video-ingest.sqlite");
+        sqlx::SqlitePool::connect(&format!("sqlite://{}", path.display()))
+            .await
+            .unwrap()
+    }
+
+    /// Holds a lock that every write of ours has to wait for.
+    pub async fn block_database(&self) -> Blocked {
+        match &self.database {
+            Some(database) => {
+                let mut lock = database.admin.begin().await.unwrap();
+                let statement = "lock table video_ingest.deliveries, video_ingest.videos in access exclusive mode";
+                sqlx::raw_sql(statement).execute(&mut *lock).await.unwrap();
+                Blocked::Postgres(lock)
+            }
+            None => {
+                let pool = self.sqlite().await;
+                let lock = pool.begin_with("begin immediate").await.unwrap();
+                Blocked::Sqlite(lock)
+            }
+        }
+    }
+
+    /// Every row of ours, counted by table.
+    pub async fn counts(&self) -> String {
+        let mut counts = Vec::new();
+        for table in ["deliveries", "videos", "events", "readings"] {
+            let query = format!("select cast(count(*) as text) from video_ingest.{table}");
+            counts.push(format!("{table} {}", self.text(&query).await.unwrap()));
+        }
+        counts.join(", ")
+    }
+
+    /// Every row of ours and of the app's, whole: what two looks differ in was written in between.
+    pub async fn snapshot(&self) -> BTreeSet<String> {
+        let mut lines = BTreeSet::from([self.counts().await]);
+        for table in [
+            "deliveries",
+            "videos",
+            "events",
+            "readings",
+            "marks",
+            "lesson_assets",
+        ] {
+            let query = match self.backend {
+                Backend::Supabase | Backend::Pooled => {
+                    let schema = match table {
+                        "lesson_assets" => "",
+                        _ => "video_ingest.",
+                    };
+                    format!("select string_agg(t::text, chr(10)) from {schema}{table} as t")
+                }
+                Backend::Embedded => {
+                    let columns =
+                        format!("select group_concat(name) from pragma_table_info('{table}')");
+                    let columns = self.text(&columns).await.unwrap();
+                    format!("select group_concat(json_array({columns}), char(10)) from {table}")
+                }
+            };
+            let rows = self.text(&query).await.unwrap_or_default();
+            lines.extend(rows.lines().map(|row| format!("{table}: {row}")));
+        }
+        // That there was a sweep is noted for the page, whatever it found.
+        lines.retain(|line| !line.contains("last_sweep"));
+        lines
+    }
+
+    pub async fn asset(&self, video: &Video) -> Asset {
+        let id = video.id();
+        let column =
+            |name: &str| format!("select {name}::text from lesson_assets where id = '{id}'");
+        let metadata = self.text(&column("metadata")).await;
+        Asset {
+            storage_path: self.text(&column("storage_path")).await,
+            mime_type: self.text(&column("mime_type")).await.unwrap(),
+            duration_ms: self
+                .text(&format!(
+                    "select cast(duration_ms as text) from lesson_assets where id = '{id}'"
+                ))
+                .await
+                .map(|ms| ms.parse().unwrap()),
+            conversation_id: self.text(&column("conversation_id")).await,
+            metadata: metadata.map_or(Value::Null, |text| serde_json::from_str(&text).unwrap()),
+        }
+    }
+
+    /// Where the service connects to.
+    pub fn database_url(&self) -> secrecy::SecretString {
+        self.database.as_ref().unwrap().service_url.clone().into()
+    }
+
+    /// What Postgres logged about this story's database.
+    pub fn database_log(&self) -> String {
+        self.database
+            .as_ref()
+            .map(|database| database.log())
+            .unwrap_or_default()
+    }
+
+    // What happens in the server.
+
+    /// Another process on the same database and store.
+    pub async fn replica(&self) -> Worker {
+        let injected = Injected {
+            clock: self.clock.clone(),
+            ..Injected::default()
+        };
+        App::build(self.config.clone(), injected)
+            .await
+            .unwrap()
+            .worker
+    }
+
+    /// Everything that is due now, one thing after another.
+    pub async fn work(&self) {
+        for _ in 0..STEPS_MAX {
+            if !self.worker.run_once().await.unwrap() {
+                return;
+            }
+        }
+        panic!("there is still work after {STEPS_MAX} steps");
+    }
+
+    /// Moves the clock.
+    pub fn later(&self, by: Duration) {
+        self.clock.advance(by);
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        let request = self
+            .client
+            .get(format!("{}{path}", self.url))
+            .bearer_auth(ADMIN_TOKEN);
+        answer(request.send().await.unwrap()).await
+    }
+
+    /// `POST` with the admin token.
+    pub async fn ask(&self, path: &str) -> Answer {
+        let request = self
+            .client
+            .post(format!("{}{path}", self.url))
+            .bearer_auth(ADMIN_TOKEN);
+        answer(request.send().await.unwrap()).await
+    }
+
+    pub async fn post(
+        &self,
+        path: &str,
+        headers: &[(&'static str, String)],
+        body: Vec<u8>,
+    ) -> Answer {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(
+                HeaderName::from_static(&name.to_ascii_lowercase().leak()[..]),
+                HeaderValue::from_str(value).unwrap(),
+            );
+        }
+        let request = self
+            .client
+            .post(format!("{}{path}", self.url))
+            .headers(map)
+            .body(body);
+        answer(request.send().await.unwrap()).await
+    }
+
+    /// One video as the API shows it.
+    pub async fn video(&self, video: &Video) -> Value {
+        self.get(&format!("/api/videos/{}", video.id())).await.json
+    }
+
+    /// Its timeline's steps.
+    pub async fn steps(&self, video: &Video) -> Vec<String> {
+        let shown = self.video(video).await;
+        let timeline = shown["timeline"].as_array().unwrap();
+        timeline
+            .iter()
+            .map(|entry| entry["step"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    // What is in the store.
+
+    /// `bucket/path  size`, sorted.
+    pub fn objects(&self) -> Vec<String> {
+        match self.backend {
+            Backend::Supabase | Backend::Pooled => self.storage.objects(),
+            Backend::Embedded => {
+                let root = self.dir.path().join("store");
+                let mut found = Vec::new();
+                let mut open = vec![root.clone()];
+                while let Some(dir) = open.pop() {
+                    for entry in std::fs::read_dir(dir).unwrap() {
+                        let path = entry.unwrap().path();
+                        if path.is_dir() {
+                            open.push(path);
+                        } else {
+                            let name = path.strip_prefix(&root).unwrap().display().to_string();
+                            found.push(format!("{name}  {}", path.metadata().unwrap().len()));
+                        }
+                    }
+                }
+                found.sort();
+                found
+            }
+        }
+    }
+
+    pub fn path(&self, video: &Video) -> String {
+        format!(
+            "{}/{}/{}.mp4",
+            self.user, video.key.lesson_id, video.key.video_id
+        )
+    }
+
+    /// Something else than this service changes an object: other bytes in its place, or none.
+    pub fn spoil(&self, video: &Video, bytes: Option<&[u8]>) {
+        let path = format!("{BUCKET}/{}", self.path(video));
+        match (self.backend, bytes) {
+            (Backend::Supabase | Backend::Pooled, bytes) => self.storage.spoil(&path, bytes),
+            (Backend::Embedded, Some(bytes)) => {
+                std::fs::write(self.dir.path().join("store").join(path), bytes).unwrap();
+            }
+            (Backend::Embedded, None) => {
+                std::fs::remove_file(self.dir.path().join("store").join(path)).unwrap();
+            }
+        }
+    }
+
+    /// The store answers no question about an object, until [`Story::heal_store`].
+    pub fn break_store(&self) {
+        let bucket = self.dir.path().join("store").join(BUCKET);
+        match self.backend {
+            Backend::Supabase | Backend::Pooled => self.storage.break_down(true),
+            Backend::Embedded => {
+                std::fs::rename(&bucket, self.dir.path().join("away")).unwrap();
+                std::fs::write(&bucket, "not a folder").unwrap();
+            }
+        }
+    }
+
+    pub fn heal_store(&self) {
+        let bucket = self.dir.path().join("store").join(BUCKET);
+        match self.backend {
+            Backend::Supabase | Backend::Pooled => self.storage.break_down(false),
+            Backend::Embedded => {
+                std::fs::remove_file(&bucket).unwrap();
+                std::fs::rename(self.dir.path().join("away"), &bucket).unwrap();
+            }
+        }
+    }
+
+    pub fn stored(&self, video: &Video) -> Option<Vec<u8>> {
+        let path = format!("{BUCKET}/{}", self.path(video));
+        match self.backend {
+            Backend::Supabase | Backend::Pooled => {
+                self.storage.bytes(&path).map(|bytes| bytes.to_vec())
+            }
+            Backend::Embedded => std::fs::read(self.dir.path().join("store").join(path)).ok(),
+        }
+    }
+
+    pub fn data_dir(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
+    // What the story says of it.
+
+    /// The row is ready, the stored bytes are the pushed ones, and the API says so too.
+    pub async fn expect_ready(&self, video: &Video) {
+        let shown = self.video(video).await;
+        assert_eq!(shown["state"], "ready", "{shown:#}");
+        let asset = self.asset(video).await;
+        assert_eq!(
+            asset.storage_path.as_deref(),
+            Some(self.path(video).as_str())
+        );
+        assert_eq!(asset.mime_type, "video/mp4");
+        assert!(asset.duration_ms.is_some_and(|ms| ms > 0), "{asset:?}");
+        assert!(
+            self.stored(video).as_deref() == Some(&video.mp4[..]),
+            "the stored bytes are not the pushed ones"
+        );
+    }
+
+    /// The video failed with this code, says so everywhere, and nothing of it is visible.
+    pub async fn expect_failed(&self, video: &Video, code: &str) {
+        let shown = self.video(video).await;
+        assert_eq!(
+            (&shown["state"], &shown["code"]),
+            (&json!("failed"), &json!(code)),
+            "{shown:#}"
+        );
+        assert!(
+            shown["message"].as_str().is_some_and(|m| !m.is_empty()),
+            "{shown:#}"
+        );
+        assert_eq!(self.stored(video), None);
+    }
+
+    /// As [`Story::expect_failed`], and the app's row says it.
+    pub async fn expect_reported(&self, video: &Video, code: &str) {
+        self.expect_failed(video, code).await;
+        let asset = self.asset(video).await;
+        assert!(asset.mime_type.starts_with("error: "), "{asset:?}");
+        assert!(asset.mime_type.chars().count() <= 107, "{asset:?}");
+        assert_eq!(asset.storage_path, None);
+        assert_eq!(asset.metadata["ingest"]["status"], "failed", "{asset:?}");
+        assert_eq!(asset.metadata["ingest"]["code"], code, "{asset:?}");
+    }
+
+    pub async fn expect_state(&self, video: &Video, state: &str, code: &str) {
+        let shown = self.video(video).await;
+        assert_eq!(
+            (&shown["state"], &shown["code"]),
+            (&json!(state), &json!(code)),
+            "{shown:#}"
+        );
+    }
+
+    /// A log line at ERROR that this story brings about on purpose.
+    pub fn expect_error(&mut self, part: &'static str) {
+        self.expected_errors.push(part);
+    }
+
+    /// The silence at the end: no work is left, nobody was told of an error.
+    pub async fn finish(mut self) {
+        self.work().await;
+        let expected = std::mem::take(&mut self.expected_errors);
+        let errors = std::mem::take(&mut *self.errors.lock().unwrap());
+        let unexpected: Vec<_> = errors
+            .iter()
+            .filter(|line| !expected.iter().any(|part| line.contains(part)))
+            .collect();
+        assert!(unexpected.is_empty(), "logged at ERROR: {unexpected:#?}");
+        self.stop.cancel();
+        self.db.close().await;
+    }
+}
+
+impl Answer {
+    pub fn expect_accepted(self) -> Self {
+        assert_eq!(self.status, 202, "{:#}", self.json);
+        self
+    }
+
+    pub fn expect_problem(self, status: u16, code: &str) -> Self {
+        assert_eq!(
+            (self.status, &self.json["code"]),
+            (status, &json!(code)),
+            "{:#}",
+            self.json
+        );
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        self
+    }
+}
+
+async fn answer(response: reqwest::Response) -> Answer {
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let text = response.text().await.unwrap();
+    Answer {
+        status,
+        headers,
+        json: serde_json::from_str(&text).unwrap_or(Value::String(text)),
+    }
+}
+
+/// A database that stands still until this is released.
+pub enum Blocked {
+    Sqlite(sqlx::Transaction<'static, sqlx::Sqlite>),
+    Postgres(sqlx::Transaction<'static, sqlx::Postgres>),
+}
+
+impl Blocked {
+    pub async fn release(self) {
+        match self {
+            Self::Sqlite(lock) => lock.rollback().await.unwrap(),
+            Self::Postgres(lock) => lock.rollback().await.unwrap(),
+        }
+    }
+}
+
+/// Collects what is logged at ERROR.
+struct Errors(Arc<Mutex<Vec<String>>>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Errors {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        struct Text(String);
+        impl tracing::field::Visit for Text {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!("{field}={value:?} ");
+            }
+        }
+        if *event.metadata().level() == tracing::Level::ERROR {
+            let mut text = Text(String::new());
+            event.record(&mut text);
+            self.0.lock().unwrap().push(text.0);
+        }
+    }
+}
