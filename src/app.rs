@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::config::{AgentConfig, Config, Database, MissingRow, StoreConfig};
+use crate::config::{Config, Database, MissingRow, OpenHandsConfig, StoreConfig};
 use crate::db::{Db, RowOwner};
 use crate::failpoint::{FailPoints, Fault};
-use crate::http::{self, STREAMS_MAX, Surface};
+use crate::http::{self, AppState, STREAMS_MAX};
 use crate::pipeline::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
 use crate::pipeline::intake::Intake;
 use crate::pipeline::sweep::{Sweep, SweepOptions};
@@ -44,7 +44,7 @@ pub struct Injected {
     /// How patient the storage client is.
     pub storage_timeouts: Timeouts,
     /// How patient and how fast the agent's client is.
-    pub agent_limits: openhands::Limits,
+    pub openhands_limits: openhands::Limits,
 }
 
 /// The program, ready to serve.
@@ -75,7 +75,7 @@ impl App {
             fail,
             github_patience,
             storage_timeouts,
-            agent_limits,
+            openhands_limits,
         } = injected;
         for (name, fault) in &config.fail_points {
             let fault = match fault.as_str() {
@@ -102,7 +102,7 @@ impl App {
             db: db.clone(),
             github: client.clone(),
             store: store.clone(),
-            agent: agent(&config, &clock, agent_limits)?,
+            agent: agent(&config, &clock, openhands_limits)?,
             videos_dir: videos_dir.clone(),
             generation_deadline: config.generation_deadline,
             history_retention: config.history_retention,
@@ -144,7 +144,7 @@ impl App {
         metrics::recorder();
         let closing = CancellationToken::new();
         let (intake, writer) = Intake::start(db.clone(), wake.clone());
-        let router = http::router(Surface {
+        let router = http::router(AppState {
             db: db.clone(),
             intake,
             sweep: sweep.clone(),
@@ -317,7 +317,7 @@ pub(crate) fn agent(
     clock: &Clock,
     limits: openhands::Limits,
 ) -> anyhow::Result<Option<Arc<Agent>>> {
-    let Some(AgentConfig {
+    let Some(OpenHandsConfig {
         key,
         api_url,
         version,

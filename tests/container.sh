@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds deploy/Dockerfile and runs the image: its size, the demo, a push signed by the stand-in for
+# Builds deploy/Dockerfile and runs the image: its size, the demo, a push signed by the fake for
 # GitHub and one by hand, the health check, SIGTERM, a second start. Then deploy/compose.yaml.
 #
 #     sudo tests/container.sh
@@ -195,7 +195,7 @@ push_is_ingested() {
     run server --detach --network=none --volume data:/data --health-interval=1s --
     eventually 'the server is healthy' state_of_container server Health.Status healthy
     run github --detach --network=container:server -- \
-        standin --at=127.0.0.1:8081 --deliver-to=http://127.0.0.1:8080 --video="${LESSON}_$VIDEO"
+        fake-github --at=127.0.0.1:8081 --deliver-to=http://127.0.0.1:8080 --video="${LESSON}_$VIDEO"
     eventually 'the pushed video is ready' is_ready
 }
 

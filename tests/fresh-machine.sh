@@ -5,7 +5,7 @@
 #     sudo tests/fresh-machine.sh [GROUP…]
 #
 # The commands are those after the README's markers `<!-- run GROUP -->`, without arguments all of them:
-# build (what a build needs), demo, install, server (a server of one's own; the stand-in for GitHub takes
+# build (what a build needs), demo, install, server (a server of one's own; the fake for GitHub takes
 # GitHub's place) and tests. Needs root, debootstrap, debian-archive-keyring, iproute2. The folder is
 # removed at the end; KEEP=1 keeps it.
 set -euo pipefail
@@ -16,7 +16,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly LINES_SHOWN=12
 readonly GROUPS_ALL=(build demo install server tests)
-# What the stand-in pushes.
+# What the fake pushes.
 readonly PUSHED=1e550000-0000-4000-8000-000000000001_71de0000-0000-4000-8000-000000000001
 
 [[ $(id -u) == 0 ]] || { echo "run me as root: a chroot needs it" >&2; exit 2; }
@@ -83,14 +83,14 @@ install_machine() {
     commit=$(git -C "$root/root/video-ingest" rev-parse --short HEAD)
 }
 
-# A server of one's own, whose settings name a repository that the stand-in has.
+# A server of one's own, whose settings name a repository that the fake has.
 run_server() {
     local serve=$'\nvideo-ingest serve\n'
     local ready=$'\nvideo-ingest serve &\nuntil video-ingest healthcheck; do sleep 1; done\n'
     UNSHARE=--net on_fresh_machine "
         export GITHUB_API_URL=http://127.0.0.1:8081
         GITHUB_REPOSITORY=owner/video-artifacts GITHUB_WEBHOOK_SECRET=not-the-secret-of-the-server \
-            video-ingest standin --at=127.0.0.1:8081 --deliver-to=http://127.0.0.1:8080 --video=$PUSHED &
+            video-ingest fake-github --at=127.0.0.1:8081 --deliver-to=http://127.0.0.1:8080 --video=$PUSHED &
         bash -c 'until : </dev/tcp/127.0.0.1/8081; do sleep 0.1; done' 2>/dev/null
         ${1/"$serve"/"$ready"}
         video-ingest videos list --state ready | grep -q ${PUSHED#*_}"

@@ -1,6 +1,6 @@
 //! `video-ingest demo`: the whole way, shown on this machine with nothing configured.
 //!
-//! The server is the real one, listening on loopback; only GitHub is a stand-in. Neither `.env` nor any
+//! The server is the real one, listening on loopback; only GitHub is a fake. Neither `.env` nor any
 //! variable is read, so that it can never touch a production database.
 
 use std::collections::BTreeSet;
@@ -30,10 +30,10 @@ use crate::domain::advice::advice;
 use crate::domain::failure::Code;
 use crate::domain::ids::{FileKind, GitSha, VideoKey};
 use crate::domain::lfs::{POINTER_BYTES_MAX, Pointer};
-use crate::fake_github::{Delivery, GithubStandin, git};
+use crate::fake_github::{Delivery, FakeGithub, git};
 use crate::telemetry;
 
-/// What the stand-in's repository is called.
+/// What the fake's repository is called.
 const REPOSITORY: &str = "demo/video-artifacts";
 
 /// A second and a half of picture and sound. Made by `fixtures/videos/make.sh`.
@@ -63,7 +63,7 @@ pub fn command() -> Command {
         .long_about(
             "Show the whole way from a push to a playable video, with nothing configured.\n\n\
              Starts the real server on a free port of this machine, with a temporary folder as its \
-             database and store and a built-in stand-in for GitHub. Reads no settings and no .env. \
+             database and store and a built-in fake for GitHub. Reads no settings and no .env. \
              Stays up until Ctrl-C.",
         )
         .after_help("Exit code: 0 if every video became what it should and its stored bytes are the pushed ones, else 1.")
@@ -115,7 +115,7 @@ struct Stage {
     secret: String,
     token: String,
     db: Db,
-    github: GithubStandin,
+    github: FakeGithub,
     hooks: reqwest::Client,
     api: Client,
     began: Instant,
@@ -129,8 +129,8 @@ impl Stage {
     ) -> anyhow::Result<(Self, JoinHandle<()>)> {
         let (began, began_at) = (Instant::now(), Timestamp::now());
         let github = match repo {
-            Some(path) => GithubStandin::serve_git(REPOSITORY, path).await?,
-            None => GithubStandin::start(REPOSITORY).await?,
+            Some(path) => FakeGithub::serve_git(REPOSITORY, path).await?,
+            None => FakeGithub::start(REPOSITORY).await?,
         };
         // Kept at the end: what was stored is there to be looked at.
         let data = tempfile::Builder::new()
@@ -176,7 +176,7 @@ impl Stage {
         say(&format!("  server  {}", self.url))?;
         let what = match repo {
             Some(path) => format!("HEAD of {}", path.display()),
-            None => "a stand-in: nothing leaves this machine".to_owned(),
+            None => "a fake: nothing leaves this machine".to_owned(),
         };
         say(&format!("  GitHub  {} ({what})", self.github.url()))?;
         say(&format!(
@@ -538,7 +538,7 @@ async fn video_files(path: &Path, head: GitSha) -> anyhow::Result<Vec<String>> {
         .collect())
 }
 
-/// The SHA-256 of a file's bytes as git and LFS have them, without asking the server or the stand-in.
+/// The SHA-256 of a file's bytes as git and LFS have them, without asking the server or the fake.
 async fn pushed_sha256(path: &Path, blob: GitSha) -> anyhow::Result<String> {
     let mut child = git(path, &["cat-file", "blob", &blob.to_string()]).spawn()?;
     let stdout = child.stdout.take().context("git has no output")?;

@@ -1,4 +1,4 @@
-//! `video-ingest standin`: the stand-in as a process of its own, for trials of a whole deployment.
+//! `video-ingest fake_github`: the fake as a process of its own, for trials of a whole deployment.
 //!
 //! It pushes one video and has it delivered to a server with the same settings.
 
@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::config::{self, Config};
 use crate::domain::ids::{FileKind, VideoKey};
-use crate::fake_github::GithubStandin;
+use crate::fake_github::FakeGithub;
 
 /// Made by `fixtures/videos/make.sh`.
 const VIDEO: &[u8] = include_bytes!("../../fixtures/videos/good.mp4");
@@ -21,7 +21,7 @@ const VIDEO: &[u8] = include_bytes!("../../fixtures/videos/good.mp4");
 /// Its command line; in no help, because it is of no use in production.
 pub fn command() -> Command {
     let required = |name: &'static str| Arg::new(name).long(name).required(true);
-    Command::new("standin")
+    Command::new("fake-github")
         .about("Serve a repository in GitHub's place, and push one video to a server")
         .hide(true)
         .args(config::arguments())
@@ -56,7 +56,7 @@ pub async fn run(matches: &ArgMatches, config: &Config) -> anyhow::Result<()> {
     ) else {
         anyhow::bail!("--at, --deliver-to or --video is missing");
     };
-    let github = GithubStandin::start_at(&config.github.repository.to_string(), *at)
+    let github = FakeGithub::start_at(&config.github.repository.to_string(), *at)
         .await
         .with_context(|| format!("--at: cannot listen on {at}"))?;
     let path = |kind| format!("{}/{}", config.github.videos_dir, key.file_name(kind));

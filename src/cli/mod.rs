@@ -105,7 +105,7 @@ pub async fn run(matches: &ArgMatches) -> ExitCode {
             Ok(config) => {
                 telemetry::init(&config.log);
                 match name {
-                    "standin" => fake_github::run(matches, &config)
+                    "fake-github" => fake_github::run(matches, &config)
                         .await
                         .map(|()| ExitCode::SUCCESS),
                     "migrate" => migrate(&config).await,

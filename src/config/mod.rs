@@ -17,7 +17,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
-pub use crate::domain::generation::AgentVersion;
+pub use crate::domain::generation::OpenHandsVersion;
 use crate::domain::signature::same_secret;
 
 pub use settings::{
@@ -55,7 +55,7 @@ pub struct Config {
     /// The repository videos are pushed to.
     pub github: GithubConfig,
     /// The agent's API; `None`: the sweep does not ask about generation.
-    pub agent: Option<AgentConfig>,
+    pub agent: Option<OpenHandsConfig>,
     /// The operator's bearer token; `None`: admin routes answer 404.
     pub admin_token: Option<SecretString>,
     /// Time between sweeps; `None`: no sweep by itself, not even at start.
@@ -140,13 +140,13 @@ impl fmt::Display for RepoName {
 
 /// The agent's API.
 #[derive(Clone, Debug)]
-pub struct AgentConfig {
+pub struct OpenHandsConfig {
     /// Bearer token.
     pub key: SecretString,
     /// Base of the API, without a slash at the end.
     pub api_url: String,
     /// Which API that server speaks.
-    pub version: AgentVersion,
+    pub version: OpenHandsVersion,
 }
 
 /// What to do about a pushed video that has no row.
@@ -255,7 +255,10 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
     let agent_key = r.secret(&[OPENHANDS_API_KEY, OPENHAND_API_KEY], &[rules::sendable]);
     let agent_api_url = r.value(&OPENHANDS_API_URL, rules::base_url);
     let agent_version = r.value(&OPENHANDS_API_VERSION, |text| {
-        rules::one_of(text, &[("v1", AgentVersion::V1), ("v0", AgentVersion::V0)])
+        rules::one_of(
+            text,
+            &[("v1", OpenHandsVersion::V1), ("v0", OpenHandsVersion::V0)],
+        )
     });
     let admin_token = read_admin_token(r);
     refuse_shared_secrets(
@@ -322,7 +325,7 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
         Database::Postgres { .. } => MissingRow::Wait,
     });
     let agent = match agent_key {
-        Some(key) => Some(AgentConfig {
+        Some(key) => Some(OpenHandsConfig {
             key,
             api_url: agent_api_url?,
             version: agent_version?,

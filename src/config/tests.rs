@@ -149,7 +149,7 @@ fn every_setting_arrives() {
     assert_eq!(agent.key.expose_secret(), "agent-key");
     assert_eq!(
         (agent.api_url.as_str(), agent.version),
-        ("https://app.all-hands.dev", AgentVersion::V0)
+        ("https://app.all-hands.dev", OpenHandsVersion::V0)
     );
     assert_eq!(config.reconcile_interval, None);
     assert_eq!((config.workers, config.max_video_bytes), (0, Some(1)));

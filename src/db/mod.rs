@@ -34,7 +34,7 @@ pub use deliveries::{Delivery, Scan};
 pub use doctor::{AppFacts, Migrated, Schema, Tls};
 pub use rows::{Row, RowOwner};
 pub use stats::{Day, Hour, Overview};
-pub use sweeps::{PendingRow, ReadyObject, StoredReading};
+pub use sweeps::{PendingRow, ReadyObject, StoredStatus};
 pub use videos::{Claim, End, Lost, Published, Request, Source, Step};
 pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
 

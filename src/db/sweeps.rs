@@ -34,7 +34,7 @@ pub struct PendingRow {
 
 /// What the agent's API last said of a pending row.
 #[derive(Clone, Debug, PartialEq)]
-pub struct StoredReading {
+pub struct StoredStatus {
     /// `generating`, `finished`, `failed`, `unknown`.
     pub reading: String,
     /// Which conversation it was about: a row may be generated again.
@@ -265,7 +265,7 @@ impl Db {
     }
 
     /// What the agent's API last said, by video.
-    pub async fn readings(&self) -> Result<HashMap<Uuid, StoredReading>, DbError> {
+    pub async fn statuses(&self) -> Result<HashMap<Uuid, StoredStatus>, DbError> {
         let statement = "select video_id, reading, conversation_id, {now} - first_at as since from video_ingest.readings";
         let mut unit = self.unit(&self.read).await?;
         let rows = self.query(statement).fetch_all(unit.connection()).await?;
@@ -274,7 +274,7 @@ impl Db {
             .iter()
             .filter_map(|row| {
                 let id: Uuid = row.get::<String, _>("video_id").parse().ok()?;
-                let reading = StoredReading {
+                let reading = StoredStatus {
                     reading: row.get("reading"),
                     conversation_id: row.get("conversation_id"),
                     since: Duration::from_millis(row.get::<i64, _>("since").max(0) as u64),
@@ -286,11 +286,11 @@ impl Db {
 
     /// Keeps new readings: `(video, conversation, reading, detail)`. One that says the same as the
     /// last one is not written again.
-    pub async fn keep_readings(
+    pub async fn keep_statuses(
         &self,
-        readings: &[(Uuid, String, String, String)],
+        statuses: &[(Uuid, String, String, String)],
     ) -> Result<(), DbError> {
-        if readings.is_empty() {
+        if statuses.is_empty() {
             return Ok(());
         }
         let statement = "insert into video_ingest.readings as readings
@@ -306,7 +306,7 @@ impl Db {
                     then readings.first_at else excluded.first_at end
             where readings.reading <> excluded.reading or readings.detail <> excluded.detail
                 or readings.conversation_id <> excluded.conversation_id";
-        let rows: Vec<_> = readings
+        let rows: Vec<_> = statuses
             .iter()
             .map(|(video, conversation, reading, detail)| {
                 json!({"video_id": video, "conversation_id": conversation, "reading": reading, "detail": detail})

@@ -7,13 +7,13 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// The pushed files are wrong: tried again when one of their blobs changes, on redelivery or retry.
-    Content,
-    /// A setting outside the files is wrong: reported at once, tried hourly and by every sweep.
-    Environment,
-    /// Likely to go away by itself: tried again on [`retry_delay`]'s schedule.
-    Passing,
-    /// Something that should have come did not: tried again when something is pushed.
-    Time,
+    Invalid,
+    /// Something around the files is configured wrong: reported at once, tried again hourly and by every sweep.
+    Configuration,
+    /// Likely to go away without a change: tried again on [`retry_delay`]'s schedule.
+    Transient,
+    /// Something that was expected did not arrive in time: tried again when something is pushed.
+    Expired,
 }
 
 macro_rules! codes {
@@ -46,62 +46,62 @@ macro_rules! codes {
 
 codes! {
     /// The JSON is no object with the agreed fields, or is over 64 KiB.
-    BadMetadata = "bad_metadata", Content;
+    BadMetadata = "bad_metadata", Invalid;
     /// The JSON names another lesson or video than the file's name.
-    MetadataMismatch = "metadata_mismatch", Content;
+    MetadataMismatch = "metadata_mismatch", Invalid;
     /// Under 8 bytes, or the first box is not `ftyp`.
-    NotAnMp4 = "not_an_mp4", Content;
+    NotAnMp4 = "not_an_mp4", Invalid;
     /// A top-level box passes the end of the file, or the index is missing.
-    Truncated = "truncated", Content;
+    Truncated = "truncated", Invalid;
     /// No track with pictures in it.
-    NoVideoTrack = "no_video_track", Content;
+    NoVideoTrack = "no_video_track", Invalid;
     /// The row of that id is another lesson's, or is not a video.
-    RowMismatch = "row_mismatch", Content;
+    RowMismatch = "row_mismatch", Invalid;
 
     /// The storage bucket does not exist.
-    BucketMissing = "bucket_missing", Environment;
+    BucketMissing = "bucket_missing", Configuration;
     /// The bucket's allowed types lack `video/mp4`.
-    MimeNotAllowed = "mime_not_allowed", Environment;
+    MimeNotAllowed = "mime_not_allowed", Configuration;
     /// The storage refuses our key.
-    StorageDenied = "storage_denied", Environment;
+    StorageDenied = "storage_denied", Configuration;
     /// GitHub refuses our token, or shows us no such repository.
-    GithubDenied = "github_denied", Environment;
+    GithubDenied = "github_denied", Configuration;
     /// Over the bucket's or our own limit.
-    TooLarge = "too_large", Environment;
+    TooLarge = "too_large", Configuration;
     /// The pointer is there, the object is not.
-    LfsObjectMissing = "lfs_object_missing", Environment;
+    LfsObjectMissing = "lfs_object_missing", Configuration;
 
     /// The bytes that came are not the bytes that were pushed.
-    CorruptDownload = "corrupt_download", Passing;
+    CorruptDownload = "corrupt_download", Transient;
     /// GitHub (or its LFS storage) did not answer as it should.
-    GithubUnavailable = "github_unavailable", Passing;
+    GithubUnavailable = "github_unavailable", Transient;
     /// GitHub asked us to wait.
-    RateLimited = "rate_limited", Passing;
+    RateLimited = "rate_limited", Transient;
     /// The storage did not answer as it should.
-    StorageUnavailable = "storage_unavailable", Passing;
+    StorageUnavailable = "storage_unavailable", Transient;
     /// Our own database did not answer as it should.
-    DatabaseUnavailable = "database_unavailable", Passing;
+    DatabaseUnavailable = "database_unavailable", Transient;
     /// Too little room for a download in `DATA_DIR`.
-    DiskFull = "disk_full", Passing;
+    DiskFull = "disk_full", Transient;
     /// The process that had the video stopped before it was done.
-    LeaseExpired = "lease_expired", Passing;
+    LeaseExpired = "lease_expired", Transient;
     /// A defect of ours; the log has the details.
-    Internal = "internal", Passing;
+    Internal = "internal", Transient;
 
-    /// A passing failure that lasted for [`GIVE_UP_AFTER`].
-    GaveUp = "gave_up", Time;
+    /// A transient failure that lasted for [`GIVE_UP_AFTER`].
+    GaveUp = "gave_up", Expired;
     /// No row with that id.
-    NoRow = "no_row", Time;
+    NoRow = "no_row", Expired;
     /// The MP4 was not pushed, or is gone again.
-    VideoMissing = "video_missing", Time;
+    VideoMissing = "video_missing", Expired;
     /// Waiting for the JSON beside the MP4.
-    MetadataMissing = "metadata_missing", Time;
+    MetadataMissing = "metadata_missing", Expired;
     /// The agent failed.
-    GenerationFailed = "generation_failed", Time;
+    GenerationFailed = "generation_failed", Expired;
     /// The deadline passed and nothing was pushed.
-    GenerationTimeout = "generation_timeout", Time;
+    GenerationTimeout = "generation_timeout", Expired;
     /// The agent finished and nothing was pushed.
-    FinishedWithoutVideo = "finished_without_video", Time;
+    FinishedWithoutVideo = "finished_without_video", Expired;
 }
 
 impl fmt::Display for Code {
@@ -154,16 +154,16 @@ pub const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 /// The longest wait another service may ask of us.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(6 * 3600);
 
-/// How long passing failures are tried again before a person must look.
+/// How long transient failures are tried again before a human must look.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-/// How often a failure of the environment is tried again.
-pub const ENVIRONMENT_RETRY: Duration = Duration::from_secs(3600);
+/// How often a configuration failure is tried again.
+pub const CONFIGURATION_RETRY: Duration = Duration::from_secs(3600);
 
 /// The waits after the first, second, … counted attempt, in seconds; the last one repeats.
 const RETRY_SECONDS: [u64; 6] = [5, 15, 60, 300, 900, 3600];
 
-/// How long to wait after the `attempts`-th attempt (from 1) failed in passing.
+/// How long to wait after the `attempts`-th attempt (from 1) ended in a transient failure.
 ///
 /// `random` in `[0, 1)` spreads the wait by up to a tenth either way, so that videos that failed
 /// together do not come back together.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 /// Generations of the OpenHands API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AgentVersion {
+pub enum OpenHandsVersion {
     /// `/api/conversations`: self-hosted servers only, the cloud removed it.
     V0,
     /// `/api/v1/app-conversations`
@@ -20,7 +20,7 @@ pub enum AgentVersion {
 
 /// What is known about one generation. Reasons are short and for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reading {
+pub enum GenerationStatus {
     /// The agent is at work.
     Generating,
     /// The agent says it is done; whether there is a video, the repository tells.
@@ -37,7 +37,7 @@ pub enum Reading {
     },
 }
 
-impl Reading {
+impl GenerationStatus {
     /// The reading as the table of readings spells it.
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -88,18 +88,18 @@ impl Reading {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
     /// All there is to know.
-    Says(Reading),
+    Says(GenerationStatus),
     /// The agent is alive: its newest state is what it is doing.
     Live,
     /// The agent's machine is off: its last state counts if it decides something, else this.
-    Over(Reading),
+    Over(GenerationStatus),
 }
 
 /// The newest state among a conversation's stored events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LastState {
     /// It says this.
-    Is(Reading),
+    Is(GenerationStatus),
     /// No event names a state.
     Never,
     /// None within the pages that one look-up may read.
@@ -108,23 +108,25 @@ pub enum LastState {
 
 impl Status {
     /// The reading, given the newest state.
-    pub fn settle(self, last: LastState) -> Reading {
+    pub fn settle(self, last: LastState) -> GenerationStatus {
         match (self, last) {
             (Self::Says(reading), _) => reading,
             (_, LastState::OutOfReach) => {
-                Reading::unknown("no state among the agent's newest events")
+                GenerationStatus::unknown("no state among the agent's newest events")
             }
             (Self::Live, LastState::Is(reading)) => reading,
             (Self::Live, LastState::Never) => {
-                Reading::unknown("the agent has not said what it is doing")
+                GenerationStatus::unknown("the agent has not said what it is doing")
             }
-            (Self::Over(_), LastState::Is(end @ (Reading::Finished | Reading::Failed { .. }))) => {
-                end
-            }
+            (
+                Self::Over(_),
+                LastState::Is(end @ (GenerationStatus::Finished | GenerationStatus::Failed { .. })),
+            ) => end,
             // A machine that is paused while it waits for somebody still waits for somebody.
-            (Self::Over(Reading::Unknown { .. }), LastState::Is(why @ Reading::Unknown { .. })) => {
-                why
-            }
+            (
+                Self::Over(GenerationStatus::Unknown { .. }),
+                LastState::Is(why @ GenerationStatus::Unknown { .. }),
+            ) => why,
             (Self::Over(otherwise), _) => otherwise,
         }
     }
@@ -158,23 +160,23 @@ impl Conversation {
     pub fn status(&self, now_ms: i64) -> Status {
         let sandbox = self.sandbox_status.as_deref().unwrap_or_default();
         match sandbox.to_ascii_uppercase().as_str() {
-            "STARTING" => Status::Says(Reading::Generating),
+            "STARTING" => Status::Says(GenerationStatus::Generating),
             "RUNNING" => Status::Says(self.while_running(now_ms)),
-            "PAUSED" => Status::Over(Reading::unknown(
+            "PAUSED" => Status::Over(GenerationStatus::unknown(
                 "the agent's sandbox was paused before the agent finished",
             )),
-            "ERROR" => Status::Over(Reading::failed("the agent's sandbox failed")),
-            "MISSING" => Status::Over(Reading::failed("the agent's sandbox is gone")),
-            _ => Status::Says(Reading::unfamiliar(sandbox)),
+            "ERROR" => Status::Over(GenerationStatus::failed("the agent's sandbox failed")),
+            "MISSING" => Status::Over(GenerationStatus::failed("the agent's sandbox is gone")),
+            _ => Status::Says(GenerationStatus::unfamiliar(sandbox)),
         }
     }
 
-    fn while_running(&self, now_ms: i64) -> Reading {
+    fn while_running(&self, now_ms: i64) -> GenerationStatus {
         match &self.execution_status {
             Some(word) if !word.eq_ignore_ascii_case("idle") => execution(word),
-            _ if self.is_fresh(now_ms) => Reading::Generating,
-            Some(_) => Reading::unknown("the agent is idle and has not finished"),
-            None => Reading::unknown("the agent has not said what it is doing"),
+            _ if self.is_fresh(now_ms) => GenerationStatus::Generating,
+            Some(_) => GenerationStatus::unknown("the agent is idle and has not finished"),
+            None => GenerationStatus::unknown("the agent has not said what it is doing"),
         }
     }
 
@@ -187,16 +189,16 @@ impl Conversation {
 }
 
 /// V1's execution status, from a row or from a stored event. Its case differs between the two.
-fn execution(word: &str) -> Reading {
+fn execution(word: &str) -> GenerationStatus {
     match word.to_ascii_lowercase().as_str() {
-        "running" | "idle" => Reading::Generating,
-        "finished" => Reading::Finished,
-        "error" => Reading::failed("the agent stopped with an error"),
-        "stuck" => Reading::failed("the agent got stuck"),
-        "paused" => Reading::unknown("the agent was paused"),
-        "deleting" => Reading::unknown("the conversation is being deleted"),
-        "waiting_for_confirmation" => Reading::waits_for_confirmation(),
-        _ => Reading::unfamiliar(word),
+        "running" | "idle" => GenerationStatus::Generating,
+        "finished" => GenerationStatus::Finished,
+        "error" => GenerationStatus::failed("the agent stopped with an error"),
+        "stuck" => GenerationStatus::failed("the agent got stuck"),
+        "paused" => GenerationStatus::unknown("the agent was paused"),
+        "deleting" => GenerationStatus::unknown("the conversation is being deleted"),
+        "waiting_for_confirmation" => GenerationStatus::waits_for_confirmation(),
+        _ => GenerationStatus::unfamiliar(word),
     }
 }
 
@@ -223,7 +225,7 @@ pub struct StateUpdate {
 
 impl EventPage {
     /// The newest execution status on this page.
-    pub fn state(&self) -> Option<Reading> {
+    pub fn state(&self) -> Option<GenerationStatus> {
         let named = |update: &&StateUpdate| update.key.as_deref() == Some("execution_status");
         let newest = self.items.iter().find(named)?;
         Some(execution(newest.value.as_deref().unwrap_or_default()))
@@ -251,7 +253,7 @@ pub struct StartTask {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// No further than this.
-    Says(Reading),
+    Says(GenerationStatus),
     /// To this conversation.
     Conversation(Uuid),
 }
@@ -267,20 +269,24 @@ impl StartTask {
             | "RUNNING_SETUP_SCRIPT"
             | "SETTING_UP_GIT_HOOKS"
             | "SETTING_UP_SKILLS"
-            | "STARTING_CONVERSATION" => Reading::Generating,
+            | "STARTING_CONVERSATION" => GenerationStatus::Generating,
             "READY" => match self
                 .app_conversation_id
                 .as_deref()
                 .and_then(conversation_id)
             {
                 Some(id) => return Start::Conversation(id),
-                None => Reading::unknown("the agent started without naming its conversation"),
+                None => {
+                    GenerationStatus::unknown("the agent started without naming its conversation")
+                }
             },
             "ERROR" => match self.detail.as_deref().and_then(for_people) {
-                Some(detail) => Reading::failed(format!("the agent could not start: {detail}")),
-                None => Reading::failed("the agent could not start"),
+                Some(detail) => {
+                    GenerationStatus::failed(format!("the agent could not start: {detail}"))
+                }
+                None => GenerationStatus::failed("the agent could not start"),
             },
-            _ => Reading::unfamiliar(status),
+            _ => GenerationStatus::unfamiliar(status),
         })
     }
 }
@@ -298,13 +304,13 @@ impl V0Conversation {
     pub fn status(&self) -> Status {
         let status = self.status.as_deref().unwrap_or_default();
         match status.to_ascii_uppercase().as_str() {
-            "STARTING" => Status::Says(Reading::Generating),
+            "STARTING" => Status::Says(GenerationStatus::Generating),
             "RUNNING" => Status::Live,
-            "STOPPED" | "ARCHIVED" => {
-                Status::Over(Reading::unknown("the agent was stopped before it finished"))
-            }
-            "ERROR" => Status::Over(Reading::failed("the agent stopped with an error")),
-            _ => Status::Says(Reading::unfamiliar(status)),
+            "STOPPED" | "ARCHIVED" => Status::Over(GenerationStatus::unknown(
+                "the agent was stopped before it finished",
+            )),
+            "ERROR" => Status::Over(GenerationStatus::failed("the agent stopped with an error")),
+            _ => Status::Says(GenerationStatus::unfamiliar(status)),
         }
     }
 }
@@ -339,7 +345,7 @@ struct V0Extras {
 
 impl V0EventPage {
     /// The newest state of the agent on this page.
-    pub fn state(&self) -> Option<Reading> {
+    pub fn state(&self) -> Option<GenerationStatus> {
         let named = |event: &&V0Event| event.observation.as_deref() == Some("agent_state_changed");
         let extras = self.events.iter().find(named)?.extras.as_ref();
         let word = extras.and_then(|extras| extras.agent_state.as_deref());
@@ -347,18 +353,18 @@ impl V0EventPage {
     }
 }
 
-fn agent_state(word: &str) -> Reading {
+fn agent_state(word: &str) -> GenerationStatus {
     match word.to_ascii_lowercase().as_str() {
         "loading" | "running" | "user_confirmed" | "user_rejected" | "rate_limited" => {
-            Reading::Generating
+            GenerationStatus::Generating
         }
         // V0 asks "anything else?" at the end of a run instead of finishing it.
-        "finished" | "awaiting_user_input" => Reading::Finished,
-        "error" => Reading::failed("the agent stopped with an error"),
-        "rejected" => Reading::failed("the agent rejected the task"),
-        "paused" | "stopped" => Reading::unknown("the agent was paused"),
-        "awaiting_user_confirmation" => Reading::waits_for_confirmation(),
-        _ => Reading::unfamiliar(word),
+        "finished" | "awaiting_user_input" => GenerationStatus::Finished,
+        "error" => GenerationStatus::failed("the agent stopped with an error"),
+        "rejected" => GenerationStatus::failed("the agent rejected the task"),
+        "paused" | "stopped" => GenerationStatus::unknown("the agent was paused"),
+        "awaiting_user_confirmation" => GenerationStatus::waits_for_confirmation(),
+        _ => GenerationStatus::unfamiliar(word),
     }
 }
 
@@ -461,13 +467,13 @@ mod tests {
 
     impl Case {
         /// What we make of it, and whether the events had to be asked for.
-        fn read(&self, now_ms: i64) -> (Reading, bool) {
+        fn read(&self, now_ms: i64) -> (GenerationStatus, bool) {
             let status = match (&self.conversation, &self.start_task, &self.v0_conversation) {
                 (Some(row), None, None) => row.status(now_ms),
                 (None, Some(task), None) => match task.outcome() {
                     Start::Says(reading) => Status::Says(reading),
                     Start::Conversation(id) => {
-                        Status::Says(Reading::unknown(format!("follow {}", id.simple())))
+                        Status::Says(GenerationStatus::unknown(format!("follow {}", id.simple())))
                     }
                 },
                 (None, None, Some(row)) => row.status(),
@@ -511,7 +517,7 @@ mod tests {
 
     #[test]
     fn a_state_out_of_reach_fails_nothing() {
-        for status in [Status::Live, Status::Over(Reading::failed("gone"))] {
+        for status in [Status::Live, Status::Over(GenerationStatus::failed("gone"))] {
             let reading = status.settle(LastState::OutOfReach);
             assert_eq!(reading.as_str(), "unknown");
         }

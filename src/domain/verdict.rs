@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::failure::{Class, Code};
-use super::generation::Reading;
+use super::generation::GenerationStatus;
 use super::ids::GitSha;
 
 /// After the agent said that it finished, its push has this long to arrive. Source: the contract.
@@ -54,7 +54,7 @@ pub enum Agent {
     /// It said this.
     Said {
         /// What.
-        reading: Reading,
+        reading: GenerationStatus,
         /// Since when. `None`: for the first time now.
         since: Option<Duration>,
     },
@@ -139,7 +139,7 @@ fn pushed(listed: Blobs, facts: &Facts) -> Verdict {
         ("ready", _) if pending => Verdict::Ask("its row has no video"),
         ("ready", _) => Verdict::Settled,
         ("waiting", _) => Verdict::Waiting(record.message.clone()),
-        (_, Some(code)) if code.class() == Class::Environment => {
+        (_, Some(code)) if code.class() == Class::Configuration => {
             Verdict::Ask("tried again by a sweep: it failed of something outside its files")
         }
         (_, Some(Code::NoRow)) if pending => Verdict::Ask("its row has come"),
@@ -166,8 +166,8 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
         Agent::NotAsked => Verdict::Generating("nothing pushed yet".into()),
         Agent::NoAnswer => Verdict::Unknown("the agent's API did not answer".into()),
         Agent::Said { reading, since } => match reading {
-            Reading::Generating => Verdict::Generating("the agent is at it".into()),
-            Reading::Finished if since.is_some_and(|since| since >= PUSH_AFTER_FINISH) => {
+            GenerationStatus::Generating => Verdict::Generating("the agent is at it".into()),
+            GenerationStatus::Finished if since.is_some_and(|since| since >= PUSH_AFTER_FINISH) => {
                 Verdict::Fail(
                     Code::FinishedWithoutVideo,
                     format!(
@@ -176,17 +176,17 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
                     ),
                 )
             }
-            Reading::Finished => {
+            GenerationStatus::Finished => {
                 Verdict::Generating("the agent finished; its push is awaited".into())
             }
-            Reading::Failed { reason } if since.is_some() => Verdict::Fail(
+            GenerationStatus::Failed { reason } if since.is_some() => Verdict::Fail(
                 Code::GenerationFailed,
                 format!("the agent failed: {reason}"),
             ),
-            Reading::Failed { reason } => Verdict::Unknown(format!(
+            GenerationStatus::Failed { reason } => Verdict::Unknown(format!(
                 "the agent says it failed ({reason}); the next sweep confirms it"
             )),
-            Reading::Unknown { reason } => Verdict::Unknown(reason.clone()),
+            GenerationStatus::Unknown { reason } => Verdict::Unknown(reason.clone()),
         },
     }
 }
@@ -419,7 +419,7 @@ mod tests {
             reading,
             since: since.map(Duration::from_secs),
         };
-        let broken = || Reading::failed("it broke");
+        let broken = || GenerationStatus::failed("it broke");
         let generating = |why: &str| Verdict::Generating(why.into());
         let unknown = |why: &str| Verdict::Unknown(why.into());
         let awaited = || generating("the agent finished; its push is awaited");
@@ -430,21 +430,21 @@ mod tests {
             (Agent::NotAsked, generating("nothing pushed yet")),
             (Agent::NoAnswer, unknown("the agent's API did not answer")),
             (
-                said(Reading::Generating, None),
+                said(GenerationStatus::Generating, None),
                 generating("the agent is at it"),
             ),
             (
-                said(Reading::Generating, Some(99_999)),
+                said(GenerationStatus::Generating, Some(99_999)),
                 generating("the agent is at it"),
             ),
             (
-                said(Reading::unknown("who knows"), Some(99_999)),
+                said(GenerationStatus::unknown("who knows"), Some(99_999)),
                 unknown("who knows"),
             ),
-            (said(Reading::Finished, None), awaited()),
-            (said(Reading::Finished, Some(899)), awaited()),
+            (said(GenerationStatus::Finished, None), awaited()),
+            (said(GenerationStatus::Finished, Some(899)), awaited()),
             (
-                said(Reading::Finished, Some(900)),
+                said(GenerationStatus::Finished, Some(900)),
                 fail(Code::FinishedWithoutVideo, never_pushed),
             ),
             (said(broken(), None), unknown(first)),
@@ -467,7 +467,7 @@ mod tests {
     fn the_deadline_comes_before_the_agent() {
         let aged = |age| RowState::Pending { age, failed: None };
         let agent = || Agent::Said {
-            reading: Reading::Generating,
+            reading: GenerationStatus::Generating,
             since: None,
         };
         let before = of(Some(NOTHING), aged(DEADLINE - YOUNG), None, agent());

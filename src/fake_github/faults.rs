@@ -21,7 +21,7 @@ const CALLS_KEPT: usize = 100_000;
 /// Bytes of one piece of [`Fault::Endless`].
 const ENDLESS_PIECE: usize = 64 << 10;
 
-/// One request to the stand-in.
+/// One request to the fake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
     /// `GET`, `POST`, …

@@ -252,13 +252,13 @@ mod tests {
     use reqwest::{Client, RequestBuilder};
     use serde_json::{Value, json};
 
-    use crate::fake_github::GithubStandin;
+    use crate::fake_github::FakeGithub;
 
     const REPO: &str = "acme/video-artifacts";
     /// Nobody listens there.
     const CLOSED: &str = "http://127.0.0.1:1/webhooks/github";
 
-    fn call(gh: &GithubStandin, method: &str, path: &str) -> RequestBuilder {
+    fn call(gh: &FakeGithub, method: &str, path: &str) -> RequestBuilder {
         let client = Client::builder().no_proxy().build().unwrap();
         let url = format!("{}/repos/{REPO}/hooks{path}", gh.url());
         client
@@ -276,7 +276,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_hook_never_shows_its_secret_and_exists_once_for_a_url() {
-        let gh = GithubStandin::start(REPO).await.unwrap();
+        let gh = FakeGithub::start(REPO).await.unwrap();
         let body = json!({"config": {"url": CLOSED, "secret": "a canary"}});
         let (status, made) = answer(call(&gh, "POST", "").json(&body)).await;
         assert_eq!(
@@ -298,7 +298,7 @@ mod tests {
 
     #[tokio::test]
     async fn hooks_are_not_there_for_the_anonymous() {
-        let gh = GithubStandin::start(REPO).await.unwrap();
+        let gh = FakeGithub::start(REPO).await.unwrap();
         let hooks = format!("{}/repos/{REPO}/hooks", gh.url());
         let client = Client::builder().no_proxy().build().unwrap();
         let (status, body) = answer(client.get(hooks)).await;
@@ -307,7 +307,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_attempt_has_an_id_and_all_of_them_the_delivery_s_guid() {
-        let gh = GithubStandin::start(REPO).await.unwrap();
+        let gh = FakeGithub::start(REPO).await.unwrap();
         let id = gh.add_hook(&json!({"config": {"url": CLOSED}}));
         let (status, _) = answer(call(&gh, "POST", &format!("/{id}/pings"))).await;
         assert_eq!(status, 204);

@@ -2,8 +2,8 @@
 //!
 //! It answers the REST and LFS calls that concern reading a repository, with GitHub's shapes, status
 //! codes and quirks, from real git objects with real SHAs; and it derives its webhooks from the same
-//! objects. The repository is in memory ([`GithubStandin::start`]) or is one on this disk
-//! ([`GithubStandin::serve_git`]).
+//! objects. The repository is in memory ([`FakeGithub::start`]) or is one on this disk
+//! ([`FakeGithub::serve_git`]).
 
 mod faults;
 mod hooks;
@@ -42,8 +42,8 @@ const REPOSITORY_ID: u64 = 1_138_000_042;
 /// How a payload says "no such commit".
 const NO_COMMIT: GitSha = GitSha::from_bytes([0; 20]);
 
-/// A running stand-in. It stops when dropped.
-pub struct GithubStandin {
+/// A running fake. It stops when dropped.
+pub struct FakeGithub {
     shared: Arc<Shared>,
     servers: JoinSet<()>,
 }
@@ -88,7 +88,7 @@ impl Shared {
     }
 }
 
-impl GithubStandin {
+impl FakeGithub {
     /// Serves an empty repository of this name (`owner/name`) on a free port of 127.0.0.1.
     ///
     /// # Errors
@@ -138,12 +138,12 @@ impl GithubStandin {
             traffic: Mutex::default(),
             stopping: CancellationToken::new(),
         });
-        let mut standin = Self {
+        let mut fake_github = Self {
             shared,
             servers: JoinSet::new(),
         };
-        standin.listen(listener);
-        Ok(standin)
+        fake_github.listen(listener);
+        Ok(fake_github)
     }
 
     fn listen(&mut self, listener: TcpListener) {
@@ -157,7 +157,7 @@ impl GithubStandin {
         self.servers.spawn(async move {
             let server = axum::serve(listener, router).with_graceful_shutdown(stopping);
             if let Err(error) = server.await {
-                tracing::error!(%error, "the GitHub stand-in stopped");
+                tracing::error!(%error, "the fake GitHub stopped");
             }
         });
     }
@@ -356,7 +356,7 @@ impl GithubStandin {
     }
 }
 
-impl Drop for GithubStandin {
+impl Drop for FakeGithub {
     fn drop(&mut self) {
         self.shared.stopping.cancel();
         self.servers.detach_all();

@@ -44,7 +44,7 @@ fn client() -> reqwest::Client {
 }
 
 /// `GET /repos/acme/video-artifacts<path>` with headers.
-async fn get(gh: &GithubStandin, path: &str, headers: &[(&str, &str)]) -> Answer {
+async fn get(gh: &FakeGithub, path: &str, headers: &[(&str, &str)]) -> Answer {
     let mut request = client().get(format!("{}/repos/{REPO}{path}", gh.url()));
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -52,8 +52,8 @@ async fn get(gh: &GithubStandin, path: &str, headers: &[(&str, &str)]) -> Answer
     send(request).await.unwrap()
 }
 
-async fn started() -> GithubStandin {
-    GithubStandin::start(REPO).await.unwrap()
+async fn started() -> FakeGithub {
+    FakeGithub::start(REPO).await.unwrap()
 }
 
 fn git(directory: &Path, args: &[&str]) -> String {
@@ -378,7 +378,7 @@ async fn a_renamed_repository_moves_to_its_id_and_its_new_name() {
     assert_eq!(new["full_name"], "acme/films");
 }
 
-async fn batch(gh: &GithubStandin, objects: Value, password: &str) -> Answer {
+async fn batch(gh: &FakeGithub, objects: Value, password: &str) -> Answer {
     let body = json!({"operation": "download", "transfers": ["basic"], "objects": objects});
     let url = format!("{}/info/lfs/objects/batch", gh.clone_url());
     let request = client().post(url).body(body.to_string());
@@ -553,7 +553,7 @@ async fn the_log_knows_what_was_asked_and_answered() {
 }
 
 /// A blob of 1,000 zeros, and how to get it.
-async fn with_a_blob() -> (GithubStandin, reqwest::RequestBuilder) {
+async fn with_a_blob() -> (FakeGithub, reqwest::RequestBuilder) {
     let gh = started().await;
     gh.commit(|c| c.write("a", vec![0; 1000]));
     let blob = gh.blob_sha("a").unwrap();
@@ -648,7 +648,7 @@ async fn a_local_repository_is_served_as_it_is() {
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path();
     git(at, &["init", "-q", "-b", "trunk"]);
-    let empty = GithubStandin::serve_git(REPO, at).await;
+    let empty = FakeGithub::serve_git(REPO, at).await;
     assert!(
         matches!(empty, Err(LocalError::Empty(_))),
         "{:?}",
@@ -668,7 +668,7 @@ async fn a_local_repository_is_served_as_it_is() {
     std::fs::create_dir_all(&stored).unwrap();
     std::fs::write(stored.join(&oid), "large").unwrap();
 
-    let gh = GithubStandin::serve_git(REPO, at).await.unwrap();
+    let gh = FakeGithub::serve_git(REPO, at).await.unwrap();
     assert_eq!(gh.head().to_string(), head);
     assert_eq!(get(&gh, "", &[]).await.json()["default_branch"], "trunk");
     let commit = get(&gh, "/commits/HEAD", &[]).await.json();
@@ -702,16 +702,13 @@ async fn a_local_repository_is_served_as_it_is() {
 #[tokio::test]
 async fn a_path_without_a_repository_is_explained() {
     let directory = tempfile::tempdir().unwrap();
-    let error = GithubStandin::serve_git(REPO, directory.path())
+    let error = FakeGithub::serve_git(REPO, directory.path())
         .await
         .err()
         .unwrap();
     let message = error.to_string();
     assert!(message.contains("is no git repository"), "{message}");
     let nowhere = directory.path().join("nowhere");
-    let error = GithubStandin::serve_git(REPO, &nowhere)
-        .await
-        .err()
-        .unwrap();
+    let error = FakeGithub::serve_git(REPO, &nowhere).await.err().unwrap();
     assert!(matches!(error, LocalError::NoRepository { .. }), "{error}");
 }

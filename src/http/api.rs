@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::problem::ProblemBody;
-use super::{ErrorCode, Problem, Surface};
+use super::{AppState, ErrorCode, Problem};
 use crate::db::{DeliveryView, Filter, Request, Source, VideoDetail, VideoView};
 use crate::domain::ids::{VideoKey, canonical_uuid};
 use crate::pipeline::sweep::{Stopped, SweepOptions, SweepReport};
@@ -26,8 +26,8 @@ const WAIT_DEFAULT: u64 = 25;
 const WAIT_MAX: u64 = 300;
 
 /// `GET /readyz`: whether work can be accepted.
-pub async fn readyz(State(surface): State<Surface>) -> Result<&'static str, Problem> {
-    match timeout(READY_TIMEOUT, surface.ready.ping(&surface.db)).await {
+pub async fn readyz(State(app): State<AppState>) -> Result<&'static str, Problem> {
+    match timeout(READY_TIMEOUT, app.ready.ping(&app.db)).await {
         Ok(Ok(())) => Ok("ready\n"),
         _ => Err(Problem::new(
             ErrorCode::DatabaseUnavailable,
@@ -70,7 +70,7 @@ pub(super) struct Videos {
     security(("admin_token" = [])),
 )]
 pub(super) async fn videos(
-    State(surface): State<Surface>,
+    State(app): State<AppState>,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Videos>, Problem> {
     let Query(query) = query.map_err(|error| malformed(error.body_text()))?;
@@ -80,7 +80,7 @@ pub(super) async fn videos(
         cursor: query.cursor,
         limit: query.limit,
     };
-    let page = surface.db.videos(&filter).await?;
+    let page = app.db.videos(&filter).await?;
     Ok(Json(Videos {
         videos: page.items,
         next: page.next,
@@ -99,10 +99,10 @@ pub(super) async fn videos(
     security(("admin_token" = [])),
 )]
 pub(super) async fn video(
-    State(surface): State<Surface>,
+    State(app): State<AppState>,
     Path(video_id): Path<String>,
 ) -> Result<Json<VideoDetail>, Problem> {
-    find(&surface, &video_id).await.map(Json)
+    find(&app, &video_id).await.map(Json)
 }
 
 /// What was asked for.
@@ -124,10 +124,10 @@ pub(super) struct Queued {
     security(("admin_token" = [])),
 )]
 pub(super) async fn retry(
-    State(surface): State<Surface>,
+    State(app): State<AppState>,
     Path(video_id): Path<String>,
 ) -> Result<Response, Problem> {
-    let key = ask_again(&surface, &video_id).await?;
+    let key = ask_again(&app, &video_id).await?;
     let answer = Queued {
         video_id: key.video_id,
         status: "queued",
@@ -136,20 +136,20 @@ pub(super) async fn retry(
 }
 
 /// Asks for a video for a person.
-pub(super) async fn ask_again(surface: &Surface, video_id: &str) -> Result<VideoKey, Problem> {
-    let found = find(surface, video_id).await?.video;
+pub(super) async fn ask_again(app: &AppState, video_id: &str) -> Result<VideoKey, Problem> {
+    let found = find(app, video_id).await?.video;
     let key = format!("{}_{}", found.lesson_id, found.video_id);
     let key = VideoKey::parse_stem(&key).ok_or_else(Problem::not_found)?;
     let request = Request::asked(key, Source::Retry, "asked for by a person");
-    surface.db.request([request]).await?;
-    surface.wake.notify_waiters();
+    app.db.request([request]).await?;
+    app.wake.notify_waiters();
     Ok(key)
 }
 
 /// A video by its id, as addresses spell it.
-pub(super) async fn find(surface: &Surface, video_id: &str) -> Result<VideoDetail, Problem> {
+pub(super) async fn find(app: &AppState, video_id: &str) -> Result<VideoDetail, Problem> {
     let id = canonical_uuid(video_id).ok_or_else(Problem::not_found)?;
-    surface.db.video(id).await?.ok_or_else(Problem::not_found)
+    app.db.video(id).await?.ok_or_else(Problem::not_found)
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -180,11 +180,11 @@ pub(super) struct Deliveries {
     security(("admin_token" = [])),
 )]
 pub(super) async fn deliveries(
-    State(surface): State<Surface>,
+    State(app): State<AppState>,
     query: Result<Query<DeliveriesQuery>, QueryRejection>,
 ) -> Result<Json<Deliveries>, Problem> {
     let Query(query) = query.map_err(|error| malformed(error.body_text()))?;
-    let page = surface.db.deliveries(query.cursor.as_deref()).await?;
+    let page = app.db.deliveries(query.cursor.as_deref()).await?;
     Ok(Json(Deliveries {
         deliveries: page.items,
         next: page.next,
@@ -232,7 +232,7 @@ fn malformed(detail: impl Into<String>) -> Problem {
     security(("admin_token" = [])),
 )]
 pub(super) async fn reconcile(
-    State(surface): State<Surface>,
+    State(app): State<AppState>,
     query: Result<Query<ReconcileQuery>, QueryRejection>,
 ) -> Result<Json<SweepReport>, Problem> {
     let Query(query) = query.map_err(|error| malformed(error.body_text()))?;
@@ -253,8 +253,7 @@ pub(super) async fn reconcile(
         only,
         verify: flag("verify", query.verify.as_deref())?,
     };
-    surface
-        .sweep
+    app.sweep
         .run(&options)
         .await
         .map(Json)

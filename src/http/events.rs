@@ -10,7 +10,7 @@ use futures_util::stream::{self, Stream, StreamExt as _};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::problem::ProblemBody;
-use super::{ErrorCode, Problem, Surface};
+use super::{AppState, ErrorCode, Problem};
 
 /// Clients that may listen at once.
 pub const STREAMS_MAX: usize = 64;
@@ -32,12 +32,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
     security(("admin_token" = [])),
 )]
 pub(super) async fn stream(
-    State(surface): State<Surface>,
+    State(app): State<AppState>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
-    let slot = Arc::clone(&surface.event_streams)
+    let slot = Arc::clone(&app.event_streams)
         .try_acquire_owned()
         .map_err(|_| Problem::new(ErrorCode::Busy, "too many are listening already"))?;
-    let changes = surface.db.changes();
+    let changes = app.db.changes();
     let events = stream::unfold((changes, slot), async |(mut changes, slot)| {
         let event = match changes.recv().await {
             Ok(change) => Event::default()
@@ -51,7 +51,7 @@ pub(super) async fn stream(
     });
     let events = stream::once(async { Ok(reload()) })
         .chain(events)
-        .take_until(surface.closing.clone().cancelled_owned());
+        .take_until(app.closing.clone().cancelled_owned());
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
 }
 

@@ -1,4 +1,4 @@
-//! The whole surface on one screen: what is served, to whom, and within which limits.
+//! Every route on one screen: what is served, to whom, and within which limits.
 
 mod api;
 mod events;
@@ -36,7 +36,7 @@ pub use webhook::Places;
 
 /// What the handlers share.
 #[derive(Clone)]
-pub struct Surface {
+pub struct AppState {
     /// Our records.
     pub db: Db,
     /// For deliveries.
@@ -72,7 +72,7 @@ pub struct Surface {
 }
 
 /// Every route.
-pub fn router(surface: Surface) -> Router {
+pub fn router(app: AppState) -> Router {
     let admin = Router::new()
         .route("/reconcile", post(api::reconcile))
         .route("/api/videos", get(api::videos))
@@ -81,7 +81,7 @@ pub fn router(surface: Surface) -> Router {
         .route("/api/deliveries", get(api::deliveries))
         .route("/api/events", get(events::stream))
         .route("/api/openapi.json", get(openapi::document))
-        .layer(middleware::from_fn_with_state(surface.clone(), admin_only));
+        .layer(middleware::from_fn_with_state(app.clone(), admin_only));
     let page = Router::new()
         .route("/", get(page::videos))
         .route("/videos/{video_id}", get(page::video))
@@ -89,14 +89,14 @@ pub fn router(surface: Surface) -> Router {
         .route("/videos/{video_id}/retry", post(page::retry))
         .route("/deliveries", get(page::deliveries))
         .layer(middleware::from_fn_with_state(
-            surface.clone(),
+            app.clone(),
             page::signed_in_only,
         ))
         .route("/sign-in", get(page::sign_in_form).post(page::sign_in))
         .route("/sign-out", post(page::sign_out))
         .route("/assets/page.css", get(page::css))
         .route("/assets/page.js", get(page::script))
-        .layer(middleware::from_fn_with_state(surface.clone(), page::guard))
+        .layer(middleware::from_fn_with_state(app.clone(), page::guard))
         .layer(DefaultBodyLimit::max(page::FORM_BYTES_MAX))
         .layer(RequestBodyDeadlineLayer::new(page::FORM_TIMEOUT));
     Router::new()
@@ -116,19 +116,19 @@ pub fn router(surface: Surface) -> Router {
             )
         })
         .fallback(async || Problem::not_found())
-        .with_state(surface)
+        .with_state(app)
 }
 
 /// Without a token set, nothing of the administration exists; with one, it must be shown.
 async fn admin_only(
-    State(surface): State<Surface>,
+    State(app): State<AppState>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    if surface.admin_token.is_none() {
+    if app.admin_token.is_none() {
         return Err(Problem::not_found());
     }
-    match session::is_admin(&surface, request.method(), request.headers()) {
+    match session::is_admin(&app, request.method(), request.headers()) {
         true => Ok(next.run(request).await),
         false => Err(Problem::new(
             ErrorCode::Unauthorized,

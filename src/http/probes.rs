@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::Surface;
+use super::AppState;
 use super::problem::Refused;
 use crate::db::{Db, DbError, Overview};
 use crate::telemetry::metrics;
@@ -68,10 +68,10 @@ impl Cached<()> {
 }
 
 /// `GET /metrics`
-pub(super) async fn metrics(State(surface): State<Surface>) -> impl IntoResponse {
-    let overview = timeout(OVERVIEW_TIMEOUT, surface.overview.get(&surface.db)).await;
+pub(super) async fn metrics(State(app): State<AppState>) -> impl IntoResponse {
+    let overview = timeout(OVERVIEW_TIMEOUT, app.overview.get(&app.db)).await;
     let overview = overview.ok().and_then(Result::ok);
-    let text = metrics::render(overview.as_ref(), surface.sweep.github.rate_limit());
+    let text = metrics::render(overview.as_ref(), app.sweep.github.rate_limit());
     ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text)
 }
 

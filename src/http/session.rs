@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderMap, Method, header};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::Surface;
+use super::AppState;
 use crate::domain::signature::{same_secret, sign, verify};
 
 /// How long a browser stays signed in, in seconds.
@@ -50,8 +50,8 @@ impl SignIns {
 
 /// A request with the token, or with a session's cookie. What changes something must with a cookie
 /// come from a page of ours: another site can make a browser send one.
-pub(super) fn is_admin(surface: &Surface, method: &Method, headers: &HeaderMap) -> bool {
-    let Some(token) = &surface.admin_token else {
+pub(super) fn is_admin(app: &AppState, method: &Method, headers: &HeaderMap) -> bool {
+    let Some(token) = &app.admin_token else {
         return false;
     };
     let shown = headers
@@ -60,8 +60,7 @@ pub(super) fn is_admin(surface: &Surface, method: &Method, headers: &HeaderMap) 
     match shown {
         Some(shown) => same_secret(shown, token.expose_secret().as_bytes()),
         None => {
-            has_session(token, headers, now_s(surface))
-                && (method.is_safe() || is_same_origin(headers))
+            has_session(token, headers, now_s(app)) && (method.is_safe() || is_same_origin(headers))
         }
     }
 }
@@ -80,8 +79,8 @@ pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
 }
 
 /// The `Set-Cookie` of a session that begins now. Its value is signed with the token, and is not it.
-pub(super) fn begin(surface: &Surface, token: &SecretString, headers: &HeaderMap) -> String {
-    let issued = now_s(surface);
+pub(super) fn begin(app: &AppState, token: &SecretString, headers: &HeaderMap) -> String {
+    let issued = now_s(app);
     let value = format!("{issued}.{}", sign(token, &signed_text(issued)));
     cookie(&value, SESSION_SECONDS, headers)
 }
@@ -128,8 +127,8 @@ fn signed_text(issued: i64) -> Vec<u8> {
     format!("video-ingest session of {issued}").into_bytes()
 }
 
-fn now_s(surface: &Surface) -> i64 {
-    surface.sweep.clock.now_ms() / 1000
+fn now_s(app: &AppState) -> i64 {
+    app.sweep.clock.now_ms() / 1000
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::{ErrorCode, Problem, Surface};
+use super::{AppState, ErrorCode, Problem};
 use crate::db::Delivery;
 use crate::domain::ids::GitSha;
 use crate::domain::push::{self, Decision, Push};
@@ -109,21 +109,18 @@ fn busy() -> Problem {
 }
 
 /// `POST /webhooks/github`: size, signature, headers, body, in this order.
-pub async fn receive(
-    State(surface): State<Surface>,
-    request: Request,
-) -> Result<Response, Problem> {
+pub async fn receive(State(app): State<AppState>, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     let headers = parts.headers;
     // The body and its place are gone before anything is waited for.
-    let (guid, intake) = match read(&surface, &headers, body).await? {
+    let (guid, intake) = match read(&app, &headers, body).await? {
         Asked::Pong => return Ok(Json(json!({"status": "pong"})).into_response()),
         Asked::Nothing(reason) => {
             return Ok(Json(json!({"status": "ignored", "reason": reason})).into_response());
         }
         Asked::Videos(guid, intake) => (guid, intake),
     };
-    accept(&surface, guid, intake).await
+    accept(&app, guid, intake).await
 }
 
 /// What a delivery wants.
@@ -136,13 +133,13 @@ enum Asked<'h> {
 }
 
 async fn read<'h>(
-    surface: &Surface,
+    app: &AppState,
     headers: &'h HeaderMap,
     body: Body,
 ) -> Result<Asked<'h>, Problem> {
     let form = media_type(headers) == "application/x-www-form-urlencoded";
     let limit = if form { FORM_BYTES_MAX } else { JSON_BYTES_MAX };
-    let read = read_verified(surface, headers, body, limit);
+    let read = read_verified(app, headers, body, limit);
     let (body, _place) = timeout(BODY_TIMEOUT, read).await.map_err(|_| {
         Problem::new(
             ErrorCode::Malformed,
@@ -175,9 +172,9 @@ async fn read<'h>(
         Push::parse(&payload).map_err(|e| Problem::new(ErrorCode::Malformed, e.to_string()))?;
     let decision = push::decide(
         &push,
-        &surface.repository,
-        surface.branch.as_deref(),
-        &surface.videos_dir,
+        &app.repository,
+        app.branch.as_deref(),
+        &app.videos_dir,
     );
     Ok(match decision {
         Decision::Ignored { reason } => Asked::Nothing(reason),
@@ -185,7 +182,7 @@ async fn read<'h>(
     })
 }
 
-async fn accept(surface: &Surface, guid: &str, intake: push::Intake) -> Result<Response, Problem> {
+async fn accept(app: &AppState, guid: &str, intake: push::Intake) -> Result<Response, Problem> {
     let delivery = Delivery {
         guid: guid.to_owned(),
         event: "push".to_owned(),
@@ -208,7 +205,7 @@ async fn accept(surface: &Surface, guid: &str, intake: push::Intake) -> Result<R
         "ignored": delivery.ignored,
     });
     let (scan, after) = (delivery.scan, delivery.after);
-    surface.intake.record(delivery).await.map_err(|_| {
+    app.intake.record(delivery).await.map_err(|_| {
         Problem::new(
             ErrorCode::DatabaseUnavailable,
             "not recorded: the database does not answer; redeliver",
@@ -221,7 +218,7 @@ async fn accept(surface: &Surface, guid: &str, intake: push::Intake) -> Result<R
 /// Reads the body while its signature is computed. It grows with what arrives and not with what was
 /// announced: who announces much and sends little holds little.
 async fn read_verified<'a>(
-    surface: &'a Surface,
+    app: &'a AppState,
     headers: &HeaderMap,
     mut body: Body,
     limit: usize,
@@ -239,10 +236,10 @@ async fn read_verified<'a>(
     if declared > limit {
         return Err(too_large());
     }
-    let mut verifier = Verifier::new(&surface.webhook_secrets);
+    let mut verifier = Verifier::new(&app.webhook_secrets);
     let mut place = match declared > MEDIUM_BODY_BYTES_MAX {
         // Sent away before it is sent, if there is no place for it.
-        true => surface.places.take(declared, limit).await?,
+        true => app.places.take(declared, limit).await?,
         false => Place::SMALL,
     };
     let mut bytes = BytesMut::with_capacity(declared.min(SMALL_BODY_BYTES_MAX));
@@ -257,7 +254,7 @@ async fn read_verified<'a>(
             return Err(too_large());
         }
         if length > place.bytes_max {
-            place = surface.places.take(length.max(declared), limit).await?;
+            place = app.places.take(length.max(declared), limit).await?;
             bytes.reserve(declared.saturating_sub(bytes.len()));
         }
         verifier.update(&chunk);

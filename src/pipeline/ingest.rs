@@ -517,7 +517,7 @@ fn decide(claim: &Claim, row: &Row, pair: &Pair, rules: &Rules) -> Plan {
             if settled
                 && let Some(code) = claim
                     .code
-                    .filter(|c| c.class() == Class::Content && *c != Code::RowMismatch)
+                    .filter(|c| c.class() == Class::Invalid && *c != Code::RowMismatch)
             {
                 let message = claim.message.clone().unwrap_or_default();
                 return Plan::Fail(Failure::new(code, message));

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::db::{Db, DbError, PendingRow, Request, Scan, Source};
 use crate::domain::failure::{Class, Code, Failure};
-use crate::domain::generation::Reading;
+use crate::domain::generation::GenerationStatus;
 use crate::domain::ids::{FileKind, VideoKey};
 use crate::domain::verdict::{self, Blobs, Facts, Record, RowState, Verdict, verdict};
 use crate::pipeline::ingest::{PUSH_LAG_MAX, PUSH_LAG_WAIT};
@@ -471,14 +471,14 @@ impl Sweep {
         if asked.is_empty() {
             return Ok(HashMap::new());
         }
-        let before = self.db.readings().await?;
+        let before = self.db.statuses().await?;
         let conversations: Vec<String> = asked.iter().map(|(_, id)| (*id).clone()).collect();
         let probed = agent.probe(&conversations).await;
         report.errors.extend(probed.errors);
         let mut kept = Vec::new();
         let mut said = HashMap::new();
         for (row, conversation) in asked {
-            let Some(reading) = probed.readings.get(conversation) else {
+            let Some(reading) = probed.statuses.get(conversation) else {
                 said.insert(row.key, verdict::Agent::NoAnswer);
                 continue;
             };
@@ -488,8 +488,10 @@ impl Sweep {
                 .filter(|stored| stored.reading == reading.as_str())
                 .map(|stored| stored.since);
             let detail = match reading {
-                Reading::Failed { reason } | Reading::Unknown { reason } => reason.clone(),
-                Reading::Generating | Reading::Finished => String::new(),
+                GenerationStatus::Failed { reason } | GenerationStatus::Unknown { reason } => {
+                    reason.clone()
+                }
+                GenerationStatus::Generating | GenerationStatus::Finished => String::new(),
             };
             kept.push((
                 row.key.video_id,
@@ -506,7 +508,7 @@ impl Sweep {
             );
         }
         if !options.dry_run {
-            self.db.keep_readings(&kept).await?;
+            self.db.keep_statuses(&kept).await?;
         }
         Ok(said)
     }
@@ -575,7 +577,7 @@ impl Sweep {
             self.db.adopt(adopted).await?;
         }
         for (key, seen, failure) in verdicts {
-            debug_assert_eq!(failure.code.class(), Class::Time);
+            debug_assert_eq!(failure.code.class(), Class::Expired);
             self.db.give_verdict(*key, *seen, failure).await?;
             tracing::warn!(video.id = %key.video_id, code = %failure.code, "failed: {}", failure.message);
         }

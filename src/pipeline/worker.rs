@@ -12,7 +12,9 @@ use tokio::time::{Instant, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::db::{Claim, DbError, End, Lost, Request, Source};
-use crate::domain::failure::{Class, Code, ENVIRONMENT_RETRY, Failure, GIVE_UP_AFTER, retry_delay};
+use crate::domain::failure::{
+    CONFIGURATION_RETRY, Class, Code, Failure, GIVE_UP_AFTER, retry_delay,
+};
 use crate::pipeline::ingest::{Attempt, Ingest};
 use crate::pipeline::sweep::Sweep;
 use crate::telemetry::causes;
@@ -202,15 +204,15 @@ impl Worker {
 /// What a failure means for the video: the classes of the contract.
 fn end_of(claim: &Claim, failure: Failure, random: f64) -> End {
     match failure.code.class() {
-        Class::Content | Class::Time => End::Failed {
+        Class::Invalid | Class::Expired => End::Failed {
             failure,
             look_again: None,
         },
-        Class::Environment => End::Failed {
+        Class::Configuration => End::Failed {
             failure,
-            look_again: Some(ENVIRONMENT_RETRY.mul_f64(0.9 + random * 0.2)),
+            look_again: Some(CONFIGURATION_RETRY.mul_f64(0.9 + random * 0.2)),
         },
-        Class::Passing => match failure.retry_after {
+        Class::Transient => match failure.retry_after {
             Some(wait) => End::Retry {
                 failure,
                 wait,

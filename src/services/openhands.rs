@@ -18,8 +18,8 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::domain::failure::RETRY_AFTER_MAX;
 use crate::domain::generation::{
-    AgentVersion, Conversation, EventPage, LastState, Reading, Start, StartTask, Status,
-    V0Conversation, V0EventPage, conversation_id,
+    Conversation, EventPage, GenerationStatus, LastState, OpenHandsVersion, Start, StartTask,
+    Status, V0Conversation, V0EventPage, conversation_id,
 };
 
 /// Most ids in one call; V1 answers 400 to a hundred. Source: its `batch_get_app_conversations`.
@@ -91,7 +91,7 @@ impl Default for Limits {
 #[derive(Debug, Default)]
 pub struct Probed {
     /// By conversation, spelled as it was asked for. An id that is missing was not found out about.
-    pub readings: HashMap<String, Reading>,
+    pub statuses: HashMap<String, GenerationStatus>,
     /// Why ids are missing; one for each code.
     pub errors: Vec<ServiceError>,
 }
@@ -111,7 +111,7 @@ pub struct Agent {
     http: reqwest::Client,
     api_url: String,
     key: SecretString,
-    version: AgentVersion,
+    version: OpenHandsVersion,
     clock: Clock,
     limits: Limits,
     state: Mutex<State>,
@@ -133,7 +133,7 @@ impl Agent {
     pub fn new(
         api_url: impl Into<String>,
         key: SecretString,
-        version: AgentVersion,
+        version: OpenHandsVersion,
         clock: Clock,
         limits: Limits,
     ) -> Result<Self, reqwest::Error> {
@@ -167,8 +167,8 @@ impl Agent {
             if let Some(id) = conversation_id(text) {
                 spellings.entry(id).or_default().insert(text);
             } else {
-                let reading = Reading::unknown("the row's conversation id is not one");
-                probed.readings.insert(text.clone(), reading);
+                let reading = GenerationStatus::unknown("the row's conversation id is not one");
+                probed.statuses.insert(text.clone(), reading);
             }
         }
         let mut ids: Vec<Uuid> = spellings.keys().copied().collect();
@@ -178,16 +178,16 @@ impl Agent {
 
         let mut probe = Probe::new(self);
         let end = match self.version {
-            AgentVersion::V1 => probe.v1(&ids).await,
-            AgentVersion::V0 => probe.v0(&ids).await,
+            OpenHandsVersion::V1 => probe.v1(&ids).await,
+            OpenHandsVersion::V0 => probe.v0(&ids).await,
         };
         self.state().resume_at = match end {
             Ok(()) => Uuid::nil(),
             Err(Halt) => probe.at,
         };
-        for (id, reading) in probe.readings {
+        for (id, reading) in probe.statuses {
             for text in spellings.get(&id).into_iter().flatten() {
-                probed.readings.insert((*text).clone(), reading.clone());
+                probed.statuses.insert((*text).clone(), reading.clone());
             }
         }
         let error = |trouble: Trouble| ServiceError {
@@ -354,7 +354,7 @@ struct Probe<'a> {
     agent: &'a Agent,
     deadline: Instant,
     now_ms: i64,
-    readings: HashMap<Uuid, Reading>,
+    statuses: HashMap<Uuid, GenerationStatus>,
     troubles: BTreeSet<Trouble>,
     failures_in_a_row: u32,
     /// The id that is being asked about.
@@ -376,7 +376,7 @@ impl<'a> Probe<'a> {
             agent,
             deadline: Instant::now() + agent.limits.probe,
             now_ms: agent.clock.now_ms(),
-            readings: HashMap::new(),
+            statuses: HashMap::new(),
             troubles: BTreeSet::new(),
             failures_in_a_row: 0,
             at: Uuid::nil(),
@@ -434,7 +434,7 @@ impl<'a> Probe<'a> {
             for it in undecided {
                 self.at = it.asked;
                 if let Some(last) = self.v1_last_state(it.conversation).await? {
-                    self.readings.insert(it.asked, it.status.settle(last));
+                    self.statuses.insert(it.asked, it.status.settle(last));
                 }
             }
         }
@@ -445,7 +445,7 @@ impl<'a> Probe<'a> {
     fn take(&mut self, asked: Uuid, conversation: Uuid, row: &Conversation) -> Option<Undecided> {
         match row.status(self.now_ms) {
             Status::Says(reading) => {
-                self.readings.insert(asked, reading);
+                self.statuses.insert(asked, reading);
                 None
             }
             status => Some(Undecided {
@@ -476,8 +476,8 @@ impl<'a> Probe<'a> {
         for &id in ids {
             match tasks.get(&id).map(StartTask::outcome) {
                 Some(Start::Conversation(conversation)) => led_to.push((id, conversation)),
-                Some(Start::Says(reading)) => _ = self.readings.insert(id, reading),
-                None => _ = self.readings.insert(id, Reading::not_known()),
+                Some(Start::Says(reading)) => _ = self.statuses.insert(id, reading),
+                None => _ = self.statuses.insert(id, GenerationStatus::not_known()),
             }
         }
         if led_to.is_empty() {
@@ -491,7 +491,7 @@ impl<'a> Probe<'a> {
         for (asked, conversation) in led_to {
             match rows.get(&conversation) {
                 Some(row) => undecided.extend(self.take(asked, conversation, row)),
-                None => _ = self.readings.insert(asked, Reading::not_known()),
+                None => _ = self.statuses.insert(asked, GenerationStatus::not_known()),
             }
         }
         Ok(undecided)
@@ -532,14 +532,14 @@ impl<'a> Probe<'a> {
                 continue;
             };
             let reading = match row.map(|row| row.status()) {
-                None => Reading::not_known(),
+                None => GenerationStatus::not_known(),
                 Some(Status::Says(reading)) => reading,
                 Some(status) => match self.v0_last_state(&path).await? {
                     Some(last) => status.settle(last),
                     None => continue,
                 },
             };
-            self.readings.insert(id, reading);
+            self.statuses.insert(id, reading);
         }
         Ok(())
     }

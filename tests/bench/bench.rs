@@ -6,7 +6,7 @@
 //! cargo bench --bench bench -- --only soak        an hour of load: does the memory grow?
 //! ```
 //!
-//! Everything runs on this machine's loopback, so clients, stand-ins and databases share its processors
+//! Everything runs on this machine's loopback, so clients, fakes and databases share its processors
 //! with what is measured; the anchors do so, too. What was acknowledged is looked up in the database
 //! afterwards, and every stored object is hashed: a row whose figures cost a promise panics.
 

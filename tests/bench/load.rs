@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 use video_ingest::domain::signature;
-use video_ingest::fake_github::GithubStandin;
+use video_ingest::fake_github::FakeGithub;
 
 use crate::support::scenario::{REPOSITORY, SECRET, Video};
 
@@ -37,7 +37,7 @@ pub struct Run {
     pub acknowledged: Vec<usize>,
 }
 
-/// Pushes are made from one that the stand-in for GitHub made.
+/// Pushes are made from one that the fake for GitHub made.
 pub struct Pushes {
     template: String,
     video: Video,
@@ -46,7 +46,7 @@ pub struct Pushes {
 
 impl Pushes {
     pub async fn new() -> Self {
-        let github = GithubStandin::start(REPOSITORY).await.unwrap();
+        let github = FakeGithub::start(REPOSITORY).await.unwrap();
         let before = github.commit(|c| c.write("README.md", "videos, rendered"));
         let video = Video::good();
         github.commit(|c| video.write(c));

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
-use video_ingest::fake_github::GithubStandin;
+use video_ingest::fake_github::FakeGithub;
 
 use crate::ROUNDS;
 use crate::report::{Report, Row, median, ratio};
@@ -41,7 +41,7 @@ struct Measured {
 
 pub async fn measure(report: &mut Report) {
     let postgres = Postgres::start_with("on");
-    let github = GithubStandin::start(REPOSITORY).await.unwrap();
+    let github = FakeGithub::start(REPOSITORY).await.unwrap();
     let videos: Vec<Video> = (0..VIDEOS).map(|_| Video::good()).collect();
     github.commit(|c| videos.iter().fold(c, |c, video| video.write(c)));
     let mut rounds = REPLICAS.map(|_| Vec::new());
@@ -75,7 +75,7 @@ pub async fn measure(report: &mut Report) {
 
 async fn run(
     postgres: &'static Postgres,
-    github: &GithubStandin,
+    github: &FakeGithub,
     videos: &[Video],
     replicas: usize,
 ) -> Measured {

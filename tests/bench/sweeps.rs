@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 use video_ingest::domain::ids::VideoKey;
-use video_ingest::fake_github::GithubStandin;
+use video_ingest::fake_github::FakeGithub;
 
 use crate::ROUNDS;
 use crate::report::{Report, Row, median};
@@ -37,7 +37,7 @@ pub async fn measure(report: &mut Report) {
 
 /// How long a sweep takes that only looks, and what it costs, in seconds.
 async fn sweep(rows: usize) -> (f64, f64) {
-    let github = GithubStandin::start(REPOSITORY).await.unwrap();
+    let github = FakeGithub::start(REPOSITORY).await.unwrap();
     let keys: Vec<_> = (0..rows)
         .map(|_| VideoKey {
             lesson_id: Uuid::new_v4(),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use sha1::Digest as _;
 use tokio::sync::mpsc;
 use uuid::Uuid;
-use video_ingest::fake_github::GithubStandin;
+use video_ingest::fake_github::FakeGithub;
 
 use crate::ROUNDS;
 use crate::anchors;
@@ -70,9 +70,9 @@ impl File {
     }
 }
 
-/// A whole installation in Supabase mode, on stand-ins.
+/// A whole installation in Supabase mode, on fakes.
 struct Installation {
-    github: GithubStandin,
+    github: FakeGithub,
     storage: Storage,
     database: Database,
     server: Server,
@@ -88,7 +88,7 @@ struct Installation {
 impl Installation {
     /// `link`: between the server and both services.
     async fn new(postgres: &'static Postgres, workers: usize, link: Option<Link>) -> Self {
-        let github = GithubStandin::start(REPOSITORY).await.unwrap();
+        let github = FakeGithub::start(REPOSITORY).await.unwrap();
         github.commit(|c| c.write("README.md", "videos, rendered"));
         let storage = Storage::start().await;
         let database = postgres.create_database().await;
@@ -177,7 +177,7 @@ impl Installation {
     /// The same bytes between the same services, without any check.
     async fn curl(&self, file: &File, times: usize) -> Duration {
         let (path, header) = match file.lfs {
-            // What the link that the batch call answers with wants to see, see src/standin/lfs.rs.
+            // What the link that the batch call answers with wants to see, see src/fake_github/lfs.rs.
             true => {
                 let ticket = sha2::Sha256::digest(format!("link to {}", file.sha256));
                 let header = format!("authorization: RemoteAuth {}", hex::encode(ticket));

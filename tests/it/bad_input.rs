@@ -10,8 +10,8 @@ use video_ingest::domain::ids::VideoKey;
 use video_ingest::domain::lfs::{Pointer, Sha256};
 use video_ingest::fake_github::Fault;
 
-use crate::story;
-use crate::support::scenario::{Backend, GOOD, SECOND, Story, TRUNCATED, Video, metadata};
+use crate::scenario;
+use crate::support::scenario::{Backend, GOOD, SECOND, Scenario, TRUNCATED, Video, metadata};
 
 const AUDIO_ONLY: &[u8] = include_bytes!("../../fixtures/videos/audio_only.mp4");
 const HTML: &[u8] = include_bytes!("../../fixtures/videos/not_a_video.mp4");
@@ -22,7 +22,7 @@ fn is_blob(call: &video_ingest::fake_github::Call) -> bool {
     call.path.contains("/git/blobs/")
 }
 
-story! {
+scenario! {
     each_bad_file_ends_in_its_code(t) {
         let pointer = Pointer { oid: Sha256::from_bytes([7; 32]), size: 5 };
         let key = Video::good().key;
@@ -213,7 +213,7 @@ story! {
 /// A row of another kind; on Supabase the service cannot even see it, there it is `no_row`.
 #[tokio::test]
 async fn a_row_of_another_kind_is_not_ours() {
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let video = Video::good();
     t.row_of(video.key, "pdf").await;
     t.push(&video).await;
@@ -226,7 +226,7 @@ async fn a_row_of_another_kind_is_not_ours() {
 #[tokio::test]
 async fn a_row_is_inserted_once_its_lesson_is_there() {
     let create = |config: &mut Config| config.missing_row = MissingRow::Create;
-    let t = Story::begin_with(Backend::Supabase, create).await;
+    let t = Scenario::begin_with(Backend::Supabase, create).await;
     let database = t.database.as_ref().unwrap();
     database.run_script("missing_row_create.sql");
     let (video, notes) = (Video::good(), Video::good());

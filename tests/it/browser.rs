@@ -5,11 +5,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::browser::{Browser, Settings};
-use crate::support::scenario::{ADMIN_TOKEN, Backend, Story, TRUNCATED, Video};
+use crate::support::scenario::{ADMIN_TOKEN, Backend, Scenario, TRUNCATED, Video};
 
 #[tokio::test]
 async fn an_operator_watches_a_push_become_a_playing_video() {
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let (video, bad) = (Video::good(), Video::with(TRUNCATED));
     t.row(&video).await;
     t.row(&bad).await;
@@ -59,7 +59,7 @@ async fn an_operator_watches_a_push_become_a_playing_video() {
 /// A browser keeps pages for the way back, and has six connections to a server.
 #[tokio::test]
 async fn pages_left_behind_keep_no_connection() {
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let browser = Browser::signed_in(&t.url, Settings::default()).await;
     let visits = async {
         for n in 0..12 {
@@ -79,7 +79,7 @@ async fn pages_left_behind_keep_no_connection() {
 
 #[tokio::test]
 async fn a_wrong_token_says_so_and_a_right_one_leads_on() {
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let browser = Browser::open(&t.url, Settings::default()).await;
     browser.go("/deliveries").await;
     browser.fill("#token", "not the token").await;
@@ -94,7 +94,7 @@ async fn a_wrong_token_says_so_and_a_right_one_leads_on() {
 
 #[tokio::test]
 async fn everything_works_without_script() {
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let bad = Video::with(TRUNCATED);
     t.row(&bad).await;
     t.push(&bad).await;
@@ -141,7 +141,7 @@ async fn barriers(browser: &Browser) -> Vec<String> {
 
 #[tokio::test]
 async fn no_page_has_a_serious_barrier() {
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let (good, bad, generating) = (Video::good(), Video::with(TRUNCATED), Video::good());
     for video in [&good, &bad, &generating] {
         t.row(video).await;
@@ -196,7 +196,7 @@ async fn no_page_has_a_serious_barrier() {
 /// The check itself: a page that is broken on purpose does not pass.
 #[tokio::test]
 async fn a_broken_page_is_noticed() {
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let browser = Browser::signed_in(&t.url, Settings::default()).await;
     browser
         .run("document.querySelector('#q').removeAttribute('placeholder'); document.querySelector('label[for=q]').remove(); document.body.style.color = '#ccc';")

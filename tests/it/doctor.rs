@@ -7,10 +7,10 @@ use uuid::Uuid;
 use video_ingest::app::{App, Injected};
 use video_ingest::clock::Clock;
 use video_ingest::config::{
-    AgentConfig, AgentVersion, Config, Database, MissingRow, SETTINGS, StoreConfig,
+    Config, Database, MissingRow, OpenHandsConfig, OpenHandsVersion, SETTINGS, StoreConfig,
 };
 use video_ingest::db::Tls;
-use video_ingest::fake_github::GithubStandin;
+use video_ingest::fake_github::FakeGithub;
 use video_ingest::pipeline::checks::{self, Finding, Mark, Options};
 use video_ingest::services::openhands::{Limits, Rate};
 
@@ -31,7 +31,7 @@ const CLOSED: &str = "http://127.0.0.1:1";
 struct SetUp {
     config: Config,
     clock: Clock,
-    github: GithubStandin,
+    github: FakeGithub,
     hook: u64,
     openhands: OpenHands,
     storage: StorageStandin,
@@ -41,7 +41,7 @@ struct SetUp {
 
 impl SetUp {
     async fn well(backend: Backend) -> Self {
-        let github = GithubStandin::start(REPOSITORY).await.unwrap();
+        let github = FakeGithub::start(REPOSITORY).await.unwrap();
         github.require_token(TOKEN);
         let video = Video::good();
         github.commit(|c| video.write(c));
@@ -61,10 +61,10 @@ impl SetUp {
         let mut config = Config::embedded(dir.path(), local, REPOSITORY, &github.url(), SECRET);
         config.admin_token = Some(ADMIN_TOKEN.into());
         config.github.token = Some(TOKEN.into());
-        config.agent = Some(AgentConfig {
+        config.agent = Some(OpenHandsConfig {
             key: fake_openhands::KEY.into(),
             api_url: openhands.url.clone(),
-            version: AgentVersion::V1,
+            version: OpenHandsVersion::V1,
         });
         let database = match backend {
             Backend::Embedded => None,
@@ -128,7 +128,7 @@ impl SetUp {
         let options = Options {
             receiver: Some(RECEIVER.parse().unwrap()),
             clock: self.clock.clone(),
-            agent_limits: Limits {
+            openhands_limits: Limits {
                 rates: [quick; 2],
                 ..Limits::default()
             },

@@ -16,11 +16,11 @@ use proptest::test_runner::TestRunner;
 use video_ingest::clock::Clock;
 use video_ingest::domain::failure::Class;
 use video_ingest::domain::ids::GitSha;
-use video_ingest::fake_github::{Delivery, Fault, GithubStandin};
+use video_ingest::fake_github::{Delivery, FakeGithub, Fault};
 use video_ingest::pipeline::sweep::SweepOptions;
 use video_ingest::services::github::Github;
 
-use crate::support::scenario::{Backend, GOOD, REPOSITORY, Story, Video};
+use crate::support::scenario::{Backend, GOOD, REPOSITORY, Scenario, Video};
 use targets::{TARGETS, Target};
 
 /// No input is looked at for longer, on a slow machine in a debug build.
@@ -145,7 +145,7 @@ proptest! {
 #[test]
 fn no_listing_is_too_much() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let github = runtime.block_on(GithubStandin::start(REPOSITORY)).unwrap();
+    let github = runtime.block_on(FakeGithub::start(REPOSITORY)).unwrap();
     let video = Video::good();
     github.commit(|c| {
         c.write(video.mp4_path(), "x")
@@ -201,7 +201,7 @@ fn no_listing_is_too_much() {
             Err(_) => prop_assert!(false, "it hangs"),
             // A tree by another name is not there.
             Ok(Err(failure)) => prop_assert!(
-                [Class::Passing, Class::Environment].contains(&failure.code.class()),
+                [Class::Transient, Class::Configuration].contains(&failure.code.class()),
                 "{}",
                 failure
             ),
@@ -235,7 +235,7 @@ impl Model {
     }
 
     /// Nothing is stored that was never pushed, and nothing older than what was stored before.
-    fn look(&mut self, t: &Story, videos: &[Video], what: &str) {
+    fn look(&mut self, t: &Scenario, videos: &[Video], what: &str) {
         for video in videos {
             let Some(stored) = t.stored(video) else {
                 continue;
@@ -256,7 +256,7 @@ impl Model {
 
 async fn run_of_events(backend: Backend, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
-    let t = Story::begin(backend).await;
+    let t = Scenario::begin(backend).await;
     let videos: Vec<Video> = (0..3).map(|_| Video::good()).collect();
     let mut model = Model::default();
     let (mut deliveries, mut heads): (Vec<Delivery>, Vec<GitSha>) =

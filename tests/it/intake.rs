@@ -11,8 +11,8 @@ use video_ingest::db::Delivery;
 use video_ingest::domain::ids::GitSha;
 use video_ingest::pipeline::intake::Intake;
 
-use crate::story;
-use crate::support::scenario::{Backend, Story, Video};
+use crate::scenario;
+use crate::support::scenario::{Backend, Scenario, Video};
 
 fn delivery(guid: impl Into<String>) -> Delivery {
     Delivery {
@@ -33,7 +33,7 @@ const REFUSE_ONE: [&str; 2] = [
     "alter table video_ingest.deliveries add check (guid <> 'refused')",
 ];
 
-story! {
+scenario! {
     deliveries_that_wait_together_are_one_commit(t) {
         let wake = Arc::new(Notify::new());
         let woken = wake.notified();
@@ -79,7 +79,7 @@ story! {
 /// On Postgres only: SQLite has one writer.
 #[tokio::test]
 async fn a_commit_that_waits_in_the_database_keeps_no_other_one_waiting() {
-    let t = Story::begin(Backend::Supabase).await;
+    let t = Scenario::begin(Backend::Supabase).await;
     let other = t.database.as_ref().unwrap().hold_delivery("held").await;
     let (intake, _writer) = Intake::start(t.db.clone(), Arc::default());
     let held = intake.record(delivery("held"));

@@ -9,15 +9,15 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use uuid::Uuid;
 use video_ingest::domain::signature;
-use video_ingest::fake_github::GithubStandin;
+use video_ingest::fake_github::FakeGithub;
 
-use crate::story;
+use crate::scenario;
 use crate::support::child::Serve;
 use crate::support::fake_openhands::{self, OpenHands};
 use crate::support::fake_storage::{self, Op, StorageStandin};
 use crate::support::postgres::Postgres;
 use crate::support::scenario::{
-    ADMIN_TOKEN, Backend, GOOD, REPOSITORY, SECOND, SECRET, Story, Video, metadata,
+    ADMIN_TOKEN, Backend, GOOD, REPOSITORY, SECOND, SECRET, Scenario, Video, metadata,
 };
 
 /// The routes that are open to everybody; whatever else is served is the operator's.
@@ -75,7 +75,7 @@ fn refused(path: &str) -> &'static [u16] {
 
 #[tokio::test]
 async fn every_route_of_the_operator_wants_the_token() {
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let right = format!("Bearer {ADMIN_TOKEN}");
     let wrong = [
         None,
@@ -128,7 +128,7 @@ async fn every_route_of_the_operator_wants_the_token() {
     println!("{guarded} requests refused");
     t.finish().await;
 
-    let t = Story::begin_with(Backend::Embedded, |config| config.admin_token = None).await;
+    let t = Scenario::begin_with(Backend::Embedded, |config| config.admin_token = None).await;
     for path in routes()
         .iter()
         .filter(|path| !OPEN.contains(&path.as_str()))
@@ -188,7 +188,7 @@ fn no_secret_is_compared_with_an_operator() {
     );
 }
 
-story! {
+scenario! {
     nothing_in_a_push_reaches_another_users_rows_or_objects(t) {
         let (theirs, mine) = (Video::good(), Video::with(SECOND));
         for video in [&theirs, &mine] {
@@ -264,7 +264,7 @@ async fn no_secret_comes_out_anywhere() {
         ("pushed JSON", "canary-pushed-json-91ff"),
     ];
     let canary = |name: &str| canaries.iter().find(|(known, _)| *known == name).unwrap().1;
-    let github = GithubStandin::start(REPOSITORY).await.unwrap();
+    let github = FakeGithub::start(REPOSITORY).await.unwrap();
     github.require_token(canary("GitHub"));
     let storage = StorageStandin::start().await;
     storage.create_bucket("lesson-assets", Some(1 << 20), Some(&["video/mp4"]));

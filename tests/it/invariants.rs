@@ -8,13 +8,13 @@ use video_ingest::db::{End, Lost};
 use video_ingest::domain::failure::Code;
 use video_ingest::failpoint::Fault;
 
-use crate::story;
+use crate::scenario;
 use crate::support::fake_storage::{Answer, Fault as StorageFault, Op};
-use crate::support::scenario::{Backend, Story, Video};
+use crate::support::scenario::{Backend, Scenario, Video};
 
 const LEASE: Duration = Duration::from_secs(30);
 
-story! {
+scenario! {
     a_dead_workers_late_writes_do_not_reach_the_next_ones_video(t) {
         let video = Video::good();
         t.row(&video).await;
@@ -50,7 +50,7 @@ story! {
 /// What fell between the store's last byte and its confirmation is recognised by its hash.
 #[tokio::test]
 async fn bytes_that_are_stored_are_sent_once() {
-    let t = Story::begin(Backend::Supabase).await;
+    let t = Scenario::begin(Backend::Supabase).await;
     let video = Video::good();
     t.row(&video).await;
     t.fail
@@ -68,7 +68,7 @@ async fn bytes_that_are_stored_are_sent_once() {
 
 #[tokio::test]
 async fn what_the_store_takes_and_does_not_keep_is_not_ready() {
-    let t = Story::begin(Backend::Supabase).await;
+    let t = Scenario::begin(Backend::Supabase).await;
     let video = Video::good();
     t.row(&video).await;
     let taken = Answer::new(200, "application/json", r#"{"Key":"x","Id":"y"}"#);

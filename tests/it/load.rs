@@ -14,7 +14,7 @@ use secrecy::SecretString;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use video_ingest::domain::signature;
-use video_ingest::fake_github::{Delivery, GithubStandin};
+use video_ingest::fake_github::{Delivery, FakeGithub};
 
 use crate::support::child::Serve;
 use crate::support::scenario::{ADMIN_TOKEN, REPOSITORY, SECRET, Video};
@@ -31,7 +31,7 @@ const DAWDLERS_GONE: Duration = Duration::from_secs(25);
 /// Sockets that this process and the server may have: both ends of each are ours.
 const FILES_MAX: &str = "16384";
 
-async fn serving() -> (tempfile::TempDir, GithubStandin, Serve, Delivery) {
+async fn serving() -> (tempfile::TempDir, FakeGithub, Serve, Delivery) {
     // The server inherits the limit.
     let own = std::process::id().to_string();
     let raised = Command::new("prlimit")
@@ -43,7 +43,7 @@ async fn serving() -> (tempfile::TempDir, GithubStandin, Serve, Delivery) {
     );
     let (dir, github) = (
         tempfile::tempdir().unwrap(),
-        GithubStandin::start(REPOSITORY).await.unwrap(),
+        FakeGithub::start(REPOSITORY).await.unwrap(),
     );
     let before = github.commit(|c| c.write("README.md", "videos, rendered"));
     let video = Video::good();

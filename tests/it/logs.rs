@@ -6,7 +6,7 @@ use serde_json::Value;
 use tracing_subscriber::layer::SubscriberExt as _;
 use video_ingest::telemetry::json_lines;
 
-use crate::support::scenario::{Backend, Story, TRUNCATED, Video};
+use crate::support::scenario::{Backend, Scenario, TRUNCATED, Video};
 
 /// Bytes that several writers add to.
 #[derive(Clone, Default)]
@@ -62,7 +62,7 @@ impl Log {
 
 #[tokio::test]
 async fn each_outcome_is_one_line() {
-    let t = Story::begin(Backend::Supabase).await;
+    let t = Scenario::begin(Backend::Supabase).await;
     let (good, bad, early) = (Video::good(), Video::with(TRUNCATED), Video::good());
     t.row(&good).await;
     t.row(&bad).await;
@@ -88,7 +88,7 @@ async fn each_outcome_is_one_line() {
 
 #[tokio::test]
 async fn a_database_that_refuses_says_why_in_the_log() {
-    let t = Story::begin(Backend::Supabase).await;
+    let t = Scenario::begin(Backend::Supabase).await;
     t.sql("alter table video_ingest.deliveries rename to gone")
         .await;
     let (log, _guard) = Log::begin();

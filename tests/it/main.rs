@@ -1,4 +1,4 @@
-//! Stories about the whole program, and about the stand-ins that they rest on.
+//! Stories about the whole program, and about the fakes that they rest on.
 
 mod bad_input;
 mod browser;

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::story;
+use crate::scenario;
 use crate::support::scenario::{GOOD, SECOND, TRUNCATED, Video, metadata};
 
-story! {
+scenario! {
     a_pushed_video_becomes_ready(t) {
         let video = Video::good();
         t.row(&video).await;

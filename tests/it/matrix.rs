@@ -4,15 +4,15 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 use video_ingest::app::Injected;
-use video_ingest::config::{AgentConfig, Config, StoreConfig};
-use video_ingest::domain::generation::AgentVersion;
+use video_ingest::config::{Config, OpenHandsConfig, StoreConfig};
+use video_ingest::domain::generation::OpenHandsVersion;
 use video_ingest::services::github::Patience;
 use video_ingest::services::openhands;
 use video_ingest::services::storage::{ObjectPath, Timeouts};
 
 use crate::support::fake_openhands::{self, OpenHands};
-use crate::support::fault_proxy::{Fault, Spoiler};
-use crate::support::scenario::{Backend, GOOD, SECOND, Story, Video};
+use crate::support::fault_proxy::{Fault, FaultProxy};
+use crate::support::scenario::{Backend, GOOD, SECOND, Scenario, Video};
 
 /// Longer than an answer on loopback takes, short enough to be waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -39,10 +39,10 @@ const FAULTS: [(&str, Fault); 14] = [
 
 /// What the services are behind.
 struct World {
-    github: Spoiler,
-    storage: Option<Spoiler>,
-    agent: Option<(Spoiler, OpenHands)>,
-    t: Story,
+    github: FaultProxy,
+    storage: Option<FaultProxy>,
+    agent: Option<(FaultProxy, OpenHands)>,
+    t: Scenario,
 }
 
 impl World {
@@ -58,7 +58,7 @@ impl World {
                 answer: PATIENCE,
                 request: PATIENCE,
             },
-            agent_limits: openhands::Limits {
+            openhands_limits: openhands::Limits {
                 answer: PATIENCE,
                 rates: [openhands::Rate {
                     calls: 1000,
@@ -68,25 +68,25 @@ impl World {
             },
             ..Injected::default()
         };
-        let agent = agent.map(|agent| (Spoiler::before(&agent.url), agent));
+        let agent = agent.map(|agent| (FaultProxy::before(&agent.url), agent));
         let mut placed = None;
         let place = |config: &mut Config| {
-            let github = Spoiler::before(&config.github.api_url);
+            let github = FaultProxy::before(&config.github.api_url);
             config.github.api_url = github.url.clone();
             let mut storage = None;
             if let StoreConfig::Supabase { url, .. } = &mut config.store {
-                let spoiler = Spoiler::before(url);
-                *url = spoiler.url.clone();
-                storage = Some(spoiler);
+                let fault_proxy = FaultProxy::before(url);
+                *url = fault_proxy.url.clone();
+                storage = Some(fault_proxy);
             }
-            config.agent = agent.as_ref().map(|(spoiler, _)| AgentConfig {
+            config.agent = agent.as_ref().map(|(fault_proxy, _)| OpenHandsConfig {
                 key: fake_openhands::KEY.into(),
-                api_url: spoiler.url.clone(),
-                version: AgentVersion::V1,
+                api_url: fault_proxy.url.clone(),
+                version: OpenHandsVersion::V1,
             });
             placed = Some((github, storage));
         };
-        let t = Story::begin_injected(backend, injected, place).await;
+        let t = Scenario::begin_injected(backend, injected, place).await;
         let (github, storage) = placed.unwrap();
         Self {
             github,
@@ -96,7 +96,7 @@ impl World {
         }
     }
 
-    fn storage(&self) -> &Spoiler {
+    fn storage(&self) -> &FaultProxy {
         self.storage.as_ref().unwrap()
     }
 
@@ -290,7 +290,7 @@ async fn agent_outcomes() -> Vec<String> {
     let openhands = OpenHands::start(fake_openhands::Server::Cloud).await;
     let world = World::begin(Backend::Supabase, Some(openhands)).await;
     let t = &world.t;
-    let (spoiler, openhands) = world.agent.as_ref().unwrap();
+    let (fault_proxy, openhands) = world.agent.as_ref().unwrap();
     let generating = Video::good();
     t.row(&generating).await;
     let (id, conversation) = (generating.id(), Uuid::new_v4());
@@ -301,14 +301,14 @@ async fn agent_outcomes() -> Vec<String> {
     openhands.conversation(conversation, "RUNNING", Some("running"));
     let mut outcomes = Vec::new();
     for (name, fault) in FAULTS {
-        spoiler.spoil(|_, _| true, fault);
+        fault_proxy.spoil(|_, _| true, fault);
         let pushed = Video::good();
         t.row(&pushed).await;
         t.push(&pushed).await;
         t.work().await;
         t.expect_ready(&pushed).await;
         let report = t.ask("/reconcile?wait=0").await.json;
-        assert!(spoiler.heal() > 0, "{name}: was not spoiled");
+        assert!(fault_proxy.heal() > 0, "{name}: was not spoiled");
         assert_eq!(report["unknown"], 1, "{name}: {report:#}");
         outcomes.push(report["errors"][0]["code"].as_str().unwrap().to_owned());
         t.later(Duration::from_secs(70));

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::scenario::{Backend, Story, TRUNCATED, Video};
+use crate::support::scenario::{Backend, Scenario, TRUNCATED, Video};
 
 const ALERTS: &str = "deploy/prometheus/alerts.yml";
 const DASHBOARD: &str = include_str!("../../deploy/grafana/dashboard.json");
@@ -20,7 +20,7 @@ fn names(text: &str) -> BTreeSet<String> {
 
 /// A server that has seen a bit of everything, and what it says to Prometheus.
 async fn scraped() -> String {
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let (good, bad) = (Video::good(), Video::with(TRUNCATED));
     t.row(&good).await;
     t.row(&bad).await;

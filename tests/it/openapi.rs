@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::support::scenario::{Backend, Story, TRUNCATED, Video};
+use crate::support::scenario::{Backend, Scenario, TRUNCATED, Video};
 
 /// What a schema and a value disagree about; just as much of JSON Schema as the description uses.
 fn disagreements(api: &Value, schema: &Value, value: &Value, at: &str) -> Vec<String> {
@@ -69,7 +69,7 @@ fn resolved<'a>(api: &'a Value, schema: &'a Value) -> &'a Value {
 
 #[tokio::test]
 async fn every_answer_is_as_the_description_says() {
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let (good, bad) = (Video::good(), Video::with(TRUNCATED));
     t.row(&good).await;
     t.row(&bad).await;

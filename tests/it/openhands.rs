@@ -5,7 +5,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use uuid::Uuid;
 use video_ingest::clock::Clock;
-use video_ingest::domain::generation::AgentVersion;
+use video_ingest::domain::generation::OpenHandsVersion;
 use video_ingest::services::openhands::{Agent, Limits, Probed, Rate};
 
 use crate::support::fake_openhands::{Fault, KEY, OpenHands, PAGE, PROMPT, SESSION_KEY, Server};
@@ -31,29 +31,29 @@ fn brisk() -> Limits {
     }
 }
 
-struct Story {
+struct Scenario {
     api: OpenHands,
     agent: Agent,
     clock: Clock,
 }
 
-async fn story_with(version: AgentVersion, limits: Limits) -> Story {
+async fn story_with(version: OpenHandsVersion, limits: Limits) -> Scenario {
     let server = match version {
-        AgentVersion::V1 => Server::Cloud,
-        AgentVersion::V0 => Server::SelfHosted,
+        OpenHandsVersion::V1 => Server::Cloud,
+        OpenHandsVersion::V0 => Server::SelfHosted,
     };
     let api = OpenHands::start(server).await;
     let clock = Clock::default();
     let key = SecretString::from(KEY);
     let agent = Agent::new(&api.url, key, version, clock.clone(), limits).unwrap();
-    Story { api, agent, clock }
+    Scenario { api, agent, clock }
 }
 
-async fn story(version: AgentVersion) -> Story {
+async fn story(version: OpenHandsVersion) -> Scenario {
     story_with(version, brisk()).await
 }
 
-impl Story {
+impl Scenario {
     async fn probe(&self, ids: impl IntoIterator<Item = u128>) -> Probed {
         self.agent.probe(&texts(ids)).await
     }
@@ -61,7 +61,7 @@ impl Story {
 
 /// The reading of one id, with its reason.
 fn read(probed: &Probed, n: u128) -> String {
-    match probed.readings.get(&id(n).to_string()) {
+    match probed.statuses.get(&id(n).to_string()) {
         None => "no reading".into(),
         Some(reading) if reading.reason().is_empty() => reading.as_str().into(),
         Some(reading) => format!("{}: {}", reading.as_str(), reading.reason()),
@@ -75,7 +75,7 @@ fn codes(probed: &Probed) -> Vec<&str> {
 
 #[tokio::test]
 async fn one_call_tells_about_many_and_events_are_read_only_where_they_decide() {
-    let s = story(AgentVersion::V1).await;
+    let s = story(OpenHandsVersion::V1).await;
     s.api.conversation(id(1), "RUNNING", Some("running"));
     s.api.conversation(id(2), "RUNNING", Some("finished"));
     s.api.conversation(id(3), "RUNNING", Some("stuck"));
@@ -100,12 +100,12 @@ async fn one_call_tells_about_many_and_events_are_read_only_where_they_decide() 
 
 #[tokio::test]
 async fn ids_are_asked_for_99_at_a_time() {
-    let s = story(AgentVersion::V1).await;
+    let s = story(OpenHandsVersion::V1).await;
     for n in 0..250 {
         s.api.conversation(id(n), "STARTING", None);
     }
     let probed = s.probe(0..250).await;
-    assert_eq!(probed.readings.len(), 250);
+    assert_eq!(probed.statuses.len(), 250);
     assert_eq!(codes(&probed), [""; 0]);
     let sizes: Vec<_> = s
         .api
@@ -118,7 +118,7 @@ async fn ids_are_asked_for_99_at_a_time() {
 
 #[tokio::test]
 async fn an_id_counts_in_both_spellings_and_nothing_else_reaches_a_url() {
-    for version in [AgentVersion::V1, AgentVersion::V0] {
+    for version in [OpenHandsVersion::V1, OpenHandsVersion::V0] {
         let s = story(version).await;
         s.api.conversation(id(1), "STARTING", None);
         s.api.v0(id(1), "STARTING");
@@ -132,7 +132,7 @@ async fn an_id_counts_in_both_spellings_and_nothing_else_reaches_a_url() {
 
         let said: Vec<_> = spellings
             .iter()
-            .map(|t| probed.readings[t].as_str())
+            .map(|t| probed.statuses[t].as_str())
             .collect();
         assert_eq!(said, ["generating", "generating", "unknown"]);
         assert_eq!(s.api.calls().len(), 1);
@@ -143,7 +143,7 @@ async fn an_id_counts_in_both_spellings_and_nothing_else_reaches_a_url() {
 
 #[tokio::test]
 async fn a_start_task_leads_to_its_conversation() {
-    let s = story(AgentVersion::V1).await;
+    let s = story(OpenHandsVersion::V1).await;
     s.api.start_task(id(1), "WAITING_FOR_SANDBOX", None, None);
     s.api
         .start_task(id(2), "ERROR", Some("Sandbox quota reached"), None);
@@ -177,7 +177,7 @@ async fn a_start_task_leads_to_its_conversation() {
 
 #[tokio::test]
 async fn a_state_far_back_is_found_and_one_too_far_back_fails_nothing() {
-    let s = story(AgentVersion::V1).await;
+    let s = story(OpenHandsVersion::V1).await;
     for (n, chatter) in [(1, 250), (2, 350)] {
         s.api.conversation(id(n), "MISSING", None);
         s.api.state(id(n), "error");
@@ -194,7 +194,7 @@ async fn a_state_far_back_is_found_and_one_too_far_back_fails_nothing() {
 
 #[tokio::test]
 async fn v0_is_asked_one_by_one_and_its_events_tell_waiting_from_working() {
-    let s = story(AgentVersion::V0).await;
+    let s = story(OpenHandsVersion::V0).await;
     s.api.v0(id(1), "STARTING");
     s.api.v0(id(2), "RUNNING");
     s.api.v0_state(id(2), "running");
@@ -234,14 +234,14 @@ async fn trouble_with_the_api_says_nothing_about_a_video() {
         (Fault::Json("\"completed\""), "malformed"),
         (Fault::Endless, "malformed"),
     ];
-    for version in [AgentVersion::V1, AgentVersion::V0] {
+    for version in [OpenHandsVersion::V1, OpenHandsVersion::V0] {
         for (fault, code) in troubles {
             let s = story(version).await;
             s.api.break_down("", fault);
             let probed = s.probe(1..=2).await;
             assert_eq!(codes(&probed), [code], "{version:?} {fault:?}");
             assert!(
-                probed.readings.is_empty(),
+                probed.statuses.is_empty(),
                 "{version:?} {fault:?}: {probed:?}"
             );
         }
@@ -251,7 +251,7 @@ async fn trouble_with_the_api_says_nothing_about_a_video() {
 #[tokio::test]
 async fn events_that_cannot_be_read_are_not_taken_for_none() {
     for answer in ["{}", "{\"error\":\"no\"}", "null", "[]"] {
-        for version in [AgentVersion::V1, AgentVersion::V0] {
+        for version in [OpenHandsVersion::V1, OpenHandsVersion::V0] {
             let s = story(version).await;
             s.api.conversation(id(1), "MISSING", None);
             s.api.v0(id(1), "ERROR");
@@ -269,20 +269,20 @@ async fn a_server_that_stalls_or_is_gone_is_left_alone_after_three_calls() {
         answer: Duration::from_millis(50),
         ..brisk()
     };
-    let s = story_with(AgentVersion::V0, limits).await;
+    let s = story_with(OpenHandsVersion::V0, limits).await;
     s.api.break_down("", Fault::Stall);
     let probed = s.probe(1..=20).await;
     assert_eq!(codes(&probed), ["unavailable"]);
     assert_eq!(s.api.calls().len(), 3);
 
-    let Story { api, agent, .. } = s;
+    let Scenario { api, agent, .. } = s;
     drop(api);
     assert_eq!(codes(&agent.probe(&texts([1])).await), ["unavailable"]);
 }
 
 #[tokio::test]
 async fn conversations_that_break_the_api_cost_only_themselves_their_readings() {
-    let s = story(AgentVersion::V1).await;
+    let s = story(OpenHandsVersion::V1).await;
     for n in 1..=7 {
         s.api.conversation(id(n), "PAUSED", None);
         s.api.state(id(n), "finished");
@@ -295,13 +295,13 @@ async fn conversations_that_break_the_api_cost_only_themselves_their_readings() 
     for n in [1, 3, 5, 7] {
         assert_eq!(read(&probed, n), "finished");
     }
-    assert_eq!(probed.readings.len(), 4, "{probed:?}");
+    assert_eq!(probed.statuses.len(), 4, "{probed:?}");
     assert_eq!(codes(&probed), ["unavailable"]);
 }
 
 #[tokio::test]
 async fn start_tasks_that_cannot_be_read_leave_the_other_readings() {
-    let s = story(AgentVersion::V1).await;
+    let s = story(OpenHandsVersion::V1).await;
     s.api.conversation(id(1), "RUNNING", Some("running"));
     s.api.break_down("/start-tasks", Fault::Status(500));
     let probed = s.probe(1..=2).await;
@@ -311,7 +311,7 @@ async fn start_tasks_that_cannot_be_read_leave_the_other_readings() {
 
 #[tokio::test]
 async fn asked_to_wait_it_waits_and_then_goes_on_where_it_stopped() {
-    let s = story(AgentVersion::V1).await;
+    let s = story(OpenHandsVersion::V1).await;
     for n in 1..=4 {
         s.api.conversation(id(n), "PAUSED", None);
         s.api.state(id(n), "finished");
@@ -320,7 +320,7 @@ async fn asked_to_wait_it_waits_and_then_goes_on_where_it_stopped() {
     s.api.break_down(&events, Fault::TooMany(Some(120)));
     let probed = s.probe(1..=4).await;
     assert_eq!(codes(&probed), ["rate_limited"]);
-    assert_eq!(probed.readings.len(), 2);
+    assert_eq!(probed.statuses.len(), 2);
 
     s.api.heal();
     s.api.calls();
@@ -330,7 +330,7 @@ async fn asked_to_wait_it_waits_and_then_goes_on_where_it_stopped() {
 
     s.clock.advance(Duration::from_secs(30));
     let probed = s.probe(1..=4).await;
-    assert_eq!((codes(&probed), probed.readings.len()), (vec![], 4));
+    assert_eq!((codes(&probed), probed.statuses.len()), (vec![], 4));
     let order: Vec<_> = s
         .api
         .calls()
@@ -350,20 +350,20 @@ async fn a_probe_keeps_to_the_rate_and_within_its_time() {
         rates: [three_an_hour; 2],
         ..Limits::default()
     };
-    let s = story_with(AgentVersion::V1, limits).await;
+    let s = story_with(OpenHandsVersion::V1, limits).await;
     for n in 1..=4 {
         s.api.conversation(id(n), "PAUSED", None);
         s.api.state(id(n), "finished");
     }
     let probed = s.probe(1..=4).await;
     assert_eq!(codes(&probed), ["rate_limited"]);
-    assert_eq!(probed.readings.len(), 2, "what was found out is kept");
+    assert_eq!(probed.statuses.len(), 2, "what was found out is kept");
     assert_eq!(s.api.calls().len(), 3);
 }
 
 #[tokio::test]
 async fn no_secret_and_no_prompt_comes_out() {
-    for version in [AgentVersion::V1, AgentVersion::V0] {
+    for version in [OpenHandsVersion::V1, OpenHandsVersion::V0] {
         let s = story(version).await;
         for (n, sandbox, execution) in [(1, "RUNNING", PROMPT), (2, PROMPT, "running")] {
             s.api.conversation(id(n), sandbox, Some(execution));
@@ -374,7 +374,7 @@ async fn no_secret_and_no_prompt_comes_out() {
         s.api.v0(id(2), "RUNNING");
         s.api.v0_state(id(2), PROMPT);
         let probed = s.probe(1..=3).await;
-        assert_eq!(probed.readings.len(), 3);
+        assert_eq!(probed.statuses.len(), 3);
         let out = format!("{probed:?} {:?}", s.agent);
         for canary in [KEY, SESSION_KEY, PROMPT] {
             assert!(!out.contains(canary), "{canary} in {out}");
@@ -382,7 +382,7 @@ async fn no_secret_and_no_prompt_comes_out() {
     }
 }
 
-/// The stand-in itself: status, content type and body, as the API's own source has them.
+/// The fake itself: status, content type and body, as the API's own source has them.
 #[tokio::test]
 async fn the_stand_in_has_the_apis_quirks() {
     let cloud = OpenHands::start(Server::Cloud).await;

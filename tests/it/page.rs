@@ -6,8 +6,8 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
 
-use crate::story;
-use crate::support::scenario::{ADMIN_TOKEN, Backend, Story, TRUNCATED, Video};
+use crate::scenario;
+use crate::support::scenario::{ADMIN_TOKEN, Backend, Scenario, TRUNCATED, Video};
 
 /// A browser without script: it keeps cookies, says where it is, and follows nothing by itself.
 struct Browser {
@@ -17,7 +17,7 @@ struct Browser {
 }
 
 impl Browser {
-    fn new(t: &Story) -> Self {
+    fn new(t: &Scenario) -> Self {
         let client = Client::builder().no_proxy().redirect(Policy::none());
         Self {
             url: t.url.clone(),
@@ -26,7 +26,7 @@ impl Browser {
         }
     }
 
-    async fn signed_in(t: &Story) -> Self {
+    async fn signed_in(t: &Scenario) -> Self {
         let mut browser = Self::new(t);
         let answer = browser.sign_in(ADMIN_TOKEN, &[]).await;
         assert_eq!(answer.status(), 303);
@@ -84,7 +84,7 @@ fn cookie(answer: &Response) -> String {
     set.split(';').next().unwrap().to_owned()
 }
 
-story! {
+scenario! {
     the_pages_say_what_is_ready_and_what_to_do_about_the_rest(t) {
         let (good, bad, generating) = (Video::good(), Video::with(TRUNCATED), Video::good());
         for video in [&good, &bad, &generating] {
@@ -196,7 +196,7 @@ story! {
         let video = Video::good();
         t.row(&video).await;
         let said = (video.key.video_id, "c".to_owned(), "generating".to_owned(), "rendering scene 3".to_owned());
-        t.db.keep_readings(&[said]).await.unwrap();
+        t.db.keep_statuses(&[said]).await.unwrap();
         let list = Browser::signed_in(t).await.text("/").await;
         assert!(list.contains("The agent says: rendering scene 3"), "{list}");
     }
@@ -243,7 +243,7 @@ story! {
 /// The way in is the same on every back end.
 #[tokio::test]
 async fn nothing_is_shown_before_signing_in_nor_afterwards() {
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let mut browser = Browser::new(&t);
     for page in ["/", "/deliveries", "/videos/x", "/videos/x/file"] {
         let answer = browser.get(page).await;
@@ -294,7 +294,7 @@ async fn nothing_is_shown_before_signing_in_nor_afterwards() {
 
 #[tokio::test]
 async fn guessing_the_token_is_stopped() {
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let browser = Browser::new(&t);
     for _ in 0..10 {
         assert_eq!(browser.sign_in("a guess", &[]).await.status(), 401);
@@ -307,7 +307,7 @@ async fn guessing_the_token_is_stopped() {
 
 #[tokio::test]
 async fn without_an_admin_token_there_is_no_page() {
-    let t = Story::begin_with(Backend::Embedded, |config| config.admin_token = None).await;
+    let t = Scenario::begin_with(Backend::Embedded, |config| config.admin_token = None).await;
     let browser = Browser::new(&t);
     for path in [
         "/",
@@ -324,7 +324,7 @@ async fn without_an_admin_token_there_is_no_page() {
 /// The folder store only: Supabase Storage answers ranges itself.
 #[tokio::test]
 async fn a_stored_video_is_played_from_anywhere() {
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let video = Video::good();
     t.row(&video).await;
     t.push(&video).await;
@@ -346,7 +346,7 @@ async fn a_stored_video_is_played_from_anywhere() {
 /// Supabase only: the folder store has no other origin.
 #[tokio::test]
 async fn a_video_in_supabase_is_played_from_there() {
-    let t = Story::begin(Backend::Supabase).await;
+    let t = Scenario::begin(Backend::Supabase).await;
     let video = Video::good();
     t.row(&video).await;
     t.push(&video).await;

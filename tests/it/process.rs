@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use video_ingest::fake_github::{Delivery, GithubStandin};
+use video_ingest::fake_github::{Delivery, FakeGithub};
 
 use crate::support::child::Serve;
 use crate::support::scenario::{ADMIN_TOKEN, GOOD, REPOSITORY, SECOND, SECRET, Video};
@@ -13,7 +13,7 @@ use crate::support::scenario::{ADMIN_TOKEN, GOOD, REPOSITORY, SECOND, SECRET, Vi
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process in embedded mode.
-fn start(data_dir: &Path, github: &GithubStandin, settings: &[(&str, &str)]) -> Serve {
+fn start(data_dir: &Path, github: &FakeGithub, settings: &[(&str, &str)]) -> Serve {
     let url = github.url();
     let mut all = vec![
         ("GITHUB_API_URL", url.as_str()),
@@ -28,8 +28,8 @@ fn start(data_dir: &Path, github: &GithubStandin, settings: &[(&str, &str)]) -> 
 }
 
 /// The repository, a video in it, and the push that brought it.
-async fn pushed(video: &Video) -> (GithubStandin, Delivery) {
-    let github = GithubStandin::start(REPOSITORY).await.unwrap();
+async fn pushed(video: &Video) -> (FakeGithub, Delivery) {
+    let github = FakeGithub::start(REPOSITORY).await.unwrap();
     let before = github.commit(|c| c.write("README.md", "videos, rendered"));
     github.commit(|c| video.write(c));
     let push = github.push(before, github.head());
@@ -155,7 +155,7 @@ async fn a_large_video_needs_little_memory() {
         ..Video::good()
     };
     let dir = tempfile::tempdir().unwrap();
-    let github = GithubStandin::start(REPOSITORY).await.unwrap();
+    let github = FakeGithub::start(REPOSITORY).await.unwrap();
     let before = github.commit(|c| c.write("README.md", "videos, rendered"));
     github.commit(|c| {
         c.write_lfs(video.mp4_path(), video.mp4.clone())

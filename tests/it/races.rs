@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use video_ingest::failpoint::Fault;
 
-use crate::story;
+use crate::scenario;
 use crate::support::scenario::{GOOD, SECOND, THIRD, Video};
 
-story! {
+scenario! {
     a_hundred_deliveries_of_one_push_are_one_download_and_one_object(t) {
         let video = Video::good();
         t.row(&video).await;

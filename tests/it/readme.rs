@@ -51,10 +51,10 @@ fn every_failure_code_is_explained_with_its_class_and_advice() {
         .iter()
         .map(|code| {
             let class = match code.class() {
-                Class::Content => "content",
-                Class::Environment => "environment",
-                Class::Passing => "passing",
-                Class::Time => "time",
+                Class::Invalid => "invalid",
+                Class::Configuration => "configuration",
+                Class::Transient => "transient",
+                Class::Expired => "expired",
             };
             (code.as_str(), class, advice(*code))
         })

@@ -6,13 +6,13 @@ use futures_util::future::join_all;
 
 use crate::support::fake_storage::{Answer, Fault, Op};
 use crate::support::postgres::Postgres;
-use crate::support::scenario::{Backend, GOOD, SECOND, Story, Video};
+use crate::support::scenario::{Backend, GOOD, SECOND, Scenario, Video};
 
 /// Four replicas share the work: each video once, nobody starves, Postgres has nothing to complain of.
 #[tokio::test]
 async fn four_replicas_share_500_videos_evenly() {
     const VIDEOS: usize = 500;
-    let t = Story::begin(Backend::Supabase).await;
+    let t = Scenario::begin(Backend::Supabase).await;
     let videos: Vec<Video> = (0..VIDEOS).map(|_| Video::good()).collect();
     let before = t.github.head();
     for video in &videos {
@@ -60,7 +60,7 @@ async fn four_replicas_share_500_videos_evenly() {
 /// A worker stalls before its last bytes, another publishes the new version, the first goes on.
 #[tokio::test]
 async fn a_stalled_workers_late_upload_is_put_right() {
-    let t = Story::begin(Backend::Supabase).await;
+    let t = Scenario::begin(Backend::Supabase).await;
     let v1 = Video::good();
     let v2 = v1.rerendered(SECOND);
     t.row(&v1).await;
@@ -98,7 +98,7 @@ async fn a_stalled_workers_late_upload_is_put_right() {
 /// Each refusal has its code; once the bucket is repaired, a retry hour brings everything.
 #[tokio::test]
 async fn what_the_storage_refuses_is_said_and_heals() {
-    let mut t = Story::begin(Backend::Supabase).await;
+    let mut t = Scenario::begin(Backend::Supabase).await;
     t.expect_error("video/mp4");
     let refusals = [
         (
@@ -205,7 +205,7 @@ async fn what_the_storage_refuses_is_said_and_heals() {
 
 #[tokio::test]
 async fn while_the_storage_refuses_our_key_nothing_is_downloaded_again() {
-    let t = Story::begin(Backend::Supabase).await;
+    let t = Scenario::begin(Backend::Supabase).await;
     let video = Video::good();
     t.row(&video).await;
     t.storage.translate_keys(false);
@@ -233,7 +233,7 @@ async fn while_the_storage_refuses_our_key_nothing_is_downloaded_again() {
 /// The badge turns green by one change that logical replication carries.
 #[tokio::test]
 async fn realtime_sees_one_change() {
-    let t = Story::begin(Backend::Supabase).await;
+    let t = Scenario::begin(Backend::Supabase).await;
     let video = Video::good();
     t.row(&video).await;
     t.sql(
@@ -266,7 +266,7 @@ async fn realtime_sees_one_change() {
 /// A push that one replica records wakes a worker of another, long before its poll.
 #[tokio::test]
 async fn another_replicas_push_wakes_an_idle_worker() {
-    let t = Story::begin(Backend::Supabase).await;
+    let t = Scenario::begin(Backend::Supabase).await;
     let replica = t.replica().await;
     let url = t.database_url();
     let woken = replica.wake.notified();

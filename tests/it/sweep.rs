@@ -8,16 +8,16 @@ use video_ingest::domain::failure::{Code, Failure};
 use video_ingest::domain::ids::VideoKey;
 use video_ingest::fake_github;
 
-use crate::story;
+use crate::scenario;
 use crate::support::fake_openhands::Fault;
-use crate::support::scenario::{AppRow, SECOND, Story, TRUNCATED, Video};
+use crate::support::scenario::{AppRow, SECOND, Scenario, TRUNCATED, Video};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A sweep that waits for nothing: in a story the worker is driven by hand.
-pub async fn sweep(t: &Story, query: &str) -> Value {
+pub async fn sweep(t: &Scenario, query: &str) -> Value {
     let answer = t.ask(&format!("/reconcile?wait=0&{query}")).await;
     assert_eq!(answer.status, 200, "{:#}", answer.json);
     expect_sums(&answer.json);
@@ -61,7 +61,7 @@ fn outcome(report: &Value, video: &Video) -> String {
 }
 
 /// A sweep, and no row of anybody differs after it.
-pub async fn expect_nothing_written(t: &Story, query: &str) -> Value {
+pub async fn expect_nothing_written(t: &Scenario, query: &str) -> Value {
     let before = t.snapshot().await;
     let report = sweep(t, query).await;
     let after = t.snapshot().await;
@@ -71,7 +71,7 @@ pub async fn expect_nothing_written(t: &Story, query: &str) -> Value {
 }
 
 /// A video whose row names an agent's conversation.
-async fn generating(t: &Story) -> (Video, Uuid) {
+async fn generating(t: &Scenario) -> (Video, Uuid) {
     let (video, conversation) = (Video::good(), Uuid::new_v4());
     let row = AppRow {
         conversation: Some(conversation),
@@ -81,7 +81,7 @@ async fn generating(t: &Story) -> (Video, Uuid) {
     (video, conversation)
 }
 
-async fn aged(t: &Story, age: Duration) -> Video {
+async fn aged(t: &Scenario, age: Duration) -> Video {
     let video = Video::good();
     t.rows(&[AppRow {
         age,
@@ -92,7 +92,7 @@ async fn aged(t: &Story, age: Duration) -> Video {
 }
 
 /// A row that the old function made ready.
-async fn made_ready_by_the_old_function(t: &Story) -> Video {
+async fn made_ready_by_the_old_function(t: &Scenario) -> Video {
     let video = Video::good();
     let path = t.path(&video);
     t.rows(&[AppRow {
@@ -104,7 +104,7 @@ async fn made_ready_by_the_old_function(t: &Story) -> Video {
     video
 }
 
-story! {
+scenario! {
     each_video_has_its_verdict(t) {
         let pushed = aged(t, MINUTE).await;
         t.commit(&pushed);
@@ -683,7 +683,7 @@ fn cpu_time() -> Duration {
     TICK * ticks.map(|text| text.parse::<u32>().unwrap()).sum::<u32>()
 }
 
-story! {
+scenario! {
     ten_thousand_rows_cost_three_calls_and_then_none(t) {
         const ROWS: usize = 10_000;
         let keys: Vec<VideoKey> = (0..ROWS).map(|_| Video::good().key).collect();
@@ -704,7 +704,7 @@ story! {
             let report = sweep(t, "").await;
             let cpu = cpu_time() - cpu;
             println!(
-                "{:?}, {name}: {} µs of CPU a row (stand-ins included), {} ms in all",
+                "{:?}, {name}: {} µs of CPU a row (fakes included), {} ms in all",
                 t.backend, cpu.as_micros() / ROWS as u128, wall.elapsed().as_millis()
             );
             assert_eq!((&report["stillGenerating"], &report["errors"]), (&json!(ROWS), &json!([])));

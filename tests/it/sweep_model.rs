@@ -15,7 +15,7 @@ use video_ingest::domain::ids::{FileKind, VideoKey};
 use video_ingest::fake_github::Changes;
 
 use crate::support::scenario::{
-    AppRow, Backend, GOOD, SECOND, Story, THIRD, TRUNCATED, Video, metadata,
+    AppRow, Backend, GOOD, SECOND, Scenario, THIRD, TRUNCATED, Video, metadata,
 };
 use crate::sweep::{expect_nothing_written, sweep};
 
@@ -211,7 +211,7 @@ fn waiting(code: &'static str, since: u64) -> Record {
 }
 
 /// What there is of every video, in the app's table and in ours.
-async fn actual(t: &Story) -> BTreeMap<Uuid, String> {
+async fn actual(t: &Scenario) -> BTreeMap<Uuid, String> {
     let by_id = |text: Option<String>| -> BTreeMap<Uuid, String> {
         let text = text.unwrap_or_default();
         let pairs = text.split('|').filter_map(|line| line.split_once(' '));
@@ -275,7 +275,7 @@ impl World {
     }
 
     /// Rows as an installation has them on the day on which this service replaces the old function.
-    async fn begin(&mut self, t: &Story) {
+    async fn begin(&mut self, t: &Scenario) {
         let mut rows = Vec::new();
         for video in &mut self.videos {
             let age = STEP_MIN * self.rng.u64(0..32);
@@ -305,7 +305,7 @@ impl World {
     }
 
     /// A random part of the videos gets new files, in one commit whose webhook is lost.
-    fn push(&mut self, t: &Story, one_in: u8) {
+    fn push(&mut self, t: &Scenario, one_in: u8) {
         let mut changes = Changes::default().message("pushed, and nobody was told");
         for video in &mut self.videos {
             if self.rng.u8(0..one_in) > 0 {
@@ -339,7 +339,7 @@ impl World {
     }
 
     /// Time goes by, rows come, agents go on, files are pushed.
-    async fn go_on(&mut self, t: &Story, round: usize) {
+    async fn go_on(&mut self, t: &Scenario, round: usize) {
         let steps = match round {
             // Long enough for agents to be believed, too short for most deadlines.
             0 | 1 => 1,
@@ -364,7 +364,7 @@ impl World {
         self.push(t, 8);
     }
 
-    async fn sweep(&mut self, t: &Story) {
+    async fn sweep(&mut self, t: &Scenario) {
         sweep(t, "").await;
         t.work().await;
         for video in &mut self.videos {
@@ -403,7 +403,7 @@ fn agent(rng: &mut Rng) -> Agent {
 }
 
 /// The agent's API speaks of the conversation of this video, which has the video's id.
-fn tell(t: &Story, video: &Model) {
+fn tell(t: &Scenario, video: &Model) {
     let id = video.key.video_id;
     match video.agent {
         Agent::Nobody => {}
@@ -445,7 +445,7 @@ async fn sweeps_alone_reach_what_the_rules_say(backend: Backend, videos: usize) 
         option_env!("SWEEP_MODEL_SEED").map(|seed| seed.parse().expect("a seed is a number"));
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
     println!("SWEEP_MODEL_SEED={seed}");
-    let t = Story::begin(backend).await;
+    let t = Scenario::begin(backend).await;
     let mut world = World::new(seed, videos);
     world.begin(&t).await;
     world.sweep(&t).await;

@@ -7,8 +7,8 @@ use serde_json::json;
 use video_ingest::domain::ids::GitSha;
 use video_ingest::domain::signature;
 
-use crate::story;
-use crate::support::scenario::{ADMIN_TOKEN, Answer, Backend, SECRET, Story, Video};
+use crate::scenario;
+use crate::support::scenario::{ADMIN_TOKEN, Answer, Backend, SECRET, Scenario, Video};
 
 const PUSH: &[u8] = include_bytes!("../../fixtures/webhooks/push_added.json");
 const FORM: &[u8] = include_bytes!("../../fixtures/webhooks/push_form.body");
@@ -31,7 +31,7 @@ fn sign(body: &[u8]) -> String {
     signature::sign(&SecretString::from(SECRET), body)
 }
 
-async fn send(t: &Story, event: &str, content_type: &str, body: &[u8]) -> Answer {
+async fn send(t: &Scenario, event: &str, content_type: &str, body: &[u8]) -> Answer {
     t.post(
         "/webhooks/github",
         &headers(event, content_type, sign(body)),
@@ -40,7 +40,7 @@ async fn send(t: &Story, event: &str, content_type: &str, body: &[u8]) -> Answer
     .await
 }
 
-story! {
+scenario! {
     json_and_form_are_the_same_push(t) {
         let video = Video::good();
         let before = t.github.head();
@@ -179,7 +179,7 @@ story! {
 /// Every bit of the signature and of a small body, and many bits of the others: nothing gets in.
 #[tokio::test]
 async fn a_flipped_bit_is_a_401_and_leaves_no_trace() {
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let nothing = t.counts().await;
     let small = &PUSH[..PUSH.len().min(1024)];
     let mut seed = fastrand::Rng::with_seed(20261120);
@@ -233,7 +233,7 @@ async fn large_bodies_are_read_one_at_a_time() {
     /// Less than a body waits for its place.
     const AT_ONCE: Duration = Duration::from_secs(3);
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let address = t.url.strip_prefix("http://").unwrap();
     let mut held = Vec::new();
     let head = "POST /webhooks/github HTTP/1.1\r\nhost: x\r\ncontent-length: 3000000\r\n\r\n";

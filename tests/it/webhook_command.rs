@@ -5,12 +5,12 @@ use video_ingest::cli::webhook;
 use video_ingest::clock::Clock;
 use video_ingest::services::github::{Github, failed_guids};
 
-use crate::story;
-use crate::support::scenario::{REPOSITORY, SECRET, Story, Video};
+use crate::scenario;
+use crate::support::scenario::{REPOSITORY, SECRET, Scenario, Video};
 
 const TOKEN: &str = "a-token-for-hooks";
 
-fn github(t: &Story) -> Github {
+fn github(t: &Scenario) -> Github {
     let token = Some(TOKEN.into());
     Github::new(
         &t.github.url(),
@@ -23,11 +23,11 @@ fn github(t: &Story) -> Github {
     .unwrap()
 }
 
-fn receiver(t: &Story) -> reqwest::Url {
+fn receiver(t: &Scenario) -> reqwest::Url {
     webhook::receiver(&t.url).unwrap()
 }
 
-story! {
+scenario! {
     an_installed_webhook_brings_pushes(t) {
         let github = github(t);
         let (hook, is_new) = webhook::save(&github, &receiver(t), &SECRET.into()).await.unwrap();
@@ -108,7 +108,7 @@ story! {
 }
 
 /// Runs the program as an operator does, with nothing set but the repository and a token.
-async fn webhook(t: &Story, args: &[&str]) -> (Option<i32>, String) {
+async fn webhook(t: &Scenario, args: &[&str]) -> (Option<i32>, String) {
     let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_video-ingest"))
         .arg("webhook")
         .args(args)
@@ -124,7 +124,7 @@ async fn webhook(t: &Story, args: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(said).unwrap())
 }
 
-story! {
+scenario! {
     a_secret_that_was_made_up_is_shown_once_and_never_replaced(t) {
         let install = ["install", "--url", t.url.as_str()];
         let (code, said) = webhook(t, &install).await;

@@ -13,7 +13,7 @@ use video_ingest::domain::ids::VideoKey;
 use video_ingest::fake_github::{Delivery, Fault};
 use video_ingest::pipeline::sweep::SweepOptions;
 
-use crate::support::scenario::{AppRow, Backend, GOOD, SECOND, Story, Video};
+use crate::support::scenario::{AppRow, Backend, GOOD, SECOND, Scenario, Video};
 
 /// A few lessons a day get a video: ten is generous.
 const VIDEOS_PER_DAY_TODAY: u64 = 10;
@@ -92,7 +92,7 @@ struct Figures {
 }
 
 struct Month {
-    t: Story,
+    t: Scenario,
     rng: fastrand::Rng,
     figures: Figures,
     slot: u64,
@@ -123,7 +123,7 @@ pub async fn prove(seed: u64) {
     println!("{DAYS} days at {LOAD} times today's load, seed={seed}");
     // The retries' jitter is this thread's.
     fastrand::seed(seed);
-    let t = Story::begin_injected(Backend::Embedded, Injected::default(), |config| {
+    let t = Scenario::begin_injected(Backend::Embedded, Injected::default(), |config| {
         config.github.token = Some(TOKEN.into());
         config.agent = None;
     })
@@ -457,7 +457,7 @@ fn answer(code: u16, headers: Vec<(&'static str, String)>) -> Fault {
 }
 
 /// The store's folder is elsewhere, and what is in its place answers nothing: a failure in passing, unlike
-/// [`Story::break_store`].
+/// [`Scenario::break_store`].
 fn swap_store(data_dir: &Path, from: &str, to: &str) {
     let [from, to] = [from, to].map(|name| data_dir.join(name));
     if to.exists() {

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use video_ingest::app::{App, Injected};
 use video_ingest::config::{Config, Database as DatabaseConfig};
-use video_ingest::fake_github::GithubStandin;
+use video_ingest::fake_github::FakeGithub;
 use video_ingest::http;
 
 use crate::support::postgres::{Database, Postgres};
@@ -72,7 +72,7 @@ struct World {
 
 pub async fn prove() {
     println!("pages, {SMALL} and {LARGE} videos");
-    let github = GithubStandin::start(REPOSITORY).await.unwrap();
+    let github = FakeGithub::start(REPOSITORY).await.unwrap();
     let (mut small, mut large) = (
         World::new(SMALL, &github).await,
         World::new(LARGE, &github).await,
@@ -236,7 +236,7 @@ fn fill(videos: u32) -> String {
 }
 
 impl World {
-    async fn new(videos: u32, github: &GithubStandin) -> Self {
+    async fn new(videos: u32, github: &FakeGithub) -> Self {
         let database = Postgres::shared().create_database().await;
         let mut world = Self {
             database,
@@ -261,7 +261,7 @@ impl World {
     }
 
     /// The whole program without its workers, with connections of its own.
-    async fn serve(&mut self, github: &GithubStandin) {
+    async fn serve(&mut self, github: &FakeGithub) {
         let local = "127.0.0.1:0".parse().unwrap();
         let mut config =
             Config::embedded(self.dir.path(), local, REPOSITORY, &github.url(), SECRET);
@@ -293,7 +293,7 @@ impl World {
     }
 
     /// From now on the log shows the plan of every statement, with what it really read.
-    async fn log_plans(&mut self, github: &GithubStandin) {
+    async fn log_plans(&mut self, github: &FakeGithub) {
         let mut superuser = self.superuser().await;
         for (setting, value) in [
             ("session_preload_libraries", "auto_explain"),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::support::browser::{Browser, Settings};
-use crate::support::scenario::{AppRow, Backend, GOOD, Story, TRUNCATED, Video, metadata};
+use crate::support::scenario::{AppRow, Backend, GOOD, Scenario, TRUNCATED, Video, metadata};
 
 const FOLDER: &str = "target/screenshots";
 
@@ -22,7 +22,7 @@ const HEIGHTS: [(u32, u32); 2] = [(1280, 1250), (390, 2300)];
 pub async fn take() {
     std::fs::create_dir_all(FOLDER).unwrap();
     let mut rng = fastrand::Rng::with_seed(1);
-    let t = Story::begin(Backend::Embedded).await;
+    let t = Scenario::begin(Backend::Embedded).await;
     let sign_in = ("sign-in", String::new());
     pictures(
         &t,
@@ -93,7 +93,7 @@ pub async fn take() {
             reading.into(),
             detail.into(),
         );
-        t.db.keep_readings(&[reading]).await.unwrap();
+        t.db.keep_statuses(&[reading]).await.unwrap();
         generating.push(video);
     }
     t.ask("/reconcile?wait=0").await;
@@ -137,7 +137,7 @@ fn id(rng: &mut fastrand::Rng) -> Uuid {
     uuid::Builder::from_random_bytes(rng.u128(..).to_be_bytes()).into_uuid()
 }
 
-async fn pictures(t: &Story, pages: &[(&str, String)]) {
+async fn pictures(t: &Scenario, pages: &[(&str, String)]) {
     for (width, height) in HEIGHTS {
         for dark in [false, true] {
             let settings = Settings {

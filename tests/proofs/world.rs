@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use sqlx::{AssertSqlSafe, Row as _};
 use uuid::Uuid;
-use video_ingest::fake_github::{Call, Delivery, Fault, GithubStandin};
+use video_ingest::fake_github::{Call, Delivery, FakeGithub, Fault};
 
 use crate::server::Server;
 use crate::support::fake_storage::{SECRET_KEY, StorageStandin};
@@ -37,7 +37,7 @@ const BUCKET: &str = "lesson-assets";
 pub enum Backend {
     /// SQLite and a folder, one process.
     Embedded,
-    /// Postgres as the least-privileged role, and the Storage stand-in.
+    /// Postgres as the least-privileged role, and the Storage fake.
     Supabase,
 }
 
@@ -54,7 +54,7 @@ pub struct World {
     pub client: reqwest::Client,
     pub database: Option<Database>,
     pub acknowledged: Vec<Push>,
-    github: GithubStandin,
+    github: FakeGithub,
     storage: StorageStandin,
     user: Uuid,
     dir: tempfile::TempDir,
@@ -79,7 +79,7 @@ pub struct Drained {
 
 impl World {
     pub async fn new(backend: Backend, postgres: Option<&'static Postgres>) -> Self {
-        let github = GithubStandin::start(REPOSITORY).await.unwrap();
+        let github = FakeGithub::start(REPOSITORY).await.unwrap();
         github.commit(|c| c.write("README.md", "videos, rendered"));
         let blob = |call: &Call| call.path.contains("/git/blobs/");
         github.fault(blob, Fault::Delay(DOWNLOAD_TIME));

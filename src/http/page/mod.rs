@@ -16,7 +16,7 @@ use tower_http::services::ServeFile;
 mod views;
 
 use super::session::{self, WRONG_WINDOW};
-use super::{ErrorCode, Problem, Surface, api};
+use super::{AppState, ErrorCode, Problem, api};
 use crate::db::{DbError, DeliveryView, Filter, Overview};
 use crate::services::storage::{ObjectPath, Playable};
 use crate::telemetry::causes;
@@ -173,15 +173,11 @@ fn shown(page: &impl Template) -> Response {
 }
 
 /// Nothing is there without an `ADMIN_TOKEN`; what is there runs nothing that is not ours.
-pub(super) async fn guard(
-    State(surface): State<Surface>,
-    request: Request,
-    next: Next,
-) -> Response {
-    if surface.admin_token.is_none() {
+pub(super) async fn guard(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    if app.admin_token.is_none() {
         return Problem::not_found().into_response();
     }
-    let media = surface.store.playable_origin().unwrap_or_default();
+    let media = app.store.playable_origin().unwrap_or_default();
     let policy = format!(
         "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; \
          media-src 'self' {media}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -206,11 +202,11 @@ pub(super) async fn guard(
 
 /// Sends who is not signed in to the form, and back afterwards.
 pub(super) async fn signed_in_only(
-    State(surface): State<Surface>,
+    State(app): State<AppState>,
     request: Request,
     next: Next,
 ) -> Response {
-    if session::is_admin(&surface, request.method(), request.headers()) {
+    if session::is_admin(&app, request.method(), request.headers()) {
         return next.run(request).await;
     }
     if request.method() != Method::GET {
@@ -259,11 +255,11 @@ pub(super) struct SignIn {
 
 /// `POST /sign-in`
 pub(super) async fn sign_in(
-    State(surface): State<Surface>,
+    State(app): State<AppState>,
     headers: HeaderMap,
     Form(form): Form<SignIn>,
 ) -> Response {
-    let Some(token) = &surface.admin_token else {
+    let Some(token) = &app.admin_token else {
         return Problem::not_found().into_response();
     };
     if !session::is_same_origin(&headers) {
@@ -271,12 +267,9 @@ pub(super) async fn sign_in(
         let page = sign_in_page(form.next, Some(error));
         return (StatusCode::FORBIDDEN, page).into_response();
     }
-    match surface
-        .sign_ins
-        .check(token, form.token.trim(), Instant::now())
-    {
+    match app.sign_ins.check(token, form.token.trim(), Instant::now()) {
         Some(true) => {
-            let cookie = session::begin(&surface, token, &headers);
+            let cookie = session::begin(&app, token, &headers);
             let to = own_address(&form.next).unwrap_or("/");
             ([(header::SET_COOKIE, cookie)], Redirect::to(to)).into_response()
         }
@@ -323,10 +316,10 @@ pub(super) struct ListQuery {
 
 /// `GET /`
 pub(super) async fn videos(
-    State(surface): State<Surface>,
+    State(app): State<AppState>,
     Query(query): Query<ListQuery>,
 ) -> Result<Response, Oops> {
-    let now = surface.sweep.clock.now_ms();
+    let now = app.sweep.clock.now_ms();
     let ListQuery { state, q, cursor } = query;
     let some = |text: &str| Some(text.trim().to_owned()).filter(|t| !t.is_empty());
     let filter = Filter {
@@ -335,16 +328,16 @@ pub(super) async fn videos(
         cursor,
         limit: None,
     };
-    let overview = surface.overview.get(&surface.db).await?;
+    let overview = app.overview.get(&app.db).await?;
     let first = filter.state.is_none() && filter.q.is_none() && filter.cursor.is_none();
     let top = match first {
-        true => Some(top(&surface, &overview, now).await?),
+        true => Some(top(&app, &overview, now).await?),
         false => None,
     };
-    let page = surface.db.videos(&filter).await?;
+    let page = app.db.videos(&filter).await?;
     let rows = page.items.into_iter();
     Ok(shown(&VideosPage {
-        repository: surface.repository.to_string(),
+        repository: app.repository.to_string(),
         q,
         state,
         tabs: tabs(&overview),
@@ -375,18 +368,18 @@ fn tabs(overview: &Overview) -> Vec<Tab> {
     std::iter::once(all).chain(states).collect()
 }
 
-async fn top(surface: &Surface, overview: &Overview, now: i64) -> Result<Top, DbError> {
+async fn top(app: &AppState, overview: &Overview, now: i64) -> Result<Top, DbError> {
     let failed = Filter {
         state: Some("failed".to_owned()),
         limit: Some(ATTENTION_MAX),
         ..Filter::default()
     };
-    let failed = surface.db.videos(&failed).await?.items.into_iter();
+    let failed = app.db.videos(&failed).await?.items.into_iter();
     let sweep = overview.last_sweep.clone();
     Ok(Top {
         failed: failed.map(|video| VideoRow::new(video, now)).collect(),
         slow: overview.oldest.filter(|age| *age > QUEUE_AGE_MAX).map(took),
-        day: DayPicture::new(&surface.db.day().await?),
+        day: DayPicture::new(&app.db.day().await?),
         queue: overview.queued + overview.running,
         oldest: overview.oldest.map(took),
         last_push: overview.last_push_ms.map(|at| Moment::at(at, now)),
@@ -396,11 +389,11 @@ async fn top(surface: &Surface, overview: &Overview, now: i64) -> Result<Top, Db
 
 /// `GET /videos/{video_id}`
 pub(super) async fn video(
-    State(surface): State<Surface>,
+    State(app): State<AppState>,
     Path(video_id): Path<String>,
 ) -> Result<Response, Oops> {
-    let now = surface.sweep.clock.now_ms();
-    let detail = api::find(&surface, &video_id).await?;
+    let now = app.sweep.clock.now_ms();
+    let detail = api::find(&app, &video_id).await?;
     let attempt = last_attempt(&detail.timeline);
     let warnings = detail.warnings.as_array().into_iter().flatten();
     let fields = detail.metadata.as_object().into_iter().flatten();
@@ -411,7 +404,7 @@ pub(super) async fn video(
         .collect();
     let timeline = detail.timeline.into_iter();
     Ok(shown(&VideoPage {
-        repository: surface.repository.to_string(),
+        repository: app.repository.to_string(),
         playable: detail.video.storage_path.is_some(),
         attempt,
         timeline: timeline
@@ -435,16 +428,16 @@ fn plain(value: &Value) -> String {
 
 /// `GET /videos/{video_id}/file`: the bytes, or where they are.
 pub(super) async fn file(
-    State(surface): State<Surface>,
+    State(app): State<AppState>,
     Path(video_id): Path<String>,
     request: Request,
 ) -> Result<Response, Oops> {
-    let detail = api::find(&surface, &video_id).await?;
+    let detail = api::find(&app, &video_id).await?;
     let id = detail.video.video_id.parse().map_err(|_| NOT_FOUND)?;
-    let row = surface.db.find_row(id).await?.ok_or(NOT_FOUND)?;
+    let row = app.db.find_row(id).await?.ok_or(NOT_FOUND)?;
     let path = row.storage_path.as_deref();
     let object = path.and_then(|path| ObjectPath::from_stored(&row.bucket, path));
-    let playable = surface.store.playable(&object.ok_or(NOT_FOUND)?).await;
+    let playable = app.store.playable(&object.ok_or(NOT_FOUND)?).await;
     match playable {
         Ok(Some(Playable::Url(url))) => Ok(Redirect::temporary(&url).into_response()),
         Ok(Some(Playable::File(file))) => {
@@ -469,20 +462,20 @@ pub(super) async fn file(
 
 /// `POST /videos/{video_id}/retry`
 pub(super) async fn retry(
-    State(surface): State<Surface>,
+    State(app): State<AppState>,
     Path(video_id): Path<String>,
 ) -> Result<Redirect, Oops> {
-    let key = api::ask_again(&surface, &video_id).await?;
+    let key = api::ask_again(&app, &video_id).await?;
     Ok(Redirect::to(&format!("/videos/{}", key.video_id)))
 }
 
 /// `GET /deliveries`
 pub(super) async fn deliveries(
-    State(surface): State<Surface>,
+    State(app): State<AppState>,
     Query(query): Query<api::DeliveriesQuery>,
 ) -> Result<Response, Oops> {
-    let now = surface.sweep.clock.now_ms();
-    let page = surface.db.deliveries(query.cursor.as_deref()).await?;
+    let now = app.sweep.clock.now_ms();
+    let page = app.db.deliveries(query.cursor.as_deref()).await?;
     let text = |value: &Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();
     let named = |delivery: &DeliveryView| -> Vec<String> {
         let videos = delivery.videos.as_array().into_iter().flatten();
@@ -492,7 +485,7 @@ pub(super) async fn deliveries(
             .collect()
     };
     let ids = page.items.iter().flat_map(named).take(STATES_MAX).collect();
-    let states = surface.db.states(ids).await?;
+    let states = app.db.states(ids).await?;
     let row = |delivery: DeliveryView| {
         let state = |id: String| {
             let state = states.get(&id).cloned().unwrap_or_default();
@@ -511,7 +504,7 @@ pub(super) async fn deliveries(
         }
     };
     Ok(shown(&DeliveriesPage {
-        repository: surface.repository.to_string(),
+        repository: app.repository.to_string(),
         deliveries: page.items.into_iter().map(row).collect(),
         next: page.next,
     }))

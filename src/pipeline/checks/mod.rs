@@ -98,7 +98,7 @@ pub struct Options {
     /// How patient the storage client is.
     pub storage_timeouts: Timeouts,
     /// How patient and how fast the agent's client is.
-    pub agent_limits: openhands::Limits,
+    pub openhands_limits: openhands::Limits,
 }
 
 /// Checks everything that the settings name.
@@ -199,7 +199,7 @@ fn disk(config: &Config, report: &mut Report) -> bool {
 /// Asks the agent's API about a conversation that nobody has.
 async fn generation(config: &Config, options: &Options) -> Report {
     let mut report = Report::default();
-    let agent = match app::agent(config, &options.clock, options.agent_limits) {
+    let agent = match app::agent(config, &options.clock, options.openhands_limits) {
         Ok(Some(agent)) => agent,
         Ok(None) => {
             report.warn(

@@ -53,7 +53,7 @@ pub enum Fault {
     Stall,
 }
 
-/// The running stand-in; it ends when dropped.
+/// The running fake; it ends when dropped.
 pub struct OpenHands {
     pub url: String,
     model: Arc<Mutex<Model>>,

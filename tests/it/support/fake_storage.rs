@@ -1,4 +1,4 @@
-//! A stateful stand-in for Supabase Storage: its gateway and the REST routes that a client of
+//! A stateful fake for Supabase Storage: its gateway and the REST routes that a client of
 //! videos meets, with the statuses and bodies measured on supabase/storage 4fa61fba (2026-08-21).
 //! Resumable uploads (TUS), S3 and form uploads are not here.
 
@@ -132,9 +132,9 @@ pub struct Upload {
     pub headers: HeaderMap,
 }
 
-/// The running stand-in; gone with this value.
+/// The running fake; gone with this value.
 pub struct StorageStandin {
-    standin: Arc<Standin>,
+    fake_github: Arc<Standin>,
     address: SocketAddr,
     connections: watch::Receiver<usize>,
     _running: DropGuard,
@@ -217,17 +217,17 @@ impl StorageStandin {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let standin = Arc::new(Standin::default());
+        let fake_github = Arc::new(Standin::default());
         let running = CancellationToken::new();
         let (count, connections) = watch::channel(0);
         tokio::spawn(running.clone().run_until_cancelled_owned(serve(
             listener,
-            standin.clone(),
+            fake_github.clone(),
             running.clone(),
             count,
         )));
         Self {
-            standin,
+            fake_github,
             address,
             connections,
             _running: running.drop_guard(),
@@ -337,7 +337,7 @@ impl StorageStandin {
     }
 
     fn model(&self) -> MutexGuard<'_, Model> {
-        self.standin.model.lock().unwrap()
+        self.fake_github.model.lock().unwrap()
     }
 }
 
@@ -354,16 +354,16 @@ impl Connection {
 
 async fn serve(
     listener: TcpListener,
-    standin: Arc<Standin>,
+    fake_github: Arc<Standin>,
     running: CancellationToken,
     count: watch::Sender<usize>,
 ) {
     while let Ok((stream, _)) = listener.accept().await {
         let token = running.child_token();
         let connection = Connection(token.clone());
-        let standin = standin.clone();
+        let fake_github = fake_github.clone();
         let router = Router::new()
-            .fallback(move |request| handle(standin.clone(), request))
+            .fallback(move |request| handle(fake_github.clone(), request))
             .layer(Extension(connection));
         let count = count.clone();
         tokio::spawn(async move {
@@ -378,11 +378,11 @@ async fn serve(
 }
 
 /// The gateway: strips its prefix and translates keys.
-async fn handle(standin: Arc<Standin>, request: Request<Body>) -> Response {
+async fn handle(fake_github: Arc<Standin>, request: Request<Body>) -> Response {
     let connection = request.extensions().get::<Connection>().unwrap().clone();
     let (head, body) = request.into_parts();
     let authorization = {
-        let mut model = standin.model.lock().unwrap();
+        let mut model = fake_github.model.lock().unwrap();
         model
             .calls
             .push(format!("{} {}", head.method, head.uri.path()));
@@ -410,7 +410,9 @@ async fn handle(standin: Arc<Standin>, request: Request<Body>) -> Response {
                 Op::Info,
                 rest.strip_prefix("authenticated/").unwrap_or(rest),
             ),
-            ("sign", rest) if is_get => return standin.read_signed(rest, &head.uri, &head.headers),
+            ("sign", rest) if is_get => {
+                return fake_github.read_signed(rest, &head.uri, &head.headers);
+            }
             ("sign", rest) => (Op::Sign, rest),
             ("list", rest) => (Op::List, rest),
             ("authenticated", rest) if is_get => (Op::Read, rest),
@@ -428,13 +430,13 @@ async fn handle(standin: Arc<Standin>, request: Request<Body>) -> Response {
         method: head.method,
         headers: head.headers,
     };
-    let fault = standin.take_fault(op, path);
+    let fault = fake_github.take_fault(op, path);
     match fault {
         Some(Fault::Answer(answer)) => {
             read_to_end(body).await.ok();
             return answer.into_response();
         }
-        Some(Fault::Poison(answer)) => return standin.poison(answer, body, connection),
+        Some(Fault::Poison(answer)) => return fake_github.poison(answer, body, connection),
         Some(Fault::Stall) => {
             let _unread = body;
             return std::future::pending().await;
@@ -452,7 +454,7 @@ async fn handle(standin: Arc<Standin>, request: Request<Body>) -> Response {
         Some(Fault::DoneBut(_) | Fault::LoseAnswer | Fault::NoAnswer) | None => {}
     }
     let response = match authorize(authorization.as_deref()) {
-        Ok(role) => standin.answer(call, role, body, &connection).await,
+        Ok(role) => fake_github.answer(call, role, body, &connection).await,
         Err(answer) => {
             drain(body);
             answer.into_response()

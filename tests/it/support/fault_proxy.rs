@@ -39,15 +39,15 @@ pub enum Fault {
 
 type Matcher = Box<dyn FnMut(&str, &str) -> bool + Send>;
 
-/// The running spoiler; it ends when dropped.
-pub struct Spoiler {
+/// The running fault_proxy; it ends when dropped.
+pub struct FaultProxy {
     pub url: String,
     rule: Arc<Mutex<Option<(Matcher, Fault)>>>,
     hits: Arc<AtomicUsize>,
     server: JoinHandle<()>,
 }
 
-impl Spoiler {
+impl FaultProxy {
     /// On a free port of the loopback interface, in front of the service at that address.
     pub fn before(upstream: &str) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -96,7 +96,7 @@ impl Spoiler {
     }
 }
 
-impl Drop for Spoiler {
+impl Drop for FaultProxy {
     fn drop(&mut self) {
         self.server.abort();
     }

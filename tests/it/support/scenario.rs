@@ -14,12 +14,12 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use uuid::Uuid;
 use video_ingest::app::{App, Injected};
 use video_ingest::clock::Clock;
-use video_ingest::config::{AgentConfig, Config, Database, MissingRow, StoreConfig};
+use video_ingest::config::{Config, Database, MissingRow, OpenHandsConfig, StoreConfig};
 use video_ingest::db::Db;
-use video_ingest::domain::generation::AgentVersion;
+use video_ingest::domain::generation::OpenHandsVersion;
 use video_ingest::domain::ids::{FileKind, GitSha, VideoKey};
 use video_ingest::failpoint::FailPoints;
-use video_ingest::fake_github::{Changes, Delivery, GithubStandin};
+use video_ingest::fake_github::{Changes, Delivery, FakeGithub};
 use video_ingest::http;
 use video_ingest::pipeline::worker::Worker;
 use video_ingest::services::openhands::{Limits, Rate};
@@ -36,7 +36,7 @@ const BUCKET: &str = "lesson-assets";
 /// More steps than any story needs: a loop that does not end is a failure, not a hang.
 const STEPS_MAX: usize = 5000;
 
-/// As patient as a test can be, and as fast as the stand-in answers.
+/// As patient as a test can be, and as fast as the fake answers.
 const AGENT_LIMITS: Limits = Limits {
     answer: Duration::from_secs(2),
     probe: Duration::from_secs(20),
@@ -56,39 +56,39 @@ pub const TRUNCATED: &[u8] = include_bytes!("../../../fixtures/videos/truncated.
 pub enum Backend {
     /// SQLite and folder: embedded mode.
     Embedded,
-    /// Postgres as the least-privileged role, and the Storage stand-in: Supabase mode.
+    /// Postgres as the least-privileged role, and the Storage fake: Supabase mode.
     Supabase,
     /// The same behind pgbouncer in transaction mode, as behind Supabase's port 6543.
     Pooled,
 }
 
-/// Runs a story on both back ends: `story! { a_pushed_video_becomes_ready(t) { … } }`.
+/// Runs a story on both back ends: `scenario! { a_pushed_video_becomes_ready(t) { … } }`.
 #[macro_export]
-macro_rules! story {
+macro_rules! scenario {
     ($($(#[$meta:meta])* $name:ident($t:ident) $body:block)*) => { $(
         $(#[$meta])*
         mod $name {
             #[allow(unused_imports)]
             use super::*;
-            async fn story($t: &mut $crate::support::scenario::Story) $body
+            async fn story($t: &mut $crate::support::scenario::Scenario) $body
 
             #[tokio::test]
             async fn embedded() {
-                let mut t = $crate::support::scenario::Story::begin($crate::support::scenario::Backend::Embedded).await;
+                let mut t = $crate::support::scenario::Scenario::begin($crate::support::scenario::Backend::Embedded).await;
                 story(&mut t).await;
                 t.finish().await;
             }
 
             #[tokio::test]
             async fn supabase() {
-                let mut t = $crate::support::scenario::Story::begin($crate::support::scenario::Backend::Supabase).await;
+                let mut t = $crate::support::scenario::Scenario::begin($crate::support::scenario::Backend::Supabase).await;
                 story(&mut t).await;
                 t.finish().await;
             }
 
             #[tokio::test]
             async fn pooled() {
-                let mut t = $crate::support::scenario::Story::begin($crate::support::scenario::Backend::Pooled).await;
+                let mut t = $crate::support::scenario::Scenario::begin($crate::support::scenario::Backend::Pooled).await;
                 story(&mut t).await;
                 t.finish().await;
             }
@@ -225,9 +225,9 @@ impl AppRow {
     }
 }
 
-pub struct Story {
+pub struct Scenario {
     pub backend: Backend,
-    pub github: GithubStandin,
+    pub github: FakeGithub,
     pub agent: OpenHands,
     pub storage: StorageStandin,
     pub clock: Clock,
@@ -246,7 +246,7 @@ pub struct Story {
     _logs: tracing::subscriber::DefaultGuard,
 }
 
-impl Story {
+impl Scenario {
     pub async fn begin(backend: Backend) -> Self {
         Self::begin_with(backend, |_| {}).await
     }
@@ -254,7 +254,7 @@ impl Story {
     /// With other settings.
     pub async fn begin_with(backend: Backend, change: impl FnOnce(&mut Config)) -> Self {
         let injected = Injected {
-            agent_limits: AGENT_LIMITS,
+            openhands_limits: AGENT_LIMITS,
             ..Injected::default()
         };
         Self::begin_injected(backend, injected, change).await
@@ -266,7 +266,7 @@ impl Story {
         injected: Injected,
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        let github = GithubStandin::start(REPOSITORY).await.unwrap();
+        let github = FakeGithub::start(REPOSITORY).await.unwrap();
         github.commit(|c| c.write("README.md", "videos, rendered"));
         let agent = OpenHands::start(Server::Cloud).await;
         let storage = StorageStandin::start().await;
@@ -276,10 +276,10 @@ impl Story {
         let mut config = Config::embedded(dir.path(), local, REPOSITORY, &github.url(), SECRET);
         config.admin_token = Some(ADMIN_TOKEN.into());
         config.missing_row = MissingRow::Wait;
-        config.agent = Some(AgentConfig {
+        config.agent = Some(OpenHandsConfig {
             key: fake_openhands::KEY.into(),
             api_url: agent.url.clone(),
-            version: AgentVersion::V1,
+            version: OpenHandsVersion::V1,
         });
         let database = match backend {
             Backend::Embedded => None,
@@ -677,7 +677,7 @@ impl Story {
         }
     }
 
-    /// The store answers no question about an object, until [`Story::heal_store`].
+    /// The store answers no question about an object, until [`Scenario::heal_store`].
     pub fn break_store(&self) {
         let bucket = self.dir.path().join("store").join(BUCKET);
         match self.backend {
@@ -748,7 +748,7 @@ impl Story {
         assert_eq!(self.stored(video), None);
     }
 
-    /// As [`Story::expect_failed`], and the app's row says it.
+    /// As [`Scenario::expect_failed`], and the app's row says it.
     pub async fn expect_reported(&self, video: &Video, code: &str) {
         self.expect_failed(video, code).await;
         let asset = self.asset(video).await;
