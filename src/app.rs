@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::config::{Config, Database, MissingRow, OpenHandsConfig, StoreConfig};
 use crate::db::{Db, RowOwner};
+use crate::domain::plan::Waits;
 use crate::failpoint::{FailPoints, Fault};
 use crate::http::{self, AppState, STREAMS_MAX};
 use crate::pipeline::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
@@ -102,7 +103,7 @@ impl App {
             db: db.clone(),
             github: client.clone(),
             store: store.clone(),
-            agent: agent(&config, &clock, openhands_limits)?,
+            openhands: agent(&config, &clock, openhands_limits)?,
             videos_dir: videos_dir.clone(),
             generation_deadline: config.generation_deadline,
             history_retention: config.history_retention,
@@ -118,8 +119,10 @@ impl App {
             rules: Arc::new(Rules {
                 data_dir: config.data_dir.clone(),
                 bucket: config.storage_bucket.clone(),
-                metadata_grace: config.metadata_grace,
-                generation_deadline: config.generation_deadline,
+                waits: Waits {
+                    metadata_grace: config.metadata_grace,
+                    generation_deadline: config.generation_deadline,
+                },
                 missing_rows_owner: match (config.missing_row, &config.database) {
                     (MissingRow::Wait, _) => None,
                     (MissingRow::Create, Database::Sqlite) => {
@@ -134,6 +137,8 @@ impl App {
             fail,
         };
         let worker = Worker {
+            db: db.clone(),
+            clock: sweep.clock.clone(),
             ingest,
             sweep: sweep.clone(),
             lease: config.lease,
@@ -146,6 +151,8 @@ impl App {
         let (intake, writer) = Intake::start(db.clone(), wake.clone());
         let router = http::router(AppState {
             db: db.clone(),
+            clock: sweep.clock.clone(),
+            github: sweep.github.clone(),
             intake,
             sweep: sweep.clone(),
             store,

@@ -20,6 +20,11 @@ impl Clock {
         since_epoch.map_or(0, |t| t.as_millis() as i64) + self.offset_ms()
     }
 
+    /// The same as a timestamp, which displays as RFC 3339.
+    pub fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::from_millisecond(self.now_ms()).unwrap_or_default()
+    }
+
     /// How far this clock is ahead of the system's, in milliseconds.
     pub fn offset_ms(&self) -> i64 {
         self.offset_ms.load(Ordering::Relaxed)

@@ -6,9 +6,11 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::Row as _;
 
-use super::videos::{self, ASK, Request, TELL, merged};
+use super::videos::{self, INSERT_TIMELINE, UPSERT_REQUESTS};
 use super::{Db, DbError, Dialect, WAKE_CHANNEL};
 use crate::domain::ids::{GitSha, VideoKey};
+use crate::domain::request::Request;
+use crate::domain::state::VideoState;
 
 /// One verified delivery, as it is recorded.
 #[derive(Clone, Debug)]
@@ -47,7 +49,7 @@ pub struct Scan {
 pub const SCAN_LEASE: Duration = Duration::from_secs(120);
 
 /// `$1`: JSON as [`to_json`] makes it.
-const RECORD: &str = "insert into video_ingest.deliveries
+const INSERT_DELIVERIES: &str = "insert into video_ingest.deliveries
         (guid, event, before_sha, after_sha, received_at, scan, scan_due_at, status, videos, ignored)
     select d.value ->> 'guid', d.value ->> 'event', d.value ->> 'before', d.value ->> 'after', {now},
         cast(d.value ->> 'scan' as bigint),
@@ -63,7 +65,7 @@ impl Db {
     ///
     /// A GUID that is already known asks again for its videos, rejected blobs included.
     pub async fn record(&self, deliveries: &[Delivery]) -> Result<(), DbError> {
-        let requests = merged(deliveries.iter().flat_map(|d| {
+        let requests = Request::merged(deliveries.iter().flat_map(|d| {
             d.videos
                 .iter()
                 .map(|key| Request::pushed(*key, d.after, &d.guid))
@@ -76,7 +78,7 @@ impl Db {
         &self,
         requests: impl IntoIterator<Item = Request>,
     ) -> Result<(), DbError> {
-        self.take_in(&[], merged(requests)).await
+        self.take_in(&[], Request::merged(requests)).await
     }
 
     /// All of it or nothing, in one commit and one trip to the database, which for SQLite is a thread.
@@ -92,14 +94,14 @@ impl Db {
         let (statement, mut unit) = match self.dialect {
             Dialect::Postgres => (
                 format!(
-                    "with recorded as ({RECORD} returning guid, redeliveries),
-                    asked as ({ASK}), told as ({TELL})
+                    "with recorded as ({INSERT_DELIVERIES} returning guid, redeliveries),
+                    asked as ({UPSERT_REQUESTS}), told as ({INSERT_TIMELINE})
                     select pg_notify('{WAKE_CHANNEL}', '')::text"
                 ),
                 self.unit(&self.write).await?,
             ),
             Dialect::Sqlite => (
-                format!("{RECORD}; {ASK}; {TELL}"),
+                format!("{INSERT_DELIVERIES}; {UPSERT_REQUESTS}; {INSERT_TIMELINE}"),
                 self.transaction().await?,
             ),
         };
@@ -110,7 +112,7 @@ impl Db {
             .await?;
         unit.commit().await?;
         for key in requests.keys() {
-            self.announce(key.video_id, "queued");
+            self.announce(key.video_id, VideoState::Queued);
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::any::{AnyArguments, AnyPoolOptions};
+use sqlx::any::{AnyArguments, AnyPoolOptions, AnyRow};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgListener;
 use sqlx::query::Query;
@@ -28,14 +28,15 @@ use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Row as _
 use tokio::sync::{Notify, broadcast};
 
 use crate::clock::Clock;
+use crate::domain::state::VideoState;
 use crate::telemetry::causes;
 
 pub use deliveries::{Delivery, Scan};
 pub use doctor::{AppFacts, Migrated, Schema, Tls};
 pub use rows::{Row, RowOwner};
 pub use stats::{Day, Hour, Overview};
-pub use sweeps::{PendingRow, ReadyObject, StoredStatus};
-pub use videos::{Claim, End, Lost, Published, Request, Source, Step};
+pub use sweeps::{ReadyObject, StoredStatus};
+pub use videos::{Claim, Lost};
 pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
 
 /// How long work may wait for a connection. Intake waits less: its own limit ends it, see
@@ -118,7 +119,7 @@ pub struct Change {
     /// Which video.
     pub video_id: uuid::Uuid,
     /// What it is now.
-    pub state: &'static str,
+    pub state: VideoState,
 }
 
 /// The database, through its connections.
@@ -328,7 +329,7 @@ impl Db {
         self.changes.subscribe()
     }
 
-    fn announce(&self, video_id: uuid::Uuid, state: &'static str) {
+    fn announce(&self, video_id: uuid::Uuid, state: VideoState) {
         // That nobody listens is fine.
         let _ = self.changes.send(Change { video_id, state });
     }
@@ -423,4 +424,10 @@ impl Unit {
             Self::Transaction(transaction) => transaction.commit().await,
         }
     }
+}
+
+/// The column `state`, which only we write. What a newer version wrote counts as failed: it is shown and
+/// not worked on.
+fn state(row: &AnyRow) -> VideoState {
+    VideoState::parse(&row.get::<String, _>("state")).unwrap_or(VideoState::Failed)
 }

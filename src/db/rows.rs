@@ -4,9 +4,10 @@ use serde_json::json;
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Db, DbError, Dialect, Lost, Published, Unit};
+use super::{Db, DbError, Dialect, Lost, Unit};
 use crate::domain::failure::Failure;
 use crate::domain::ids::{GitSha, VideoKey};
+use crate::domain::plan::Published;
 
 /// A row as the app made it.
 #[derive(Clone, Debug, PartialEq)]
@@ -149,7 +150,7 @@ impl Db {
             "height": published.height,
             "generated_at": published.generated_at,
             "warnings": published.warnings,
-            "ingested_at": self.timestamp(),
+            "ingested_at": self.clock.now().to_string(),
         });
         let statement = format!(
             "update lesson_assets set storage_path = $4, mime_type = 'video/mp4', duration_ms = $5,
@@ -180,7 +181,7 @@ impl Db {
         blob_sha: Option<GitSha>,
     ) -> Result<(), Lost> {
         let reason: String = failure.message.chars().take(REASON_CHARS_MAX).collect();
-        let at = self.timestamp();
+        let at = self.clock.now().to_string();
         let code = failure.code.as_str();
         let failed =
             json!({"status": "failed", "code": code, "message": failure.message, "at": at});
@@ -231,11 +232,5 @@ impl Db {
                     || jsonb_build_object('last_error', {value}::jsonb))"
             ),
         }
-    }
-
-    fn timestamp(&self) -> String {
-        jiff::Timestamp::from_millisecond(self.clock.now_ms())
-            .map(|t| t.to_string())
-            .unwrap_or_default()
     }
 }

@@ -1,11 +1,16 @@
 //! Numbers about everything: bounded reads and an hourly rollup, however many videos there are.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use serde_json::json;
 use sqlx::Row as _;
 
-use super::{Claim, Db, DbError, End, Unit};
+use super::{Claim, Db, DbError, Unit};
 use crate::domain::failure::Failure;
+use crate::domain::plan::End;
+use crate::domain::report::SweepCounts;
+use crate::domain::state::VideoState;
 
 /// Entries of the counts that are left as they are: five states, and some changes.
 const COUNT_ENTRIES_MAX: i64 = 100;
@@ -27,22 +32,14 @@ const DAY_HOURS: i64 = 24;
 /// How things stand now.
 #[derive(Clone, Debug, Default)]
 pub struct Overview {
-    /// Waiting for a worker, or for their next try.
-    pub queued: i64,
-    /// With a worker.
-    pub running: i64,
-    /// For their other file or their row.
-    pub waiting: i64,
-    /// Not without a person, or not before the next look.
-    pub failed: i64,
-    /// Stored, and their rows are ready.
-    pub ready: i64,
+    /// How many videos are in each state; nothing for `generating`, of which we have no records.
+    pub counts: HashMap<VideoState, i64>,
     /// How long ago the oldest queued or running video was asked for.
     pub oldest: Option<Duration>,
     /// When the last push was accepted, in milliseconds since the Unix epoch.
     pub last_push_ms: Option<i64>,
     /// When the last sweep ended, in milliseconds since the Unix epoch, and what it counted.
-    pub last_sweep: Option<(i64, serde_json::Value)>,
+    pub last_sweep: Option<(i64, SweepCounts)>,
 }
 
 /// One hour of the picture.
@@ -67,6 +64,13 @@ pub struct Day {
     pub p95: Option<Duration>,
 }
 
+impl Overview {
+    /// How many videos are in this state.
+    pub fn count(&self, state: VideoState) -> i64 {
+        self.counts.get(&state).copied().unwrap_or(0)
+    }
+}
+
 impl Db {
     /// Counts by state, and when something last came in.
     pub async fn overview(&self) -> Result<Overview, DbError> {
@@ -83,15 +87,9 @@ impl Db {
         for row in &counted {
             let n = row.get("n");
             entries += row.get::<i64, _>("entries");
-            match row.get::<String, _>("state").as_str() {
-                "queued" => overview.queued = n,
-                "running" => overview.running = n,
-                "waiting" => overview.waiting = n,
-                "failed" => overview.failed = n,
-                _ => overview.ready = n,
-            }
+            overview.counts.insert(super::state(row), n);
         }
-        let oldest = |state: &str| {
+        let oldest = |state: VideoState| {
             format!(
                 "select * from (select {{now}} - requested_at as age from video_ingest.videos
                 where state = '{state}' order by requested_at limit 1) as {state}"
@@ -100,8 +98,8 @@ impl Db {
         overview.oldest = self
             .query(&format!(
                 "{} union all {} order by age desc limit 1",
-                oldest("queued"),
-                oldest("running")
+                oldest(VideoState::Queued),
+                oldest(VideoState::Running)
             ))
             .fetch_optional(unit.connection())
             .await?
@@ -146,9 +144,9 @@ impl Db {
         Ok(unit.commit().await?)
     }
 
-    /// Notes what a sweep counted.
-    pub async fn note_sweep(&self, counted: &serde_json::Value) -> Result<(), DbError> {
-        self.set_mark(LAST_SWEEP, &counted.to_string()).await
+    /// Keeps what a sweep counted.
+    pub async fn note_sweep(&self, counts: SweepCounts) -> Result<(), DbError> {
+        self.set_mark(LAST_SWEEP, &json!(counts).to_string()).await
     }
 
     /// The last day, out of the rollup.
@@ -231,7 +229,7 @@ impl Db {
 
 /// A setting that is still wrong an hour later is no second failure.
 fn is_news(claim: &Claim, failure: &Failure) -> bool {
-    claim.code != Some(failure.code)
+    claim.history.code != Some(failure.code)
 }
 
 fn bucket(took: Duration) -> i64 {

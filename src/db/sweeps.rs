@@ -8,10 +8,13 @@ use sqlx::Row as _;
 use sqlx::any::AnyRow;
 use uuid::Uuid;
 
-use super::{Db, DbError, Dialect, Lost};
+use super::{Db, DbError, Dialect, Lost, state};
 use crate::domain::failure::{Code, Failure};
+use crate::domain::generation::GenerationStatus;
 use crate::domain::ids::{GitSha, VideoKey};
-use crate::domain::verdict::{Blobs, Record};
+use crate::domain::plan::Blobs;
+use crate::domain::state::VideoState;
+use crate::domain::verdict::{PendingRow, Record};
 
 /// Rows read at once.
 const PAGE_ROWS: i64 = 1000;
@@ -19,24 +22,11 @@ const PAGE_ROWS: i64 = 1000;
 /// Rows pruned at once, so that no statement holds up the others for long.
 const PRUNE_ROWS: i64 = 5000;
 
-/// A row of the app that has no video.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PendingRow {
-    /// Its ids.
-    pub key: VideoKey,
-    /// How long ago it was made.
-    pub age: Duration,
-    /// The agent's conversation.
-    pub conversation_id: Option<String>,
-    /// The reason in `mime_type`, if it has failed.
-    pub failed: Option<String>,
-}
-
-/// What the agent's API last said of a pending row.
+/// What OpenHands last said of a pending row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredStatus {
-    /// `generating`, `finished`, `failed`, `unknown`.
-    pub reading: String,
+    /// What.
+    pub status: GenerationStatus,
     /// Which conversation it was about: a row may be generated again.
     pub conversation_id: String,
     /// For how long it has said so.
@@ -81,7 +71,7 @@ impl Db {
                     row.get::<Option<String>, _>(column)?.parse().ok()
                 };
                 let record = Record {
-                    state: row.get("state"),
+                    state: state(row),
                     code: row
                         .get::<Option<String>, _>("code")
                         .as_deref()
@@ -197,13 +187,14 @@ impl Db {
         Ok(unit.commit().await?)
     }
 
-    /// A sweep's verdict: the row says that the video failed, and so does our record. Void if anybody
-    /// asked for the video since the sweep saw its record (`None`: there was none), or if the row has a
-    /// video by now: asking the agent takes long enough for a push to come and be ingested.
+    /// A sweep's verdict: the row says that the video failed, and so does our record. `seen`: the record's
+    /// count of requests when the sweep read it (`None`: there was no record). Void if the video was
+    /// requested since then, or if the row has a video by now: asking OpenHands takes long enough for a
+    /// push to arrive and be ingested.
     pub async fn give_verdict(
         &self,
         key: VideoKey,
-        seen: Option<&Record>,
+        seen: Option<i64>,
         failure: &Failure,
     ) -> Result<(), DbError> {
         let statement = "insert into video_ingest.videos as videos
@@ -222,7 +213,7 @@ impl Db {
             .bind(key.lesson_id.to_string())
             .bind(failure.code.as_str())
             .bind(failure.message.as_str())
-            .bind(seen.map_or(0, |record| record.requested))
+            .bind(seen.unwrap_or(0))
             .execute(tx.connection())
             .await?;
         if done.rows_affected() == 0 {
@@ -244,7 +235,7 @@ impl Db {
         .await?;
         self.count_failed(&mut tx).await?;
         tx.commit().await?;
-        self.announce(key.video_id, "failed");
+        self.announce(key.video_id, VideoState::Failed);
         Ok(())
     }
 
@@ -266,7 +257,7 @@ impl Db {
 
     /// What the agent's API last said, by video.
     pub async fn statuses(&self) -> Result<HashMap<Uuid, StoredStatus>, DbError> {
-        let statement = "select video_id, reading, conversation_id, {now} - first_at as since from video_ingest.readings";
+        let statement = "select video_id, reading, detail, conversation_id, {now} - first_at as since from video_ingest.readings";
         let mut unit = self.unit(&self.read).await?;
         let rows = self.query(statement).fetch_all(unit.connection()).await?;
         unit.commit().await?;
@@ -274,21 +265,24 @@ impl Db {
             .iter()
             .filter_map(|row| {
                 let id: Uuid = row.get::<String, _>("video_id").parse().ok()?;
-                let reading = StoredStatus {
-                    reading: row.get("reading"),
+                let stored = StoredStatus {
+                    status: GenerationStatus::stored(
+                        &row.get::<String, _>("reading"),
+                        row.get("detail"),
+                    ),
                     conversation_id: row.get("conversation_id"),
                     since: Duration::from_millis(row.get::<i64, _>("since").max(0) as u64),
                 };
-                Some((id, reading))
+                Some((id, stored))
             })
             .collect())
     }
 
-    /// Keeps new readings: `(video, conversation, reading, detail)`. One that says the same as the
-    /// last one is not written again.
+    /// Keeps what OpenHands says of these videos' conversations. What says the same as before is not
+    /// written again.
     pub async fn keep_statuses(
         &self,
-        statuses: &[(Uuid, String, String, String)],
+        statuses: &[(VideoKey, &str, &GenerationStatus)],
     ) -> Result<(), DbError> {
         if statuses.is_empty() {
             return Ok(());
@@ -308,8 +302,9 @@ impl Db {
                 or readings.conversation_id <> excluded.conversation_id";
         let rows: Vec<_> = statuses
             .iter()
-            .map(|(video, conversation, reading, detail)| {
-                json!({"video_id": video, "conversation_id": conversation, "reading": reading, "detail": detail})
+            .map(|(key, conversation, status)| {
+                json!({"video_id": key.video_id, "conversation_id": conversation,
+                    "reading": status.as_str(), "detail": status.reason()})
             })
             .collect();
         let mut unit = self.unit(&self.write).await?;

@@ -1,6 +1,5 @@
 //! A video's row: asked for, claimed, worked on, finished.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::json;
@@ -9,76 +8,12 @@ use sqlx::any::AnyRow;
 use tokio::time::Instant;
 
 use super::{Db, DbError, Unit};
-use crate::domain::failure::{Code, Failure};
+use crate::domain::failure::Code;
 use crate::domain::ids::{GitSha, VideoKey};
-
-/// Who asked for a video.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// A push named it.
-    Push,
-    /// A sweep, or the look at the whole tree that a push asked for, found it.
-    Sweep,
-    /// A person asked.
-    Retry,
-    /// A worker that lost its lease while it uploaded: what it wrote late is put right.
-    Repair,
-}
-
-impl Source {
-    /// As rows and the API spell it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Push => "push",
-            Self::Sweep => "sweep",
-            Self::Retry => "retry",
-            Self::Repair => "repair",
-        }
-    }
-}
-
-/// *Look at this video, for this reason.* Everything that starts work is one of these.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// Which video.
-    pub key: VideoKey,
-    /// Who asks.
-    pub source: Source,
-    /// Why, in words, for the timeline.
-    pub detail: String,
-    /// The pushes that the branch must contain before it is believed; none: any look will do.
-    pub wanted: Vec<GitSha>,
-    /// Look again even at blobs that were rejected.
-    pub forced: bool,
-    /// The GUIDs of the deliveries that ask; one that is known already forces.
-    pub deliveries: Vec<String>,
-}
-
-impl Request {
-    /// A push named the video.
-    pub fn pushed(key: VideoKey, after: GitSha, guid: &str) -> Self {
-        Self {
-            key,
-            source: Source::Push,
-            detail: format!("pushed with {}", &after.to_string()[..7]),
-            wanted: vec![after],
-            forced: false,
-            deliveries: vec![guid.to_owned()],
-        }
-    }
-
-    /// Somebody else asks: a sweep, a person, a repair.
-    pub fn asked(key: VideoKey, source: Source, detail: impl Into<String>) -> Self {
-        Self {
-            key,
-            source,
-            detail: detail.into(),
-            wanted: Vec::new(),
-            forced: matches!(source, Source::Retry | Source::Repair),
-            deliveries: Vec::new(),
-        }
-    }
-}
+use crate::domain::plan::{Blobs, End, History, Published};
+use crate::domain::request::Request;
+use crate::domain::state::VideoState;
+use crate::domain::timeline::Entry;
 
 /// How many characters of `wanted` are kept: the newest eight commits. A push that is older than
 /// seven others of the same video, all within the two minutes in which it matters, is not waited for.
@@ -86,7 +21,7 @@ const WANTED_CHARS_MAX: usize = 8 * 41 - 1;
 
 /// Upserts requests. `$2`: JSON as [`to_json`] makes it. `{recorded}`: the deliveries that ask, with how
 /// often each was delivered again.
-pub(super) const ASK: &str = "insert into video_ingest.videos as videos
+pub(super) const UPSERT_REQUESTS: &str = "insert into video_ingest.videos as videos
         (video_id, lesson_id, state, source, due_at, requested, requested_at, wanted, forced, created_at, updated_at)
     select k.value ->> 'video_id', k.value ->> 'lesson_id', 'queued', k.value ->> 'source', {now}, 1, {now},
         k.value ->> 'wanted',
@@ -112,35 +47,15 @@ pub(super) const ASK: &str = "insert into video_ingest.videos as videos
         state = case when videos.state = 'running' then 'running' else 'queued' end,
         updated_at = excluded.updated_at";
 
-/// Writes the requests into the timelines. `$2`: as for [`ASK`].
-pub(super) const TELL: &str = "insert into video_ingest.events
+/// Writes the requests into the timelines. `$2`: as for [`UPSERT_REQUESTS`].
+pub(super) const INSERT_TIMELINE: &str = "insert into video_ingest.events
         (video_id, lesson_id, at, seq, step, detail, delivery)
     select k.value ->> 'video_id', k.value ->> 'lesson_id', {now}, 0,
         case when k.value ->> 'source' = 'push' then 'received' else 'requested' end,
         k.value ->> 'detail', g.value ->> 'guid'
     from {each}($2{jsonb}) as k left join {each}(k.value -> 'deliveries') as g on true";
 
-/// One request per video, since one statement may touch a row only once.
-pub(super) fn merged(requests: impl IntoIterator<Item = Request>) -> BTreeMap<VideoKey, Request> {
-    let mut by_video: BTreeMap<VideoKey, Request> = BTreeMap::new();
-    for request in requests {
-        by_video
-            .entry(request.key)
-            .and_modify(|known| {
-                known.forced |= request.forced;
-                known.deliveries.extend_from_slice(&request.deliveries);
-                for sha in &request.wanted {
-                    if !known.wanted.contains(sha) {
-                        known.wanted.insert(0, *sha);
-                    }
-                }
-            })
-            .or_insert(request);
-    }
-    by_video
-}
-
-/// A request as [`ASK`] and [`TELL`] read it.
+/// A request as [`UPSERT_REQUESTS`] and [`INSERT_TIMELINE`] read it.
 pub(super) fn to_json(request: &Request) -> serde_json::Value {
     let wanted: Vec<String> = request.wanted.iter().map(GitSha::to_string).collect();
     let mut wanted = wanted.join(" ");
@@ -177,107 +92,8 @@ pub struct Claim {
     pub asked_at: Instant,
     /// The pushes that the branch must contain.
     pub wanted: Vec<GitSha>,
-    /// Look again even at a rejected blob.
-    pub forced: bool,
-    /// Who asked last.
-    pub source: String,
-    /// Counted attempts before this one.
-    pub attempts: u32,
-    /// For how long it has been failing in passing.
-    pub failing: Option<Duration>,
-    /// What it last failed of or waited for.
-    pub code: Option<Code>,
-    /// What that was, in words.
-    pub message: Option<String>,
-    /// For how long it has been waiting for what `code` says.
-    pub waited: Duration,
-    /// The blobs last observed: MP4 and JSON.
-    pub observed: (Option<GitSha>, Option<GitSha>),
-    /// The blob that the store holds, with what we know of it.
-    pub stored: Option<Published>,
-}
-
-/// Everything that is known of a video whose bytes are in the store.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Published {
-    /// The head that was read.
-    pub commit: GitSha,
-    /// The MP4's blob (for LFS: the pointer's).
-    pub blob_sha: GitSha,
-    /// Of the video's bytes, hex.
-    pub sha256: String,
-    /// Of the video's bytes.
-    pub size_bytes: u64,
-    /// From the container.
-    pub duration_ms: u64,
-    /// In pixels.
-    pub width: u32,
-    /// In pixels.
-    pub height: u32,
-    /// Within the bucket.
-    pub storage_path: String,
-    /// Where the JSON disagrees with the container.
-    pub warnings: Vec<String>,
-    /// The JSON's fields that may be shown.
-    pub metadata: serde_json::Value,
-    /// The agent's conversation, if the JSON names a plausible one.
-    pub conversation_id: Option<String>,
-    /// The JSON's `generated_at`.
-    pub generated_at: Option<String>,
-}
-
-/// How a claim ends.
-#[derive(Clone, Debug)]
-pub enum End {
-    /// The stored object was confirmed: the row is made ready, guarded by what was read of it.
-    Ready {
-        /// What goes into the row.
-        published: Box<Published>,
-        /// The row's owner when the storage path was made.
-        user_id: uuid::Uuid,
-        /// Where the object is.
-        bucket: String,
-    },
-    /// It was ready before and still is; the branch holds nothing else for it.
-    Unchanged,
-    /// Something has to come first.
-    Waiting {
-        /// What.
-        code: Code,
-        /// In words.
-        message: String,
-        /// When to look again, if nothing comes.
-        look_again: Duration,
-    },
-    /// Not now: tried again after `wait`.
-    Retry {
-        /// Why.
-        failure: Failure,
-        /// From now.
-        wait: Duration,
-        /// Whether it counts as an attempt.
-        counted: bool,
-    },
-    /// Failed, said in the row. `look_again`: hourly, for what may be mended outside the files.
-    Failed {
-        /// Why.
-        failure: Failure,
-        /// When to look again without being asked.
-        look_again: Option<Duration>,
-    },
-}
-
-/// One step of an attempt, for the timeline.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Step {
-    /// When it ended, in milliseconds since the epoch.
-    pub at: i64,
-    /// `listed`, `fetched`, `checked`, `stored`, `ready`, …
-    pub step: &'static str,
-    /// In words.
-    pub detail: String,
-    /// How long it took, in milliseconds.
-    pub ms: Option<i64>,
+    /// What is known of the video from earlier attempts.
+    pub history: History,
 }
 
 /// Why the end of a claim was not written.
@@ -312,7 +128,7 @@ impl Db {
                 where due_at <= {now}
                 order by due_at limit 1 {skip_locked})
             returning video_id, lesson_id, lease_token, requested, {now} - requested_at as asked,
-                wanted, forced, source, attempts, {now} - failing_since as failing, code, message,
+                wanted, forced, attempts, {now} - failing_since as failing, code, message,
                 {now} - waiting_since as waited, mp4_sha, json_sha, stored_sha, commit_sha, sha256,
                 size_bytes, duration_ms, width, height, storage_path, metadata, warnings";
         let token = uuid::Uuid::new_v4().simple().to_string();
@@ -331,7 +147,7 @@ impl Db {
             .transpose()?;
         unit.commit().await?;
         if let Some(claim) = &claim {
-            self.announce(claim.key.video_id, "running");
+            self.announce(claim.key.video_id, VideoState::Running);
         }
         Ok(claim)
     }
@@ -369,7 +185,7 @@ impl Db {
             .execute(unit.connection())
             .await?;
         unit.commit().await?;
-        self.announce(claim.key.video_id, "queued");
+        self.announce(claim.key.video_id, VideoState::Queued);
         Ok(())
     }
 
@@ -378,9 +194,9 @@ impl Db {
     pub async fn finish(
         &self,
         claim: &Claim,
-        pair: Option<(Option<GitSha>, Option<GitSha>)>,
+        pair: Option<Blobs>,
         end: &End,
-        steps: &[Step],
+        steps: &[Entry],
     ) -> Result<(), Lost> {
         let mut tx = self.transaction().await?;
         let state = self.finish_video(&mut tx, claim, pair, end).await?;
@@ -392,7 +208,7 @@ impl Db {
                     .await?;
             }
             End::Failed { failure, .. } => {
-                let blob = pair.unwrap_or(claim.observed).0;
+                let blob = pair.unwrap_or(claim.history.observed).0;
                 self.report(&mut tx, claim.key, failure, blob).await?;
             }
             End::Unchanged | End::Waiting { .. } | End::Retry { .. } => {}
@@ -428,44 +244,13 @@ impl Db {
         &self,
         tx: &mut Unit,
         claim: &Claim,
-        pair: Option<(Option<GitSha>, Option<GitSha>)>,
+        pair: Option<Blobs>,
         end: &End,
-    ) -> Result<&'static str, Lost> {
-        let (state, code, message, look_again) = match end {
-            End::Ready { .. } | End::Unchanged => ("ready", None, None, None),
-            End::Waiting {
-                code,
-                message,
-                look_again,
-            } => (
-                "waiting",
-                Some(code.as_str()),
-                Some(message.as_str()),
-                Some(*look_again),
-            ),
-            End::Retry { failure, wait, .. } => (
-                "queued",
-                Some(failure.code.as_str()),
-                Some(failure.message.as_str()),
-                Some(*wait),
-            ),
-            End::Failed {
-                failure,
-                look_again,
-            } => (
-                "failed",
-                Some(failure.code.as_str()),
-                Some(failure.message.as_str()),
-                *look_again,
-            ),
-        };
+    ) -> Result<VideoState, Lost> {
+        let state = end.state();
+        let (code, message) = end.reason().unzip();
         let again = matches!(end, End::Retry { .. });
-        let counted = match end {
-            End::Retry { counted, .. } => *counted,
-            End::Ready { .. } | End::Failed { .. } => true,
-            End::Unchanged | End::Waiting { .. } => false,
-        };
-        let observed = pair.unwrap_or(claim.observed);
+        let observed = pair.unwrap_or(claim.history.observed);
         let statement = "update video_ingest.videos set
                 state = case when requested > $4 then 'queued' else $5 end,
                 due_at = case when requested > $4 then {now} when $6 < 0 then null else {now} + $6 end,
@@ -491,11 +276,11 @@ impl Db {
             .bind(claim.key.lesson_id.to_string())
             .bind(claim.token.as_str())
             .bind(claim.requested)
-            .bind(state)
-            .bind(look_again.map_or(-1, |wait| wait.as_millis() as i64))
+            .bind(state.as_str())
+            .bind(end.look_again().map_or(-1, |wait| wait.as_millis() as i64))
             .bind(i64::from(again))
-            .bind(i64::from(counted))
-            .bind(code)
+            .bind(i64::from(end.is_counted()))
+            .bind(code.map(Code::as_str))
             .bind(message)
             .bind(observed.0.map(|sha| sha.to_string()))
             .bind(observed.1.map(|sha| sha.to_string()))
@@ -503,7 +288,7 @@ impl Db {
             .await?;
         match done {
             None => Err(Lost::Lease),
-            Some(row) if row.get::<i64, _>("requested") > claim.requested => Ok("queued"),
+            Some(row) if row.get::<i64, _>("requested") > claim.requested => Ok(VideoState::Queued),
             Some(_) => Ok(state),
         }
     }
@@ -605,16 +390,17 @@ fn claimed(row: &AnyRow, token_if_expired: &str) -> Result<Claim, sqlx::Error> {
             .split(' ')
             .filter_map(|sha| sha.parse().ok())
             .collect(),
-        forced: row.try_get::<i64, _>("forced")? == 1,
-        source: row.try_get("source")?,
-        attempts: row.try_get::<i64, _>("attempts")? as u32,
-        failing: ago("failing")?,
-        code: row
-            .try_get::<Option<&str>, _>("code")?
-            .and_then(Code::parse),
-        message: row.try_get("message")?,
-        waited: ago("waited")?.unwrap_or_default(),
-        observed: (sha("mp4_sha")?, sha("json_sha")?),
-        stored,
+        history: History {
+            forced: row.try_get::<i64, _>("forced")? == 1,
+            attempts: row.try_get::<i64, _>("attempts")? as u32,
+            failing: ago("failing")?,
+            code: row
+                .try_get::<Option<&str>, _>("code")?
+                .and_then(Code::parse),
+            message: row.try_get("message")?,
+            waited: ago("waited")?.unwrap_or_default(),
+            observed: (sha("mp4_sha")?, sha("json_sha")?),
+            stored,
+        },
     })
 }

@@ -8,7 +8,12 @@ use sqlx::any::AnyRow;
 use uuid::Uuid;
 
 use super::{Db, DbError, Dialect};
-use crate::domain::ids::canonical_uuid;
+use crate::domain::failure::Code;
+use crate::domain::generation::GenerationStatus;
+use crate::domain::ids::{VideoKey, canonical_uuid};
+use crate::domain::request::Source;
+use crate::domain::state::VideoState;
+use crate::domain::timeline::Step;
 
 /// The most rows that one page holds.
 pub const PAGE_ROWS_MAX: i64 = 200;
@@ -35,7 +40,7 @@ pub struct Page<T> {
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     /// One state.
-    pub state: Option<String>,
+    pub state: Option<VideoState>,
     /// An id of a video or a lesson, the beginning of one, or a file name.
     pub q: Option<String>,
     /// From the page before.
@@ -48,12 +53,15 @@ pub struct Filter {
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the names are the contract's")]
 pub struct VideoView {
-    pub video_id: String,
-    pub lesson_id: String,
-    pub state: String,
-    pub code: Option<String>,
+    pub video_id: Uuid,
+    pub lesson_id: Uuid,
+    #[schema(value_type = String)]
+    pub state: VideoState,
+    #[schema(value_type = Option<String>)]
+    pub code: Option<Code>,
     pub message: Option<String>,
-    pub source: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub source: Option<Source>,
     pub attempts: i64,
     pub size_bytes: Option<i64>,
     pub duration_ms: Option<i64>,
@@ -63,12 +71,23 @@ pub struct VideoView {
     pub created_at: String,
 }
 
+impl VideoView {
+    /// Its ids.
+    pub fn key(&self) -> VideoKey {
+        VideoKey {
+            lesson_id: self.lesson_id,
+            video_id: self.video_id,
+        }
+    }
+}
+
 /// One entry of a timeline.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the names are the contract's")]
 pub struct EventView {
     pub at: String,
-    pub step: String,
+    #[schema(value_type = String)]
+    pub step: Step,
     pub detail: String,
     pub ms: Option<i64>,
 }
@@ -119,9 +138,9 @@ impl Db {
         let cursor = filter.cursor.as_deref().and_then(Cursor::parse);
         let recorded = self.recorded(filter, cursor.is_some(), sought);
         let pending = self.pending(cursor.is_some(), sought);
-        let parts = match filter.state.as_deref() {
+        let parts = match filter.state {
             None => format!("{recorded} union all {pending}"),
-            Some("generating") => pending,
+            Some(VideoState::Generating) => pending,
             Some(_) => recorded,
         };
         let statement = format!("{parts} order by sorted_at desc, video_id desc limit $1");
@@ -132,7 +151,7 @@ impl Db {
         let rows = self
             .query(&statement)
             .bind(limit + 1)
-            .bind(storable(filter.state.as_deref().unwrap_or_default()))
+            .bind(filter.state.map_or("", VideoState::as_str))
             .bind(recorded_at)
             .bind(recorded_id)
             .bind(cursor.at_us)
@@ -211,8 +230,7 @@ impl Db {
         format!(
             "select * from (
                 select a.id{{text}} as video_id, a.lesson_id{{text}} as lesson_id, 'generating' as state,
-                    cast(null as text) as code,
-                    r.reading || case when r.detail = '' then '' else ': ' || r.detail end as message,
+                    r.reading as code, r.detail as message,
                     cast(null as text) as source, cast(0 as bigint) as attempts,
                     cast(null as bigint) as size_bytes, cast(null as bigint) as duration_ms,
                     cast(null as text) as storage_path, cast(null as text) as commit_sha,
@@ -244,7 +262,7 @@ impl Db {
             let filter = Filter {
                 // Of whatever lesson.
                 q: Some(format!("_{video_id}")),
-                state: Some("generating".into()),
+                state: Some(VideoState::Generating),
                 ..Filter::default()
             };
             let pending = self.videos(&filter).await?.items.pop();
@@ -262,8 +280,8 @@ impl Db {
                 "select at, step, detail, ms, delivery from video_ingest.events
                 where video_id = $1 and lesson_id = $2 order by at desc, seq desc limit $3",
             )
-            .bind(video.video_id.as_str())
-            .bind(video.lesson_id.as_str())
+            .bind(video.video_id.to_string())
+            .bind(video.lesson_id.to_string())
             .bind(TIMELINE_ENTRIES_MAX)
             .fetch_all(unit.connection())
             .await?;
@@ -278,7 +296,7 @@ impl Db {
             }
             timeline.push(EventView {
                 at: timestamp(event.get("at")),
-                step: event.get("step"),
+                step: Step::parse(&event.get::<String, _>("step")).unwrap_or(Step::Requested),
                 detail: event.get("detail"),
                 ms: event.get("ms"),
             });
@@ -293,7 +311,10 @@ impl Db {
     }
 
     /// The states of these videos, by their ids; of two records of one id, the one that got further.
-    pub async fn states(&self, video_ids: Vec<String>) -> Result<HashMap<String, String>, DbError> {
+    pub async fn states(
+        &self,
+        video_ids: Vec<String>,
+    ) -> Result<HashMap<String, VideoState>, DbError> {
         let statement = "select * from (
                 select k.value ->> 'id' as video_id, (
                     select v.state from video_ingest.videos as v where v.video_id = k.value ->> 'id'
@@ -311,7 +332,7 @@ impl Db {
             .fetch_all(unit.connection())
             .await?;
         unit.commit().await?;
-        let pair = |row: &AnyRow| (row.get("video_id"), row.get("state"));
+        let pair = |row: &AnyRow| (row.get("video_id"), super::state(row));
         Ok(rows.iter().map(pair).collect())
     }
 
@@ -448,13 +469,28 @@ fn page<T>(
 }
 
 fn video_view(row: &AnyRow) -> VideoView {
+    let text = |column| row.get::<Option<String>, _>(column);
+    let state = super::state(row);
+    let (code, message) = if state == VideoState::Generating {
+        // The two columns hold what OpenHands said last, see `pending`.
+        let kind = text("code");
+        let said = kind.map(|kind| {
+            GenerationStatus::stored(&kind, text("message").unwrap_or_default()).sentence()
+        });
+        (None, said)
+    } else {
+        (
+            text("code").as_deref().and_then(Code::parse),
+            text("message"),
+        )
+    };
     VideoView {
-        video_id: row.get("video_id"),
-        lesson_id: row.get("lesson_id"),
-        state: row.get("state"),
-        code: row.get("code"),
-        message: row.get("message"),
-        source: row.get("source"),
+        video_id: uuid(row, "video_id"),
+        lesson_id: uuid(row, "lesson_id"),
+        state,
+        code,
+        message,
+        source: text("source").as_deref().and_then(Source::parse),
         attempts: row.get("attempts"),
         size_bytes: row.get("size_bytes"),
         duration_ms: row.get("duration_ms"),
@@ -484,6 +520,11 @@ fn json_column(row: &AnyRow, column: &str) -> serde_json::Value {
     row.get::<Option<String>, _>(column)
         .and_then(|text| serde_json::from_str(&text).ok())
         .unwrap_or_default()
+}
+
+/// An id, which only we write here.
+fn uuid(row: &AnyRow, column: &str) -> Uuid {
+    row.get::<String, _>(column).parse().unwrap_or_default()
 }
 
 fn timestamp(ms: i64) -> String {

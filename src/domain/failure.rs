@@ -3,110 +3,114 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::spelled::spelled;
+
+spelled! {
 /// What may be done about a failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// The pushed files are wrong: tried again when one of their blobs changes, on redelivery or retry.
-    Invalid,
+    Invalid = "invalid",
     /// Something around the files is configured wrong: reported at once, tried again hourly and by every sweep.
-    Configuration,
+    Configuration = "configuration",
     /// Likely to go away without a change: tried again on [`retry_delay`]'s schedule.
-    Transient,
+    Transient = "transient",
     /// Something that was expected did not arrive in time: tried again when something is pushed.
-    Expired,
+    Expired = "expired",
+}
 }
 
-macro_rules! codes {
-    ($($(#[$doc:meta])* $variant:ident = $text:literal, $class:ident;)*) => {
-        /// Why a video is not ready. The texts are part of the contract.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Code { $($(#[$doc])* $variant,)* }
+spelled! {
+    /// Why a video is not ready. The spellings are part of the API.
+    pub enum Code {
+        /// The JSON is no object with the agreed fields, or is over 64 KiB.
+        BadMetadata = "bad_metadata",
+        /// The JSON names another lesson or video than the file's name.
+        MetadataMismatch = "metadata_mismatch",
+        /// Under 8 bytes, or the first box is not `ftyp`.
+        NotAnMp4 = "not_an_mp4",
+        /// A top-level box passes the end of the file, or the index is missing.
+        Truncated = "truncated",
+        /// No track with pictures in it.
+        NoVideoTrack = "no_video_track",
+        /// The row of that id is another lesson's, or is not a video.
+        RowMismatch = "row_mismatch",
+        /// The storage bucket does not exist.
+        BucketMissing = "bucket_missing",
+        /// The bucket's allowed types lack `video/mp4`.
+        MimeNotAllowed = "mime_not_allowed",
+        /// The storage refuses our key.
+        StorageDenied = "storage_denied",
+        /// GitHub refuses our token, or shows us no such repository.
+        GithubDenied = "github_denied",
+        /// Over the bucket's or our own limit.
+        TooLarge = "too_large",
+        /// The pointer is there, the object is not.
+        LfsObjectMissing = "lfs_object_missing",
+        /// The bytes that came are not the bytes that were pushed.
+        CorruptDownload = "corrupt_download",
+        /// GitHub (or its LFS storage) did not answer as it should.
+        GithubUnavailable = "github_unavailable",
+        /// GitHub asked us to wait.
+        RateLimited = "rate_limited",
+        /// The storage did not answer as it should.
+        StorageUnavailable = "storage_unavailable",
+        /// Our own database did not answer as it should.
+        DatabaseUnavailable = "database_unavailable",
+        /// Too little room for a download in `DATA_DIR`.
+        DiskFull = "disk_full",
+        /// The process that had the video stopped before it was done.
+        LeaseExpired = "lease_expired",
+        /// A defect of ours; the log has the details.
+        Internal = "internal",
+        /// A transient failure that lasted for [`GIVE_UP_AFTER`].
+        GaveUp = "gave_up",
+        /// No row with that id.
+        NoRow = "no_row",
+        /// The MP4 was not pushed, or is gone again.
+        VideoMissing = "video_missing",
+        /// Waiting for the JSON beside the MP4.
+        MetadataMissing = "metadata_missing",
+        /// The agent failed.
+        GenerationFailed = "generation_failed",
+        /// The deadline passed and nothing was pushed.
+        GenerationTimeout = "generation_timeout",
+        /// The agent finished and nothing was pushed.
+        FinishedWithoutVideo = "finished_without_video",
+    }
+}
 
-        impl Code {
-            /// Every code there is.
-            pub const ALL: &[Self] = &[$(Self::$variant,)*];
-
-            /// The code as rows, API and logs spell it.
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
-            }
-
-            /// The code that is spelled so.
-            pub fn parse(text: &str) -> Option<Self> {
-                Self::ALL.iter().copied().find(|code| code.as_str() == text)
-            }
-
-            /// What may be done about it.
-            pub const fn class(self) -> Class {
-                match self { $(Self::$variant => Class::$class,)* }
-            }
+impl Code {
+    /// What may be done about it.
+    pub const fn class(self) -> Class {
+        match self {
+            Self::BadMetadata
+            | Self::MetadataMismatch
+            | Self::NotAnMp4
+            | Self::Truncated
+            | Self::NoVideoTrack
+            | Self::RowMismatch => Class::Invalid,
+            Self::BucketMissing
+            | Self::MimeNotAllowed
+            | Self::StorageDenied
+            | Self::GithubDenied
+            | Self::TooLarge
+            | Self::LfsObjectMissing => Class::Configuration,
+            Self::CorruptDownload
+            | Self::GithubUnavailable
+            | Self::RateLimited
+            | Self::StorageUnavailable
+            | Self::DatabaseUnavailable
+            | Self::DiskFull
+            | Self::LeaseExpired
+            | Self::Internal => Class::Transient,
+            Self::GaveUp
+            | Self::NoRow
+            | Self::VideoMissing
+            | Self::MetadataMissing
+            | Self::GenerationFailed
+            | Self::GenerationTimeout
+            | Self::FinishedWithoutVideo => Class::Expired,
         }
-    };
-}
-
-codes! {
-    /// The JSON is no object with the agreed fields, or is over 64 KiB.
-    BadMetadata = "bad_metadata", Invalid;
-    /// The JSON names another lesson or video than the file's name.
-    MetadataMismatch = "metadata_mismatch", Invalid;
-    /// Under 8 bytes, or the first box is not `ftyp`.
-    NotAnMp4 = "not_an_mp4", Invalid;
-    /// A top-level box passes the end of the file, or the index is missing.
-    Truncated = "truncated", Invalid;
-    /// No track with pictures in it.
-    NoVideoTrack = "no_video_track", Invalid;
-    /// The row of that id is another lesson's, or is not a video.
-    RowMismatch = "row_mismatch", Invalid;
-
-    /// The storage bucket does not exist.
-    BucketMissing = "bucket_missing", Configuration;
-    /// The bucket's allowed types lack `video/mp4`.
-    MimeNotAllowed = "mime_not_allowed", Configuration;
-    /// The storage refuses our key.
-    StorageDenied = "storage_denied", Configuration;
-    /// GitHub refuses our token, or shows us no such repository.
-    GithubDenied = "github_denied", Configuration;
-    /// Over the bucket's or our own limit.
-    TooLarge = "too_large", Configuration;
-    /// The pointer is there, the object is not.
-    LfsObjectMissing = "lfs_object_missing", Configuration;
-
-    /// The bytes that came are not the bytes that were pushed.
-    CorruptDownload = "corrupt_download", Transient;
-    /// GitHub (or its LFS storage) did not answer as it should.
-    GithubUnavailable = "github_unavailable", Transient;
-    /// GitHub asked us to wait.
-    RateLimited = "rate_limited", Transient;
-    /// The storage did not answer as it should.
-    StorageUnavailable = "storage_unavailable", Transient;
-    /// Our own database did not answer as it should.
-    DatabaseUnavailable = "database_unavailable", Transient;
-    /// Too little room for a download in `DATA_DIR`.
-    DiskFull = "disk_full", Transient;
-    /// The process that had the video stopped before it was done.
-    LeaseExpired = "lease_expired", Transient;
-    /// A defect of ours; the log has the details.
-    Internal = "internal", Transient;
-
-    /// A transient failure that lasted for [`GIVE_UP_AFTER`].
-    GaveUp = "gave_up", Expired;
-    /// No row with that id.
-    NoRow = "no_row", Expired;
-    /// The MP4 was not pushed, or is gone again.
-    VideoMissing = "video_missing", Expired;
-    /// Waiting for the JSON beside the MP4.
-    MetadataMissing = "metadata_missing", Expired;
-    /// The agent failed.
-    GenerationFailed = "generation_failed", Expired;
-    /// The deadline passed and nothing was pushed.
-    GenerationTimeout = "generation_timeout", Expired;
-    /// The agent finished and nothing was pushed.
-    FinishedWithoutVideo = "finished_without_video", Expired;
-}
-
-impl fmt::Display for Code {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
@@ -163,13 +167,18 @@ pub const CONFIGURATION_RETRY: Duration = Duration::from_secs(3600);
 /// The waits after the first, second, … counted attempt, in seconds; the last one repeats.
 const RETRY_SECONDS: [u64; 6] = [5, 15, 60, 300, 900, 3600];
 
+/// A wait up to a tenth longer or shorter, by `random` in `[0, 1)`: what failed together must not come
+/// back together.
+pub fn spread(wait: Duration, random: f64) -> Duration {
+    wait.mul_f64(0.9 + random * 0.2)
+}
+
 /// How long to wait after the `attempts`-th attempt (from 1) ended in a transient failure.
 ///
-/// `random` in `[0, 1)` spreads the wait by up to a tenth either way, so that videos that failed
-/// together do not come back together.
+/// `random` in `[0, 1)` spreads the wait.
 pub fn retry_delay(attempts: u32, random: f64) -> Duration {
     let step = (attempts.max(1) as usize - 1).min(RETRY_SECONDS.len() - 1);
-    Duration::from_secs(RETRY_SECONDS[step]).mul_f64(0.9 + random * 0.2)
+    spread(Duration::from_secs(RETRY_SECONDS[step]), random)
 }
 
 #[cfg(test)]

@@ -38,7 +38,32 @@ pub enum GenerationStatus {
 }
 
 impl GenerationStatus {
-    /// The reading as the table of readings spells it.
+    /// Reads what the database keeps; an unfamiliar spelling is unknown.
+    pub fn stored(kind: &str, reason: String) -> Self {
+        match kind {
+            "generating" => Self::Generating,
+            "finished" => Self::Finished,
+            "failed" => Self::Failed { reason },
+            _ => Self::Unknown { reason },
+        }
+    }
+
+    /// Whether two statuses say the same, apart from the reason.
+    pub fn is_same_kind(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+
+    /// The status in a sentence.
+    pub fn sentence(&self) -> String {
+        match self {
+            Self::Generating => "The agent is working on it.".to_owned(),
+            Self::Finished => "The agent finished; its push has not arrived yet.".to_owned(),
+            Self::Failed { reason } => format!("The agent reports a failure: {reason}."),
+            Self::Unknown { reason } => format!("The agent's status is unknown: {reason}."),
+        }
+    }
+
+    /// The kind as the database spells it.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Generating => "generating",

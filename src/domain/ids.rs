@@ -79,6 +79,11 @@ impl GitSha {
         Self(bytes)
     }
 
+    /// The first seven digits, as git and GitHub abbreviate it.
+    pub fn short(&self) -> String {
+        hex::encode(self.0)[..7].to_owned()
+    }
+
     /// Forty zeros: how a push payload says "there is no such commit".
     /// Source: GitHub's webhook documentation of `push` (`before`, `after`).
     pub fn is_zero(&self) -> bool {

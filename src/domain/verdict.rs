@@ -1,31 +1,45 @@
 //! What a sweep says of one video: a pure function of what the branch lists, what the app's row says,
-//! what we recorded and what the agent's API last said.
+//! what we recorded and what OpenHands last said.
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::failure::{Class, Code};
 use super::generation::GenerationStatus;
-use super::ids::GitSha;
+use super::ids::VideoKey;
+use super::plan::Blobs;
+use super::report::Outcome;
+use super::state::VideoState;
 
 /// After the agent said that it finished, its push has this long to arrive. Source: the contract.
 pub const PUSH_AFTER_FINISH: Duration = Duration::from_secs(15 * 60);
 
-/// The blobs of a video's two files.
-pub type Blobs = (Option<GitSha>, Option<GitSha>);
-
 /// What we recorded of a video.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// `queued`, `running`, `waiting`, `ready`, `failed`.
-    pub state: String,
-    /// What it failed of or waits for.
+    /// Where it is on its way.
+    pub state: VideoState,
+    /// What it failed with or waits for.
     pub code: Option<Code>,
-    /// That, in words.
+    /// The message of that.
     pub message: String,
     /// The blobs last looked at.
     pub observed: Blobs,
-    /// How often it was asked for; a verdict on an older count is void.
+    /// How often it was requested; a verdict on an older count is void.
     pub requested: i64,
+}
+
+/// A row of the app that has no video.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PendingRow {
+    /// Its ids.
+    pub key: VideoKey,
+    /// How long ago it was inserted.
+    pub age: Duration,
+    /// The agent's conversation.
+    pub conversation_id: Option<String>,
+    /// The reason in `mime_type`, if it has failed.
+    pub failed: Option<String>,
 }
 
 /// The app's row of a video, as far as a sweep needs it.
@@ -37,27 +51,78 @@ pub enum RowState {
     Ready,
     /// It has none yet.
     Pending {
-        /// How long ago the row was made.
+        /// How long ago the row was inserted.
         age: Duration,
         /// `mime_type` says that it failed, and of what.
         failed: Option<String>,
     },
 }
 
-/// What the agent's API says now, and for how long it has been saying so.
+/// What OpenHands says now, and for how long it has been saying so.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Agent {
-    /// Nobody was asked: no key, or the row names no conversation.
+pub enum AgentStatus {
+    /// It was not asked: no key, or the row names no conversation.
     NotAsked,
-    /// It was asked and gave no answer; never a reason to change anything.
+    /// It was asked and did not respond; never a reason to change anything.
     NoAnswer,
     /// It said this.
     Said {
         /// What.
-        reading: GenerationStatus,
+        status: GenerationStatus,
         /// Since when. `None`: for the first time now.
         since: Option<Duration>,
     },
+}
+
+/// What a sweep compares: the listing, our records and the app's rows.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// What the branch holds.
+    pub listed: HashMap<VideoKey, Blobs>,
+    /// Whether everything that is not listed is not in the branch.
+    pub complete: bool,
+    /// What we recorded.
+    pub records: HashMap<VideoKey, Record>,
+    /// Rows without a video, the oldest first.
+    pub pending: Vec<PendingRow>,
+    /// Videos whose rows are ready.
+    pub ready: HashSet<VideoKey>,
+}
+
+impl Snapshot {
+    /// What the branch holds of a video; `None`: it was not looked up.
+    pub fn blobs(&self, key: &VideoKey) -> Option<Blobs> {
+        match self.listed.get(key) {
+            None if self.complete => Some((None, None)),
+            found => found.copied(),
+        }
+    }
+
+    /// The verdict on each of these videos, given what OpenHands says of some of them.
+    pub fn verdicts(
+        &self,
+        keys: impl IntoIterator<Item = VideoKey>,
+        agent: &HashMap<VideoKey, AgentStatus>,
+        deadline: Duration,
+    ) -> Vec<(VideoKey, Verdict)> {
+        let pending: HashMap<_, _> = self.pending.iter().map(|row| (row.key, row)).collect();
+        let facts = |key| Facts {
+            listed: self.blobs(&key),
+            row: match pending.get(&key) {
+                Some(row) => RowState::Pending {
+                    age: row.age,
+                    failed: row.failed.clone(),
+                },
+                None if self.ready.contains(&key) => RowState::Ready,
+                None => RowState::Missing,
+            },
+            record: self.records.get(&key).cloned(),
+            agent: agent.get(&key).cloned().unwrap_or(AgentStatus::NotAsked),
+        };
+        let keys = keys.into_iter();
+        keys.map(|key| (key, verdict(&facts(key), deadline)))
+            .collect()
+    }
 }
 
 /// Everything a verdict is made of.
@@ -71,23 +136,23 @@ pub struct Facts {
     /// Our record.
     pub record: Option<Record>,
     /// The agent.
-    pub agent: Agent,
+    pub agent: AgentStatus,
 }
 
-/// What is to be done about a video, and how it is counted.
+/// What to do about a video, and how it is counted.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
-    /// Ask for it, for this reason.
-    Ask(&'static str),
-    /// Somebody is at it already.
+    /// Request it, for this reason.
+    Request(&'static str),
+    /// It is queued or running already.
     Busy,
-    /// The old function made it ready; take it over as it is.
+    /// It was made ready before we kept records: record it as it is.
     Adopt,
-    /// Its other file or its row has to come first.
+    /// Its other file or its row has to arrive first.
     Waiting(String),
-    /// The agent is at it.
+    /// The agent is working on it.
     Generating(String),
-    /// It failed; to be written now.
+    /// It failed, and this sweep is the one to say so.
     Fail(Code, String),
     /// It failed before and nothing has changed.
     Failed(String),
@@ -97,16 +162,31 @@ pub enum Verdict {
     Settled,
 }
 
+impl Verdict {
+    /// How a sweep reports it; `None`: not at all.
+    pub fn outcome(&self) -> Option<(Outcome, &str)> {
+        Some(match self {
+            Self::Request(reason) => (Outcome::Queued, *reason),
+            Self::Busy => (Outcome::Queued, "already queued or running"),
+            Self::Waiting(detail) => (Outcome::Waiting, detail),
+            Self::Generating(detail) => (Outcome::Generating, detail),
+            Self::Fail(_, detail) | Self::Failed(detail) => (Outcome::Failed, detail),
+            Self::Unknown(detail) => (Outcome::Unknown, detail),
+            Self::Adopt | Self::Settled => return None,
+        })
+    }
+}
+
 /// Decides. `deadline`: the age at which a row without a video is failed.
 pub fn verdict(facts: &Facts, deadline: Duration) -> Verdict {
     if let Some(record) = &facts.record
-        && matches!(record.state.as_str(), "queued" | "running")
+        && record.state.is_busy()
     {
         return Verdict::Busy;
     }
     match facts.listed {
         None => Verdict::Unknown(
-            "the branch holds more than one listing; a later sweep looks this video up".into(),
+            "The branch holds more files than one listing returns; a later sweep looks this video up.".into(),
         ),
         Some((None, None)) => not_pushed(facts, deadline),
         Some(listed) => pushed(listed, facts),
@@ -118,33 +198,34 @@ fn pushed(listed: Blobs, facts: &Facts) -> Verdict {
         return match facts.row {
             RowState::Ready if listed.0.is_some() => Verdict::Adopt,
             RowState::Ready => Verdict::Settled,
-            RowState::Missing | RowState::Pending { .. } => Verdict::Ask("found by a sweep"),
+            RowState::Missing | RowState::Pending { .. } => Verdict::Request("found by a sweep"),
         };
     };
-    // Without a row of its own nobody looks at a video's files, so nothing is known to have changed.
+    // Files are not looked at before the row exists, so nothing is known to have changed.
     if facts.row == RowState::Missing
         && matches!(record.code, Some(Code::NoRow | Code::RowMismatch))
     {
-        return match record.state.as_str() {
-            "waiting" => Verdict::Waiting(record.message.clone()),
-            _ => Verdict::Failed(record.message.clone()),
+        return if record.state == VideoState::Waiting {
+            Verdict::Waiting(record.message.clone())
+        } else {
+            Verdict::Failed(record.message.clone())
         };
     }
     if record.observed != listed {
-        return Verdict::Ask("found changed by a sweep");
+        return Verdict::Request("found changed by a sweep");
     }
     let pending = matches!(facts.row, RowState::Pending { .. });
     let shows_generating = matches!(facts.row, RowState::Pending { failed: None, .. });
-    match (record.state.as_str(), record.code) {
-        ("ready", _) if pending => Verdict::Ask("its row has no video"),
-        ("ready", _) => Verdict::Settled,
-        ("waiting", _) => Verdict::Waiting(record.message.clone()),
+    match (record.state, record.code) {
+        (VideoState::Ready, _) if pending => Verdict::Request("its row has no video"),
+        (VideoState::Ready, _) => Verdict::Settled,
+        (VideoState::Waiting, _) => Verdict::Waiting(record.message.clone()),
         (_, Some(code)) if code.class() == Class::Configuration => {
-            Verdict::Ask("tried again by a sweep: it failed of something outside its files")
+            Verdict::Request("tried again by a sweep: a configuration failure")
         }
-        (_, Some(Code::NoRow)) if pending => Verdict::Ask("its row has come"),
-        // The app made the row anew, or its failure was taken back: it would generate for ever.
-        _ if shows_generating => Verdict::Ask("its row does not say that it failed"),
+        (_, Some(Code::NoRow)) if pending => Verdict::Request("its row was inserted"),
+        // The app inserted the row again or removed its failure: it would show "generating" for ever.
+        _ if shows_generating => Verdict::Request("its row does not say that it failed"),
         _ => Verdict::Failed(record.message.clone()),
     }
 }
@@ -159,32 +240,30 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
     if *age >= deadline {
         return Verdict::Fail(
             Code::GenerationTimeout,
-            format!("no video was pushed within {}", in_words(deadline)),
+            format!("No video was pushed within {}.", in_words(deadline)),
         );
     }
     match &facts.agent {
-        Agent::NotAsked => Verdict::Generating("nothing pushed yet".into()),
-        Agent::NoAnswer => Verdict::Unknown("the agent's API did not answer".into()),
-        Agent::Said { reading, since } => match reading {
-            GenerationStatus::Generating => Verdict::Generating("the agent is at it".into()),
+        AgentStatus::NotAsked => Verdict::Generating("Nothing has been pushed yet.".into()),
+        AgentStatus::NoAnswer => Verdict::Unknown("The OpenHands API did not respond.".into()),
+        AgentStatus::Said { status, since } => match status {
+            GenerationStatus::Generating => Verdict::Generating(status.sentence()),
             GenerationStatus::Finished if since.is_some_and(|since| since >= PUSH_AFTER_FINISH) => {
                 Verdict::Fail(
                     Code::FinishedWithoutVideo,
                     format!(
-                        "the agent finished, but pushed no video within {}",
+                        "The agent finished, but pushed no video within {}.",
                         in_words(PUSH_AFTER_FINISH)
                     ),
                 )
             }
-            GenerationStatus::Finished => {
-                Verdict::Generating("the agent finished; its push is awaited".into())
-            }
+            GenerationStatus::Finished => Verdict::Generating(status.sentence()),
             GenerationStatus::Failed { reason } if since.is_some() => Verdict::Fail(
                 Code::GenerationFailed,
-                format!("the agent failed: {reason}"),
+                format!("The agent failed: {reason}."),
             ),
             GenerationStatus::Failed { reason } => Verdict::Unknown(format!(
-                "the agent says it failed ({reason}); the next sweep confirms it"
+                "The agent reports a failure ({reason}); the next sweep confirms it."
             )),
             GenerationStatus::Unknown { reason } => Verdict::Unknown(reason.clone()),
         },
@@ -202,6 +281,7 @@ fn in_words(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::ids::GitSha;
 
     const DEADLINE: Duration = Duration::from_secs(6 * 3600);
     const YOUNG: Duration = Duration::from_secs(60);
@@ -231,7 +311,7 @@ mod tests {
 
     fn record(state: &str, code: Option<Code>, observed: Blobs) -> Option<Record> {
         Some(Record {
-            state: state.into(),
+            state: VideoState::parse(state).unwrap(),
             code,
             message: "as recorded".into(),
             observed,
@@ -239,7 +319,12 @@ mod tests {
         })
     }
 
-    fn of(listed: Option<Blobs>, row: RowState, record: Option<Record>, agent: Agent) -> Verdict {
+    fn of(
+        listed: Option<Blobs>,
+        row: RowState,
+        record: Option<Record>,
+        agent: AgentStatus,
+    ) -> Verdict {
         let facts = Facts {
             listed,
             row,
@@ -253,11 +338,11 @@ mod tests {
     fn what_is_in_the_branch() {
         use Code::*;
         use RowState::{Missing, Ready};
-        let asked = Verdict::Ask;
+        let asked = Verdict::Request;
         let waiting = || Verdict::Waiting("as recorded".into());
         let failed = || Verdict::Failed("as recorded".into());
         let (new, changed) = ("found by a sweep", "found changed by a sweep");
-        let outside = "tried again by a sweep: it failed of something outside its files";
+        let outside = "tried again by a sweep: a configuration failure";
         let (json, mp4) = ((None, sha(2)), (sha(1), None));
         let old = (sha(9), sha(2));
         let cases = [
@@ -394,7 +479,7 @@ mod tests {
                 both(),
                 failed_row(),
                 record("failed", Some(NoRow), both()),
-                asked("its row has come"),
+                asked("its row was inserted"),
             ),
             (
                 both(),
@@ -406,7 +491,7 @@ mod tests {
         for (listed, row, record, expected) in cases {
             let case = format!("{listed:?} {row:?} {record:?}");
             assert_eq!(
-                of(Some(listed), row, record, Agent::NotAsked),
+                of(Some(listed), row, record, AgentStatus::NotAsked),
                 expected,
                 "{case}"
             );
@@ -415,27 +500,33 @@ mod tests {
 
     #[test]
     fn what_is_not_in_the_branch() {
-        let said = |reading, since: Option<u64>| Agent::Said {
-            reading,
+        let said = |status, since: Option<u64>| AgentStatus::Said {
+            status,
             since: since.map(Duration::from_secs),
         };
         let broken = || GenerationStatus::failed("it broke");
         let generating = |why: &str| Verdict::Generating(why.into());
         let unknown = |why: &str| Verdict::Unknown(why.into());
-        let awaited = || generating("the agent finished; its push is awaited");
-        let first = "the agent says it failed (it broke); the next sweep confirms it";
+        let awaited = || generating("The agent finished; its push has not arrived yet.");
+        let first = "The agent reports a failure (it broke); the next sweep confirms it.";
         let fail = |code, why: &str| Verdict::Fail(code, why.into());
-        let never_pushed = "the agent finished, but pushed no video within 15 min";
+        let never_pushed = "The agent finished, but pushed no video within 15 min.";
         let cases = [
-            (Agent::NotAsked, generating("nothing pushed yet")),
-            (Agent::NoAnswer, unknown("the agent's API did not answer")),
+            (
+                AgentStatus::NotAsked,
+                generating("Nothing has been pushed yet."),
+            ),
+            (
+                AgentStatus::NoAnswer,
+                unknown("The OpenHands API did not respond."),
+            ),
             (
                 said(GenerationStatus::Generating, None),
-                generating("the agent is at it"),
+                generating("The agent is working on it."),
             ),
             (
                 said(GenerationStatus::Generating, Some(99_999)),
-                generating("the agent is at it"),
+                generating("The agent is working on it."),
             ),
             (
                 said(GenerationStatus::unknown("who knows"), Some(99_999)),
@@ -450,7 +541,7 @@ mod tests {
             (said(broken(), None), unknown(first)),
             (
                 said(broken(), Some(0)),
-                fail(Code::GenerationFailed, "the agent failed: it broke"),
+                fail(Code::GenerationFailed, "The agent failed: it broke."),
             ),
         ];
         for (agent, expected) in cases {
@@ -466,25 +557,28 @@ mod tests {
     #[test]
     fn the_deadline_comes_before_the_agent() {
         let aged = |age| RowState::Pending { age, failed: None };
-        let agent = || Agent::Said {
-            reading: GenerationStatus::Generating,
+        let agent = || AgentStatus::Said {
+            status: GenerationStatus::Generating,
             since: None,
         };
         let before = of(Some(NOTHING), aged(DEADLINE - YOUNG), None, agent());
-        assert_eq!(before, Verdict::Generating("the agent is at it".into()));
+        assert_eq!(
+            before,
+            Verdict::Generating("The agent is working on it.".into())
+        );
         let at = of(Some(NOTHING), aged(DEADLINE), None, agent());
-        let message = "no video was pushed within 6 h";
+        let message = "No video was pushed within 6 h.";
         assert_eq!(at, Verdict::Fail(Code::GenerationTimeout, message.into()));
     }
 
     #[test]
     fn without_files_a_row_that_failed_or_is_ready_stays_as_it_is() {
-        let failed = of(Some(NOTHING), failed_row(), None, Agent::NotAsked);
+        let failed = of(Some(NOTHING), failed_row(), None, AgentStatus::NotAsked);
         assert_eq!(failed, Verdict::Failed("of old age".into()));
         for row in [RowState::Ready, RowState::Missing] {
             let record = record("ready", None, both());
             assert_eq!(
-                of(Some(NOTHING), row, record, Agent::NotAsked),
+                of(Some(NOTHING), row, record, AgentStatus::NotAsked),
                 Verdict::Settled
             );
         }
@@ -493,14 +587,14 @@ mod tests {
     #[test]
     fn what_was_not_looked_up_is_not_judged() {
         for row in [pending(), failed_row()] {
-            let verdict = of(None, row, None, Agent::NoAnswer);
+            let verdict = of(None, row, None, AgentStatus::NoAnswer);
             assert!(matches!(verdict, Verdict::Unknown(_)), "{verdict:?}");
         }
         let busy = of(
             None,
             pending(),
             record("queued", None, NOTHING),
-            Agent::NotAsked,
+            AgentStatus::NotAsked,
         );
         assert_eq!(busy, Verdict::Busy);
     }

@@ -14,9 +14,12 @@ use uuid::Uuid;
 
 use super::problem::ProblemBody;
 use super::{AppState, ErrorCode, Problem};
-use crate::db::{DeliveryView, Filter, Request, Source, VideoDetail, VideoView};
+use crate::db::{DeliveryView, Filter, VideoDetail, VideoView};
 use crate::domain::ids::{VideoKey, canonical_uuid};
-use crate::pipeline::sweep::{Stopped, SweepOptions, SweepReport};
+use crate::domain::report::SweepReport;
+use crate::domain::request::{Request, Source};
+use crate::domain::state::VideoState;
+use crate::pipeline::sweep::{Stopped, SweepOptions};
 
 /// The database has this long to say that it is there.
 const READY_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -75,7 +78,12 @@ pub(super) async fn videos(
 ) -> Result<Json<Videos>, Problem> {
     let Query(query) = query.map_err(|error| malformed(error.body_text()))?;
     let filter = Filter {
-        state: query.state.filter(|s| !s.is_empty()),
+        state: query
+            .state
+            .as_deref()
+            .map(video_state)
+            .transpose()?
+            .flatten(),
         q: query.q.filter(|q| !q.is_empty()),
         cursor: query.cursor,
         limit: query.limit,
@@ -85,6 +93,18 @@ pub(super) async fn videos(
         videos: page.items,
         next: page.next,
     }))
+}
+
+/// A filter by state; empty: none.
+fn video_state(text: &str) -> Result<Option<VideoState>, Problem> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let state = VideoState::parse(text);
+    state.map(Some).ok_or_else(|| {
+        let states: Vec<_> = VideoState::ALL.iter().map(|state| state.as_str()).collect();
+        malformed(format!("state must be one of {}", states.join(", ")))
+    })
 }
 
 /// One video with its timeline.
@@ -109,7 +129,8 @@ pub(super) async fn video(
 #[derive(Serialize, ToSchema)]
 pub(super) struct Queued {
     video_id: Uuid,
-    status: &'static str,
+    #[schema(value_type = String)]
+    status: VideoState,
 }
 
 /// Asks for a video again, rejected files included.
@@ -130,7 +151,7 @@ pub(super) async fn retry(
     let key = ask_again(&app, &video_id).await?;
     let answer = Queued {
         video_id: key.video_id,
-        status: "queued",
+        status: VideoState::Queued,
     };
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
@@ -138,9 +159,8 @@ pub(super) async fn retry(
 /// Asks for a video for a person.
 pub(super) async fn ask_again(app: &AppState, video_id: &str) -> Result<VideoKey, Problem> {
     let found = find(app, video_id).await?.video;
-    let key = format!("{}_{}", found.lesson_id, found.video_id);
-    let key = VideoKey::parse_stem(&key).ok_or_else(Problem::not_found)?;
-    let request = Request::asked(key, Source::Retry, "asked for by a person");
+    let key = found.key();
+    let request = Request::new(key, Source::Retry, "retried by an operator");
     app.db.request([request]).await?;
     app.wake.notify_waiters();
     Ok(key)

@@ -22,9 +22,11 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower_http::timeout::RequestBodyDeadlineLayer;
 
+use crate::clock::Clock;
 use crate::db::{Db, Overview};
 use crate::pipeline::intake::Intake;
 use crate::pipeline::sweep::Sweep;
+use crate::services::github::Github;
 use crate::services::storage::Store;
 
 pub use events::STREAMS_MAX;
@@ -39,6 +41,10 @@ pub use webhook::Places;
 pub struct AppState {
     /// Our records.
     pub db: Db,
+    /// Tells how long ago things happened.
+    pub clock: Clock,
+    /// Its rate limit is a metric.
+    pub github: Arc<Github>,
     /// For deliveries.
     pub intake: Intake,
     /// For `/reconcile`.

@@ -71,7 +71,7 @@ impl Cached<()> {
 pub(super) async fn metrics(State(app): State<AppState>) -> impl IntoResponse {
     let overview = timeout(OVERVIEW_TIMEOUT, app.overview.get(&app.db)).await;
     let overview = overview.ok().and_then(Result::ok);
-    let text = metrics::render(overview.as_ref(), app.sweep.github.rate_limit());
+    let text = metrics::render(overview.as_ref(), app.github.rate_limit());
     ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text)
 }
 

@@ -12,11 +12,12 @@ use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::db::{Claim, Db, End, Lost, Published, Row, RowOwner, Step};
-use crate::domain::failure::{Class, Code, Failure, GIVE_UP_AFTER};
-use crate::domain::ids::GitSha;
+use crate::db::{Claim, Db, Lost, Row, RowOwner};
+use crate::domain::failure::{Code, Failure};
 use crate::domain::metadata::{METADATA_BYTES_MAX, Metadata};
 use crate::domain::mp4::Probe;
+use crate::domain::plan::{Blobs, End, Plan, Published, Waits, plan, wait_for_row};
+use crate::domain::timeline::{self, Step};
 use crate::failpoint::FailPoints;
 use crate::pipeline::breaker::Breaker;
 use crate::pipeline::spool::{Kind, Spool, Spooled};
@@ -32,7 +33,7 @@ const LISTING_AGE_MAX: Duration = Duration::from_secs(5);
 pub const PUSH_LAG_MAX: Duration = Duration::from_secs(120);
 
 /// Between two looks for a push that GitHub's API does not serve yet.
-pub const PUSH_LAG_WAIT: Duration = Duration::from_secs(2);
+const PUSH_LAG_WAIT: Duration = Duration::from_secs(2);
 
 /// The size limit where neither the settings nor the bucket name one, in bytes.
 pub const VIDEO_BYTES_MAX_DEFAULT: u64 = 52_428_800;
@@ -48,10 +49,8 @@ pub struct Rules {
     pub data_dir: PathBuf,
     /// The bucket of rows that we insert.
     pub bucket: String,
-    /// From first sight of an MP4 without its JSON.
-    pub metadata_grace: Duration,
-    /// From first sight of a JSON without its MP4.
-    pub generation_deadline: Duration,
+    /// How long incomplete videos are waited for.
+    pub waits: Waits,
     /// Who owns the rows that we insert for videos without one; `None`: such a video waits for its row.
     pub missing_rows_owner: Option<RowOwner>,
     /// How long a lease lasts; an upload begins with a whole one.
@@ -107,9 +106,9 @@ pub struct Attempt<'a> {
     /// The right to do this.
     pub claim: &'a Claim,
     /// The timeline so far.
-    pub steps: Vec<Step>,
+    pub steps: Vec<timeline::Entry>,
     /// The blobs that the branch holds, once known.
-    pub pair: Option<(Option<GitSha>, Option<GitSha>)>,
+    pub listed: Option<Blobs>,
     /// Set before the first byte goes to the store: if the lease is lost now, what arrives late must be
     /// put right.
     pub uploading: Arc<AtomicBool>,
@@ -123,7 +122,7 @@ impl<'a> Attempt<'a> {
         Self {
             claim,
             steps: Vec::new(),
-            pair: None,
+            listed: None,
             uploading: Arc::default(),
             clock,
             last: Instant::now(),
@@ -131,13 +130,13 @@ impl<'a> Attempt<'a> {
     }
 
     /// Writes a step that ended just now.
-    pub fn step(&mut self, step: &'static str, detail: impl Into<String>) {
+    pub fn step(&mut self, step: Step, detail: impl Into<String>) {
         let now = Instant::now();
         let took = now.duration_since(self.last);
         let ms = took.as_millis() as i64;
         self.last = now;
         metrics::step(step, took);
-        self.steps.push(Step {
+        self.steps.push(timeline::Entry {
             at: self.clock.now_ms(),
             step,
             detail: detail.into(),
@@ -153,28 +152,39 @@ impl Ingest {
         let claim = attempt.claim;
         self.fail.at("claimed").await?;
         let Some(row) = self.row(claim).await? else {
-            return Ok(wait_for_row(claim));
+            return Ok(wait_for_row(&claim.history));
         };
         let listing = self.fresh_listing(claim).await?;
         let pair = match listing.complete {
             true => listing.files.get(&claim.key).copied().unwrap_or_default(),
             false => self.github.lookup(claim.key, listing.head).await?,
         };
-        attempt.pair = Some((pair.mp4.map(|e| e.sha), pair.json.map(|e| e.sha)));
-        attempt.step("listed", format!("head {}", short(&listing.head)));
+        attempt.listed = Some(pair.blobs());
+        attempt.step(Step::Listed, format!("head {}", listing.head.short()));
         self.fail.at("listed").await?;
 
-        let mp4 = match decide(claim, &row, &pair, &self.rules) {
+        let ready_path = row.storage_path.as_deref();
+        let mp4 = match plan(&claim.history, ready_path, pair.blobs(), self.rules.waits) {
             Plan::End(end) => return Ok(end),
             Plan::Fail(failure) => return Err(failure),
-            Plan::Ingest(mp4) => mp4,
+            Plan::Ingest(_) => pair.mp4.ok_or_else(|| {
+                Failure::new(
+                    Code::Internal,
+                    "The plan ingests a video that is not listed.",
+                )
+            })?,
         };
         let object = ObjectPath::new(&row.bucket, row.user_id, claim.key)?;
-        if claim.code.is_some_and(|code| STORE_REFUSED.contains(&code)) {
+        if claim
+            .history
+            .code
+            .is_some_and(|code| STORE_REFUSED.contains(&code))
+        {
             self.breakers.info.call(self.store.info(&object)).await?;
         }
         let metadata = self.metadata(attempt, &pair).await?;
         let known = claim
+            .history
             .stored
             .as_ref()
             .filter(|known| known.blob_sha == mp4.sha);
@@ -184,7 +194,7 @@ impl Ingest {
                     .is_stored(&object, &known.sha256, known.size_bytes)
                     .await? =>
             {
-                attempt.step("stored", "the same bytes are in the store already");
+                attempt.step(Step::Stored, "the same bytes are in the store already");
                 let probe = Probe {
                     duration_ms: known.duration_ms,
                     width: known.width,
@@ -228,7 +238,7 @@ impl Ingest {
     pub async fn finish(&self, attempt: &Attempt<'_>, end: &End) -> Result<(), Lost> {
         let written = self
             .db
-            .finish(attempt.claim, attempt.pair, end, &attempt.steps)
+            .finish(attempt.claim, attempt.listed, end, &attempt.steps)
             .await;
         let (
             Err(Lost::Row),
@@ -250,9 +260,9 @@ impl Ingest {
                 tracing::warn!(video.id = %key.video_id, code = %failure.code, "the object of a row that is gone stays: {failure}");
             }
         }
-        let end = wait_for_row(attempt.claim);
+        let end = wait_for_row(&attempt.claim.history);
         self.db
-            .finish(attempt.claim, attempt.pair, &end, &attempt.steps)
+            .finish(attempt.claim, attempt.listed, &end, &attempt.steps)
             .await
     }
 
@@ -304,11 +314,7 @@ impl Ingest {
         }
         match fresh == Freshness::Behind && claim.asked < PUSH_LAG_MAX {
             false => Ok(listing),
-            true => Err(Failure::new(
-                Code::GithubUnavailable,
-                "GitHub does not serve the pushed commit yet; looking again in a moment",
-            )
-            .after(PUSH_LAG_WAIT)),
+            true => Err(push_not_served()),
         }
     }
 
@@ -361,12 +367,12 @@ impl Ingest {
         } else {
             "from the repository"
         };
-        attempt.step("fetched", format!("{} bytes {from}", spooled.size));
+        attempt.step(Step::Fetched, format!("{} bytes {from}", spooled.size));
         self.fail.at("fetched").await?;
         let probe = spooled.probe.clone()?;
         let seconds = probe.duration_ms as f64 / 1000.0;
         attempt.step(
-            "checked",
+            Step::Checked,
             format!("{} × {}, {seconds:.3} s", probe.width, probe.height),
         );
         self.fail.at("checked").await?;
@@ -415,7 +421,7 @@ impl Ingest {
             .is_stored(object, &digests.sha256, spooled.size)
             .await?
         {
-            attempt.step("stored", "the same bytes are in the store already");
+            attempt.step(Step::Stored, "the same bytes are in the store already");
             return Ok(());
         }
         if let Err(error) = self.db.renew(attempt.claim, self.rules.lease).await {
@@ -442,7 +448,7 @@ impl Ingest {
         {
             true => {
                 attempt.step(
-                    "stored",
+                    Step::Stored,
                     format!("{} in {}", object.path(), object.bucket()),
                 );
                 Ok(())
@@ -475,97 +481,6 @@ impl Ingest {
     }
 }
 
-/// What is to be done, given what the branch holds.
-enum Plan {
-    Ingest(Entry),
-    End(End),
-    Fail(Failure),
-}
-
-fn decide(claim: &Claim, row: &Row, pair: &Pair, rules: &Rules) -> Plan {
-    let seen = (pair.mp4.map(|e| e.sha), pair.json.map(|e| e.sha));
-    let was_ready = row.storage_path.is_some();
-    let waited = |what: Code| {
-        if claim.code == Some(what) {
-            claim.waited
-        } else {
-            Duration::ZERO
-        }
-    };
-    match (pair.mp4, pair.json) {
-        (None, _) if was_ready => Plan::End(End::Unchanged),
-        (None, None) => Plan::Fail(Failure::new(
-            Code::VideoMissing,
-            "the video is not in the branch (any more); push it again",
-        )),
-        (None, Some(_)) => match rules
-            .generation_deadline
-            .checked_sub(waited(Code::VideoMissing))
-        {
-            Some(rest) if !rest.is_zero() => Plan::End(End::Waiting {
-                code: Code::VideoMissing,
-                message: "only the JSON was pushed so far; waiting for the MP4".to_owned(),
-                look_again: rest,
-            }),
-            _ => Plan::Fail(Failure::new(
-                Code::VideoMissing,
-                "only the JSON was pushed, the MP4 never came; push it",
-            )),
-        },
-        (Some(mp4), json) => {
-            let settled = !claim.forced && seen == claim.observed;
-            if settled
-                && let Some(code) = claim
-                    .code
-                    .filter(|c| c.class() == Class::Invalid && *c != Code::RowMismatch)
-            {
-                let message = claim.message.clone().unwrap_or_default();
-                return Plan::Fail(Failure::new(code, message));
-            }
-            let stored = claim.stored.as_ref();
-            if settled
-                && claim.code.is_none()
-                && was_ready
-                && stored.is_some_and(|s| {
-                    s.blob_sha == mp4.sha && Some(&s.storage_path) == row.storage_path.as_ref()
-                })
-            {
-                return Plan::End(End::Unchanged);
-            }
-            let waited = waited(Code::MetadataMissing);
-            if json.is_none() && waited < rules.metadata_grace {
-                return Plan::End(End::Waiting {
-                    code: Code::MetadataMissing,
-                    message: "the JSON was not pushed yet; waiting for it a little".to_owned(),
-                    look_again: rules.metadata_grace - waited,
-                });
-            }
-            Plan::Ingest(mp4)
-        }
-    }
-}
-
-fn wait_for_row(claim: &Claim) -> End {
-    let waited = match claim.code == Some(Code::NoRow) {
-        true => claim.waited,
-        false => Duration::ZERO,
-    };
-    match GIVE_UP_AFTER.checked_sub(waited) {
-        Some(rest) if !rest.is_zero() => End::Waiting {
-            code: Code::NoRow,
-            message: "there is no row with this id in lesson_assets yet; waiting for it".to_owned(),
-            look_again: rest,
-        },
-        _ => End::Failed {
-            failure: Failure::new(
-                Code::NoRow,
-                "no row with this id came within 24 hours of the push: create it, then retry",
-            ),
-            look_again: None,
-        },
-    }
-}
-
 fn corrupt(message: &str) -> Failure {
     Failure::new(
         Code::CorruptDownload,
@@ -573,6 +488,8 @@ fn corrupt(message: &str) -> Failure {
     )
 }
 
-fn short(sha: &GitSha) -> String {
-    sha.to_string()[..7].to_owned()
+/// A push whose commit GitHub's API does not serve yet: its webhooks are faster than its replicas.
+pub(super) fn push_not_served() -> Failure {
+    let message = "GitHub's API does not serve the pushed commit yet; trying again in a moment.";
+    Failure::new(Code::GithubUnavailable, message).after(PUSH_LAG_WAIT)
 }

@@ -11,10 +11,11 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::db::{Claim, DbError, End, Lost, Request, Source};
-use crate::domain::failure::{
-    CONFIGURATION_RETRY, Class, Code, Failure, GIVE_UP_AFTER, retry_delay,
-};
+use crate::clock::Clock;
+use crate::db::{Claim, Db, DbError, Lost};
+use crate::domain::failure::{Code, Failure};
+use crate::domain::plan::{End, after_failure};
+use crate::domain::request::{Request, Source};
 use crate::pipeline::ingest::{Attempt, Ingest};
 use crate::pipeline::sweep::Sweep;
 use crate::telemetry::causes;
@@ -32,7 +33,11 @@ const FINISH_TRIES_MAX: u32 = 5;
 /// Works on what is due: videos, scans, leases that ran out.
 #[derive(Clone)]
 pub struct Worker {
-    /// The story of one video.
+    /// Where claims come from and ends go.
+    pub db: Db,
+    /// Stamps the timeline.
+    pub clock: Clock,
+    /// The steps of one video.
     pub ingest: Ingest,
     /// Looks at whole trees.
     pub sweep: Sweep,
@@ -69,7 +74,7 @@ impl Worker {
 
     /// Does one thing that is due. `false`: there was none.
     pub async fn run_once(&self) -> Result<bool, DbError> {
-        let db = &self.ingest.db;
+        let db = &self.db;
         if let Some(scan) = db.claim_scan().await? {
             self.sweep.scan(&scan).await?;
             return Ok(true);
@@ -85,7 +90,7 @@ impl Worker {
                         Code::LeaseExpired,
                         "the process that had the video stopped before it was done",
                     );
-                    let mut attempt = Attempt::new(&claim, self.ingest.clock.clone());
+                    let mut attempt = Attempt::new(&claim, self.clock.clone());
                     self.settle(&mut attempt, Err(failure)).await;
                 }
             }
@@ -112,17 +117,17 @@ impl Worker {
     }
 
     async fn work(&self, claim: &Claim) {
-        let mut attempt = Attempt::new(claim, self.ingest.clock.clone());
+        let mut attempt = Attempt::new(claim, self.clock.clone());
         let uploading = attempt.uploading.clone();
         let story = AssertUnwindSafe(self.ingest.run(&mut attempt)).catch_unwind();
         let ended = tokio::select! {
             result = story => Some(result.unwrap_or_else(|_| {
-                tracing::error!(video.id = %claim.key.video_id, attempt = claim.attempts + 1, "ingest panicked");
+                tracing::error!(video.id = %claim.key.video_id, attempt = claim.history.attempts + 1, "ingest panicked");
                 Err(Failure::new(Code::Internal, "a defect of the server; its log has the details"))
             })),
             () = self.keep_lease(claim) => None,
             () = self.hand_back.cancelled() => {
-                if let Err(error) = self.ingest.db.hand_back(claim).await {
+                if let Err(error) = self.db.hand_back(claim).await {
                     tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "not handed back; its lease will end");
                 }
                 return;
@@ -142,7 +147,7 @@ impl Worker {
             ticks.tick().await;
             let asked = Instant::now();
             let left = held_until.saturating_duration_since(asked);
-            match timeout(left, self.ingest.db.renew(claim, self.lease)).await {
+            match timeout(left, self.db.renew(claim, self.lease)).await {
                 Ok(Ok(())) => held_until = asked + self.lease,
                 Ok(Err(Lost::Db(error))) if Instant::now() < held_until => {
                     tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "lease not renewed yet");
@@ -155,20 +160,23 @@ impl Worker {
     /// Writes how the attempt ended.
     async fn settle(&self, attempt: &mut Attempt<'_>, result: Result<End, Failure>) {
         let claim = attempt.claim;
-        let end = result.unwrap_or_else(|failure| end_of(claim, failure, fastrand::f64()));
-        match &end {
-            End::Ready { .. } => attempt.step("ready", "the row is ready"),
-            End::Unchanged => attempt.step("unchanged", "the branch holds nothing new"),
-            End::Waiting { message, .. } => attempt.step("waiting", message.as_str()),
+        let end = result
+            .unwrap_or_else(|failure| after_failure(&claim.history, failure, fastrand::f64()));
+        let detail = match &end {
+            End::Ready { .. } => "the row is ready".to_owned(),
+            End::Unchanged => "the branch holds nothing new".to_owned(),
+            End::Waiting { message, .. } => message.clone(),
             End::Retry { failure, wait, .. } => {
-                attempt.step("retry", format!("{failure}; again in {} s", wait.as_secs()));
+                format!("{failure} Next attempt in {} s.", wait.as_secs())
             }
-            End::Failed { failure, .. } => attempt.step("failed", failure.to_string()),
-        }
+            End::Failed { failure, .. } => failure.to_string(),
+        };
+        attempt.step(end.step(), detail);
         for tries in 1..=FINISH_TRIES_MAX {
             match self.ingest.finish(attempt, &end).await {
                 Ok(()) => {
                     let _ = self.ingest.fail.at("published").await;
+                    metrics::ended(claim, &end);
                     return log(claim, &end);
                 }
                 Err(Lost::Db(error)) if tries < FINISH_TRIES_MAX => {
@@ -187,64 +195,28 @@ impl Worker {
     /// The lease does not fence the store: what this worker sent may arrive after the next one's, so
     /// the video is asked for again and the next pass compares the store with the branch.
     async fn lost(&self, claim: &Claim, uploading: bool) {
-        tracing::warn!(video.id = %claim.key.video_id, attempt = claim.attempts + 1, uploading, "lease lost: stopped");
+        tracing::warn!(video.id = %claim.key.video_id, attempt = claim.history.attempts + 1, uploading, "lease lost: stopped");
         if uploading {
-            let repair = Request::asked(
+            let repair = Request::new(
                 claim.key,
                 Source::Repair,
                 "a worker lost its lease while uploading",
             );
-            if let Err(error) = self.ingest.db.request([repair]).await {
+            if let Err(error) = self.db.request([repair]).await {
                 tracing::error!(video.id = %claim.key.video_id, error = causes(&error), "repair not requested: run a sweep with verify=true");
             }
         }
     }
 }
 
-/// What a failure means for the video: the classes of the contract.
-fn end_of(claim: &Claim, failure: Failure, random: f64) -> End {
-    match failure.code.class() {
-        Class::Invalid | Class::Expired => End::Failed {
-            failure,
-            look_again: None,
-        },
-        Class::Configuration => End::Failed {
-            failure,
-            look_again: Some(CONFIGURATION_RETRY.mul_f64(0.9 + random * 0.2)),
-        },
-        Class::Transient => match failure.retry_after {
-            Some(wait) => End::Retry {
-                failure,
-                wait,
-                counted: false,
-            },
-            None if claim.failing.is_some_and(|time| time >= GIVE_UP_AFTER) => End::Failed {
-                failure: Failure::new(
-                    Code::GaveUp,
-                    format!(
-                        "gave up after 24 hours of tries, the last one: {}",
-                        failure.message
-                    ),
-                ),
-                look_again: None,
-            },
-            None => End::Retry {
-                wait: retry_delay(claim.attempts + 1, random),
-                failure,
-                counted: true,
-            },
-        },
-    }
-}
-
 /// One line per outcome; ERROR only where a person must look.
 fn log(claim: &Claim, end: &End) {
     let video = claim.key.video_id;
-    let attempt = claim.attempts + 1;
-    metrics::ended(claim, end);
+    let attempt = claim.history.attempts + 1;
     match end {
         End::Ready { published, .. } => {
             let replaced = claim
+                .history
                 .stored
                 .as_ref()
                 .is_some_and(|s| s.sha256 != published.sha256);

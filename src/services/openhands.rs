@@ -10,7 +10,6 @@ use std::time::Duration;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -21,6 +20,7 @@ use crate::domain::generation::{
     Conversation, EventPage, GenerationStatus, LastState, OpenHandsVersion, Start, StartTask,
     Status, V0Conversation, V0EventPage, conversation_id,
 };
+use crate::domain::report::ServiceError;
 
 /// Most ids in one call; V1 answers 400 to a hundred. Source: its `batch_get_app_conversations`.
 pub const AGENT_BATCH_IDS_MAX: usize = 99;
@@ -94,15 +94,6 @@ pub struct Probed {
     pub statuses: HashMap<String, GenerationStatus>,
     /// Why ids are missing; one for each code.
     pub errors: Vec<ServiceError>,
-}
-
-/// A service that did not answer as it should, as `/reconcile` reports it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct ServiceError {
-    /// Which service.
-    pub service: &'static str,
-    /// What kind of trouble.
-    pub code: &'static str,
 }
 
 /// The agent's API, as one user.

@@ -9,9 +9,12 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
-use crate::db::{Claim, End, Overview};
+use crate::db::{Claim, Overview};
 use crate::domain::failure::Code;
-use crate::pipeline::sweep::SweepReport;
+use crate::domain::plan::End;
+use crate::domain::report::{Outcome, SweepReport};
+use crate::domain::state::VideoState;
+use crate::domain::timeline::Step;
 use crate::services::github::RateLimit;
 
 const DELIVERIES: &str = "video_ingest_deliveries_total";
@@ -102,12 +105,12 @@ fn describe_all() {
         counter!(DELIVERIES, "result" => result).increment(0);
     }
     for code in Code::ALL {
-        for outcome in ["retry", "failed"] {
-            counter!(ATTEMPTS, "outcome" => outcome, "code" => code.as_str()).increment(0);
+        for outcome in [Step::Retry, Step::Failed] {
+            counter!(ATTEMPTS, "outcome" => outcome.as_str(), "code" => code.as_str()).increment(0);
         }
     }
-    for outcome in ["ready", "unchanged"] {
-        counter!(ATTEMPTS, "outcome" => outcome, "code" => "").increment(0);
+    for outcome in [Step::Ready, Step::Unchanged] {
+        counter!(ATTEMPTS, "outcome" => outcome.as_str(), "code" => "").increment(0);
     }
     for result in ["done", "failed"] {
         counter!(SWEEPS, "result" => result).increment(0);
@@ -129,24 +132,18 @@ pub fn delivery(status: u16, took: Duration) {
 }
 
 /// A step of an attempt ended.
-pub fn step(step: &'static str, took: Duration) {
-    histogram!(STEP, "step" => step).record(took);
+pub fn step(step: Step, took: Duration) {
+    histogram!(STEP, "step" => step.as_str()).record(took);
 }
 
 /// An attempt ended.
 pub fn ended(claim: &Claim, end: &End) {
-    let (outcome, code) = match end {
-        End::Ready { published, .. } => {
-            counter!(BYTES).increment(published.size_bytes);
-            histogram!(READY).record(claim.asked_at.elapsed());
-            ("ready", "")
-        }
-        End::Unchanged => ("unchanged", ""),
-        End::Waiting { code, .. } => ("waiting", code.as_str()),
-        End::Retry { failure, .. } => ("retry", failure.code.as_str()),
-        End::Failed { failure, .. } => ("failed", failure.code.as_str()),
-    };
-    counter!(ATTEMPTS, "outcome" => outcome, "code" => code).increment(1);
+    if let End::Ready { published, .. } = end {
+        counter!(BYTES).increment(published.size_bytes);
+        histogram!(READY).record(claim.asked_at.elapsed());
+    }
+    let code = end.reason().map_or("", |(code, _)| code.as_str());
+    counter!(ATTEMPTS, "outcome" => end.step().as_str(), "code" => code).increment(1);
 }
 
 /// A sweep ended; `None`: without a report.
@@ -155,15 +152,8 @@ pub fn swept(report: Option<&SweepReport>) {
         return counter!(SWEEPS, "result" => "failed").increment(1);
     };
     counter!(SWEEPS, "result" => "done").increment(1);
-    for (outcome, n) in [
-        ("processed", report.processed),
-        ("queued", report.queued),
-        ("generating", report.still_generating),
-        ("waiting", report.waiting),
-        ("failed", report.failed),
-        ("unknown", report.unknown),
-    ] {
-        gauge!(SWEPT, "outcome" => outcome).set(n as f64);
+    for outcome in Outcome::ALL {
+        gauge!(SWEPT, "outcome" => outcome.as_str()).set(report.count(*outcome) as f64);
     }
 }
 
@@ -171,13 +161,13 @@ pub fn swept(report: Option<&SweepReport>) {
 pub fn render(overview: Option<&Overview>, rate_limit: Option<RateLimit>) -> String {
     let recorder = recorder();
     if let Some(overview) = overview {
-        for (state, n) in [
-            ("queued", overview.queued),
-            ("running", overview.running),
-            ("waiting", overview.waiting),
-            ("failed", overview.failed),
+        for state in [
+            VideoState::Queued,
+            VideoState::Running,
+            VideoState::Waiting,
+            VideoState::Failed,
         ] {
-            gauge!(VIDEOS, "state" => state).set(n as f64);
+            gauge!(VIDEOS, "state" => state.as_str()).set(overview.count(state) as f64);
         }
         gauge!(OLDEST).set(overview.oldest.unwrap_or_default().as_secs_f64());
         if let Some((at_ms, _)) = overview.last_sweep {

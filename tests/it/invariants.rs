@@ -4,8 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use video_ingest::db::{End, Lost};
+use video_ingest::db::Lost;
 use video_ingest::domain::failure::Code;
+use video_ingest::domain::plan::End;
 use video_ingest::failpoint::Fault;
 
 use crate::scenario;

@@ -5,6 +5,8 @@ use std::time::Duration;
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
+use video_ingest::domain::generation::GenerationStatus;
+use video_ingest::domain::state::VideoState::{Failed, Queued, Ready, Running, Waiting};
 
 use crate::scenario;
 use crate::support::scenario::{ADMIN_TOKEN, Backend, Scenario, TRUNCATED, Video};
@@ -184,8 +186,8 @@ scenario! {
         t.work().await;
         for _ in 0..2 {
             let overview = t.db.overview().await.unwrap();
-            assert_eq!((overview.ready, overview.failed), (1, 1));
-            assert_eq!((overview.queued, overview.running, overview.waiting), (0, 0, 0));
+            assert_eq!((overview.count(Ready), overview.count(Failed)), (1, 1));
+            assert_eq!([Queued, Running, Waiting].map(|state| overview.count(state)), [0; 3]);
             assert_eq!(overview.oldest, None);
         }
         let entries = t.text("select cast(count(*) as text) from video_ingest.counts").await;
@@ -195,10 +197,10 @@ scenario! {
     what_the_agent_last_said_is_there_while_a_video_is_generating(t) {
         let video = Video::good();
         t.row(&video).await;
-        let said = (video.key.video_id, "c".to_owned(), "generating".to_owned(), "rendering scene 3".to_owned());
-        t.db.keep_statuses(&[said]).await.unwrap();
+        let said = GenerationStatus::unknown("the sandbox was paused");
+        t.db.keep_statuses(&[(video.key, "c", &said)]).await.unwrap();
         let list = Browser::signed_in(t).await.text("/").await;
-        assert!(list.contains("The agent says: rendering scene 3"), "{list}");
+        assert!(list.contains("The agent's status is unknown: the sandbox was paused."), "{list}");
     }
 
     a_person_retries_on_the_page(t) {

@@ -94,7 +94,7 @@ scenario! {
         t.expect_ready(&video).await;
         // The dead one wakes up: nothing it writes is taken.
         assert!(matches!(t.db.renew(&lost, Duration::from_secs(30)).await, Err(video_ingest::db::Lost::Lease)));
-        let end = video_ingest::db::End::Unchanged;
+        let end = video_ingest::domain::plan::End::Unchanged;
         assert!(matches!(t.db.finish(&lost, None, &end, &[]).await, Err(video_ingest::db::Lost::Lease)));
         t.expect_ready(&video).await;
     }

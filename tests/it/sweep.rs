@@ -129,9 +129,9 @@ scenario! {
             (&pushed, "queued: found by a sweep"),
             (&half, "queued: found by a sweep"),
             (&orphan, "queued: found by a sweep"),
-            (&nobodys, "generating: nothing pushed yet"),
-            (&at_work, "generating: the agent is at it"),
-            (&done, "generating: the agent finished; its push is awaited"),
+            (&nobodys, "generating: Nothing has been pushed yet."),
+            (&at_work, "generating: The agent is working on it."),
+            (&done, "generating: The agent finished; its push has not arrived yet."),
             (&broken, "unknown: the agent says it failed (the agent stopped with an error); the next sweep confirms it"),
             (&forgotten, "unknown: the agent's API does not know this conversation"),
             (&late, "failed: no video was pushed within 6 h"),
@@ -152,7 +152,7 @@ scenario! {
 
         let report = sweep(t, "").await;
         assert_eq!(outcome(&report, &pushed), "");
-        assert_eq!(outcome(&report, &half), "waiting: only the JSON was pushed so far; waiting for the MP4");
+        assert_eq!(outcome(&report, &half), "waiting: Only the JSON has been pushed so far; waiting for the MP4.");
         assert_eq!(outcome(&report, &orphan), "waiting: there is no row with this id in lesson_assets yet; waiting for it");
         assert_eq!(outcome(&report, &broken), "failed: the agent failed: the agent stopped with an error");
         assert_eq!(report["found"], 0);
@@ -420,8 +420,8 @@ scenario! {
         t.spoil(cut, Some(b"half"));
         assert_eq!(expect_nothing_written(t, "").await["checked"], 0, "only when asked to verify");
         let report = sweep(t, "verify=true").await;
-        assert_eq!(outcome(&report, gone), "queued: its object is missing in the store");
-        assert_eq!(outcome(&report, cut), "queued: its object is of another size in the store");
+        assert_eq!(outcome(&report, gone), "queued: Its object is missing in the storage");
+        assert_eq!(outcome(&report, cut), "queued: Its object has another size in the storage");
         assert_eq!(outcome(&report, fine), "");
         t.work().await;
         for video in &videos {
@@ -446,7 +446,7 @@ scenario! {
         t.spoil(&video, None);
         t.github.commit(|c| video.remove(c));
         let report = expect_nothing_written(t, "verify=true").await;
-        assert_eq!(outcome(&report, &video), "failed: its object is missing in the store, and the branch has no file to replace it: push the video again");
+        assert_eq!(outcome(&report, &video), "failed: Its object is missing in the storage, and the branch has no file to replace it: push the video again.");
     }
 
     one_video_can_be_swept_alone(t) {
@@ -601,7 +601,7 @@ scenario! {
         t.push(&queued).await;
         let snapshot = t.snapshot().await;
         for video in [&ready, &half, &queued] {
-            t.db.give_verdict(video.key, seen.get(&video.key), &failure).await.unwrap();
+            t.db.give_verdict(video.key, seen.get(&video.key).map(|record| record.requested), &failure).await.unwrap();
         }
         assert_eq!(snapshot, t.snapshot().await);
         // Or the old function, which nobody switched off yet, made the row ready.
@@ -637,7 +637,7 @@ scenario! {
         t.agent.conversation(conversation, "RUNNING", Some("running"));
         t.commit(&Video::good());
         t.github.truncate_trees_at(1);
-        assert_eq!(outcome(&sweep(t, "").await, &video), "generating: the agent is at it");
+        assert_eq!(outcome(&sweep(t, "").await, &video), "generating: The agent is working on it.");
     }
 
     history_is_forgotten_after_its_time(t) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use uuid::Uuid;
+use video_ingest::domain::generation::GenerationStatus;
 
 use crate::support::browser::{Browser, Settings};
 use crate::support::scenario::{AppRow, Backend, GOOD, Scenario, TRUNCATED, Video, metadata};
@@ -74,12 +75,12 @@ pub async fn take() {
     .await;
     t.later(Duration::from_secs(70));
     let said = [
-        ("generating", "rendering scene 4 of 7"),
-        ("generating", "installing Remotion"),
-        ("queued", ""),
+        GenerationStatus::unknown("the agent's sandbox was paused"),
+        GenerationStatus::Finished,
+        GenerationStatus::Generating,
     ];
     let mut generating = Vec::new();
-    for (minutes, (reading, detail)) in [12, 7, 1].into_iter().zip(said) {
+    for (minutes, status) in [12, 7, 1].into_iter().zip(said) {
         let video = drawn(&mut rng, GOOD);
         let age = Duration::from_secs(minutes * 60);
         t.rows(&[AppRow {
@@ -87,13 +88,8 @@ pub async fn take() {
             ..AppRow::pending(video.key)
         }])
         .await;
-        let reading = (
-            video.key.video_id,
-            "c".into(),
-            reading.into(),
-            detail.into(),
-        );
-        t.db.keep_statuses(&[reading]).await.unwrap();
+        let said = (video.key, "c", &status);
+        t.db.keep_statuses(&[said]).await.unwrap();
         generating.push(video);
     }
     t.ask("/reconcile?wait=0").await;

@@ -18,6 +18,8 @@ mod views;
 use super::session::{self, WRONG_WINDOW};
 use super::{AppState, ErrorCode, Problem, api};
 use crate::db::{DbError, DeliveryView, Filter, Overview};
+use crate::domain::report::SweepCounts;
+use crate::domain::state::VideoState;
 use crate::services::storage::{ObjectPath, Playable};
 use crate::telemetry::causes;
 use views::{DayPicture, LastAttempt, Moment, VideoRow, capitalized, last_attempt, took};
@@ -39,16 +41,6 @@ const DELIVERED_MAX: usize = 20;
 
 /// Videos on a page of deliveries whose state is looked up.
 const STATES_MAX: usize = 100;
-
-/// The states that can be filtered by.
-const STATES: [&str; 6] = [
-    "generating",
-    "queued",
-    "running",
-    "waiting",
-    "ready",
-    "failed",
-];
 
 #[derive(Template)]
 #[template(path = "videos.html", config = "src/http/page/templates/askama.toml")]
@@ -76,7 +68,7 @@ struct Top {
     queue: i64,
     oldest: Option<String>,
     last_push: Option<Moment>,
-    last_sweep: Option<(Moment, Value)>,
+    last_sweep: Option<(Moment, SweepCounts)>,
 }
 
 #[derive(Template)]
@@ -106,8 +98,8 @@ struct DeliveriesPage {
 struct DeliveryRow {
     delivery: DeliveryView,
     received: Moment,
-    /// With what became of each.
-    videos: Vec<(String, String)>,
+    /// Each with its state.
+    videos: Vec<(String, &'static str)>,
     more: usize,
     ignored: Vec<(String, String)>,
 }
@@ -319,11 +311,11 @@ pub(super) async fn videos(
     State(app): State<AppState>,
     Query(query): Query<ListQuery>,
 ) -> Result<Response, Oops> {
-    let now = app.sweep.clock.now_ms();
+    let now = app.clock.now_ms();
     let ListQuery { state, q, cursor } = query;
     let some = |text: &str| Some(text.trim().to_owned()).filter(|t| !t.is_empty());
     let filter = Filter {
-        state: some(&state),
+        state: VideoState::parse(state.trim()),
         q: some(&q),
         cursor,
         limit: None,
@@ -353,24 +345,18 @@ fn tabs(overview: &Overview) -> Vec<Tab> {
         label: "All".to_owned(),
         count: None,
     };
-    let states = STATES.into_iter().map(|name| Tab {
-        name,
-        label: capitalized(name),
-        count: match name {
-            "queued" => Some(overview.queued),
-            "running" => Some(overview.running),
-            "waiting" => Some(overview.waiting),
-            "ready" => Some(overview.ready),
-            "failed" => Some(overview.failed),
-            _ => None,
-        },
+    let states = VideoState::ALL.iter().map(|state| Tab {
+        name: state.as_str(),
+        label: capitalized(state.as_str()),
+        // Of rows without a record there is no count.
+        count: (*state != VideoState::Generating).then(|| overview.count(*state)),
     });
     std::iter::once(all).chain(states).collect()
 }
 
 async fn top(app: &AppState, overview: &Overview, now: i64) -> Result<Top, DbError> {
     let failed = Filter {
-        state: Some("failed".to_owned()),
+        state: Some(VideoState::Failed),
         limit: Some(ATTENTION_MAX),
         ..Filter::default()
     };
@@ -380,7 +366,7 @@ async fn top(app: &AppState, overview: &Overview, now: i64) -> Result<Top, DbErr
         failed: failed.map(|video| VideoRow::new(video, now)).collect(),
         slow: overview.oldest.filter(|age| *age > QUEUE_AGE_MAX).map(took),
         day: DayPicture::new(&app.db.day().await?),
-        queue: overview.queued + overview.running,
+        queue: overview.count(VideoState::Queued) + overview.count(VideoState::Running),
         oldest: overview.oldest.map(took),
         last_push: overview.last_push_ms.map(|at| Moment::at(at, now)),
         last_sweep: sweep.map(|(at, counted)| (Moment::at(at, now), counted)),
@@ -392,7 +378,7 @@ pub(super) async fn video(
     State(app): State<AppState>,
     Path(video_id): Path<String>,
 ) -> Result<Response, Oops> {
-    let now = app.sweep.clock.now_ms();
+    let now = app.clock.now_ms();
     let detail = api::find(&app, &video_id).await?;
     let attempt = last_attempt(&detail.timeline);
     let warnings = detail.warnings.as_array().into_iter().flatten();
@@ -433,7 +419,7 @@ pub(super) async fn file(
     request: Request,
 ) -> Result<Response, Oops> {
     let detail = api::find(&app, &video_id).await?;
-    let id = detail.video.video_id.parse().map_err(|_| NOT_FOUND)?;
+    let id = detail.video.video_id;
     let row = app.db.find_row(id).await?.ok_or(NOT_FOUND)?;
     let path = row.storage_path.as_deref();
     let object = path.and_then(|path| ObjectPath::from_stored(&row.bucket, path));
@@ -474,7 +460,7 @@ pub(super) async fn deliveries(
     State(app): State<AppState>,
     Query(query): Query<api::DeliveriesQuery>,
 ) -> Result<Response, Oops> {
-    let now = app.sweep.clock.now_ms();
+    let now = app.clock.now_ms();
     let page = app.db.deliveries(query.cursor.as_deref()).await?;
     let text = |value: &Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();
     let named = |delivery: &DeliveryView| -> Vec<String> {
@@ -488,7 +474,7 @@ pub(super) async fn deliveries(
     let states = app.db.states(ids).await?;
     let row = |delivery: DeliveryView| {
         let state = |id: String| {
-            let state = states.get(&id).cloned().unwrap_or_default();
+            let state = states.get(&id).map_or("", |state| state.as_str());
             (id, state)
         };
         let all = delivery.videos.as_array().map_or(0, Vec::len);

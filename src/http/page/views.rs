@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use crate::db::{Day, EventView, VideoView};
 use crate::domain::advice::advice;
-use crate::domain::failure::Code;
+use crate::domain::state::VideoState;
 
 /// The pictures' width in their own units; style sheets scale them.
 const WIDTH: f64 = 480.0;
@@ -95,13 +95,12 @@ pub(super) struct VideoRow {
 
 impl VideoRow {
     pub(super) fn new(video: VideoView, now_ms: i64) -> Self {
-        let code = video.code.as_deref().and_then(Code::parse);
         Self {
             size: video.size_bytes.map(size).unwrap_or_default(),
             length: video.duration_ms.map(length).unwrap_or_default(),
             changed: Moment::parse(&video.updated_at, now_ms),
             created: Moment::parse(&video.created_at, now_ms),
-            advice: code.map(advice),
+            advice: video.code.map(advice),
             video,
         }
     }
@@ -109,17 +108,10 @@ impl VideoRow {
     /// Why it is as it is, where that needs a word.
     pub(super) fn reason(&self) -> Option<String> {
         let message = self.video.message.as_deref();
-        match self.video.state.as_str() {
-            "generating" => Some(match message {
-                // The state says already that it is generating.
-                Some(said) => {
-                    let said = said.strip_prefix("generating: ").unwrap_or(said);
-                    format!("The agent says: {said}")
-                }
-                None => "Nothing pushed yet".to_owned(),
-            }),
-            _ => message.map(capitalized),
+        if self.video.state == VideoState::Generating {
+            return Some(message.unwrap_or("Nothing has been pushed yet.").to_owned());
         }
+        message.map(capitalized)
     }
 }
 
@@ -203,7 +195,7 @@ pub(super) struct LastAttempt {
 
 /// `None`: nothing was attempted yet.
 pub(super) fn last_attempt(timeline: &[EventView]) -> Option<LastAttempt> {
-    let begins = |event: &EventView| matches!(event.step.as_str(), "received" | "requested");
+    let begins = |event: &EventView| event.step.begins_attempt();
     // The last request that something followed: one that came meanwhile has no attempt yet.
     let start = timeline
         .windows(2)
@@ -249,6 +241,7 @@ pub(super) fn last_attempt(timeline: &[EventView]) -> Option<LastAttempt> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::timeline::Step;
 
     #[test]
     fn numbers_are_said_shortly() {
@@ -269,22 +262,22 @@ mod tests {
 
     #[test]
     fn the_bar_shows_the_last_attempt_in_full_width() {
-        let event = |second: u32, step: &str| EventView {
+        let event = |second: u32, step: Step| EventView {
             at: format!("2026-01-28T21:12:{second:02}Z"),
-            step: step.into(),
+            step,
             detail: String::new(),
             ms: None,
         };
         let timeline = [
-            event(0, "received"),
-            event(1, "retry"),
-            event(10, "requested"),
+            event(0, Step::Received),
+            event(1, Step::Retry),
+            event(10, Step::Requested),
             EventView {
                 ms: Some(400),
-                ..event(11, "listed")
+                ..event(11, Step::Listed)
             },
-            event(14, "ready"),
-            event(20, "requested"),
+            event(14, Step::Ready),
+            event(20, Step::Requested),
         ];
         let LastAttempt {
             segments: shown,

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::{Github, denied, says, unavailable};
 use crate::domain::failure::Failure;
 use crate::domain::ids::{FileKind, GitSha, VideoKey};
+use crate::domain::plan::Blobs;
 
 /// The most file names kept that belong to no video.
 const IGNORED_MAX: usize = 100;
@@ -35,6 +36,13 @@ pub struct Pair {
     pub mp4: Option<Entry>,
     /// `<lesson_id>_<video_id>.json`
     pub json: Option<Entry>,
+}
+
+impl Pair {
+    /// The names of both blobs.
+    pub fn blobs(&self) -> Blobs {
+        (self.mp4.map(|e| e.sha), self.json.map(|e| e.sha))
+    }
 }
 
 /// The videos folder as it was at one commit.

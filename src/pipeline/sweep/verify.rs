@@ -1,0 +1,67 @@
+//! `verify=true`: ready rows against the objects that the storage holds.
+
+use std::collections::HashMap;
+
+use futures_util::{StreamExt as _, stream};
+
+use super::{Stopped, Sweep, SweepOptions};
+use crate::domain::failure::Failure;
+use crate::domain::ids::VideoKey;
+use crate::domain::report::ServiceError;
+use crate::services::storage::ObjectPath;
+
+/// Objects whose size is asked for at once.
+const VERIFY_AT_ONCE: usize = 8;
+
+/// Failures of the storage in a row before a sweep leaves the rest to the next one.
+const FAILURES_IN_A_ROW_MAX: usize = 8;
+
+impl Sweep {
+    /// Ready rows whose object is missing or has another size, with the reason, and the failures of the
+    /// storage, one for each code.
+    pub(super) async fn verify(
+        &self,
+        options: &SweepOptions,
+    ) -> Result<(HashMap<VideoKey, &'static str>, Vec<ServiceError>), Stopped> {
+        let objects = self.db.ready_objects().await?.into_iter();
+        let objects = objects.filter(|object| options.includes(object.key));
+        let mut looked = stream::iter(objects)
+            .map(async |object| {
+                let Some(path) = ObjectPath::from_stored(&object.bucket, &object.path) else {
+                    return Ok(Some((object.key, "Its storage path is not one of ours")));
+                };
+                let info = self.store.info(&path).await?;
+                Ok::<_, Failure>(match (info, object.size) {
+                    (None, _) => Some((object.key, "Its object is missing in the storage")),
+                    (Some(info), Some(size)) if info.size != size => {
+                        Some((object.key, "Its object has another size in the storage"))
+                    }
+                    _ => None,
+                })
+            })
+            .buffer_unordered(VERIFY_AT_ONCE);
+        let (mut drifted, mut errors) = (HashMap::new(), Vec::new());
+        let mut failures_in_a_row = 0;
+        while failures_in_a_row < FAILURES_IN_A_ROW_MAX
+            && let Some(result) = looked.next().await
+        {
+            match result {
+                Ok(found) => {
+                    failures_in_a_row = 0;
+                    drifted.extend(found);
+                }
+                Err(failure) => {
+                    failures_in_a_row += 1;
+                    let error = ServiceError {
+                        service: "storage",
+                        code: failure.code.as_str(),
+                    };
+                    if !errors.contains(&error) {
+                        errors.push(error);
+                    }
+                }
+            }
+        }
+        Ok((drifted, errors))
+    }
+}
