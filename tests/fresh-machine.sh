@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs the README's commands on a fresh machine: a minimal Debian 12 in a folder, with the Rust toolchain
+# Runs the documented commands on a fresh machine: a minimal Debian 12 in a folder, with the Rust toolchain
 # of this machine and nothing else, and a clean clone of the last commit.
 #
 #     sudo tests/fresh-machine.sh [GROUP…]
 #
-# The commands are those after the README's markers `<!-- run GROUP -->`, without arguments all of them:
-# build (what a build needs), demo, install, server (a server of one's own; the fake for GitHub takes
-# GitHub's place) and tests. Needs root, debootstrap, debian-archive-keyring, iproute2. The folder is
-# removed at the end; KEEP=1 keeps it.
+# The commands are the code blocks after the markers `<!-- run GROUP -->` in the files of DOCUMENTS. Without
+# arguments, all groups run: build (the packages that a build needs), demo, install, server (a server without
+# an account, with the fake GitHub in place of GitHub) and tests. Needs root, debootstrap,
+# debian-archive-keyring and iproute2. The folder is removed at the end; KEEP=1 keeps it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,8 +15,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tests/debian.sh
 
 readonly LINES_SHOWN=12
+readonly DOCUMENTS=(README.md deploy/README.md tests/README.md)
 readonly GROUPS_ALL=(build demo install server tests)
-# What the fake pushes.
+# The video that the fake GitHub pushes.
 readonly PUSHED=1e550000-0000-4000-8000-000000000001_71de0000-0000-4000-8000-000000000001
 
 [[ $(id -u) == 0 ]] || { echo "run me as root: a chroot needs it" >&2; exit 2; }
@@ -37,9 +38,9 @@ clean_up() {
 }
 trap clean_up EXIT
 
-# The blocks of code after a marker of the committed README.
+# The code blocks after a marker in the committed documents.
 commands_of() {
-    git show HEAD:README.md | awk -v marker="<!-- run $1 -->" '
+    git show "${DOCUMENTS[@]/#/HEAD:}" | awk -v marker="<!-- run $1 -->" '
         $0 == marker { found = 1; next }
         found && /^```/ { if (inside) found = 0; inside = !inside; next }
         found && inside'
@@ -83,7 +84,7 @@ install_machine() {
     commit=$(git -C "$root/root/video-ingest" rev-parse --short HEAD)
 }
 
-# A server of one's own, whose settings name a repository that the fake has.
+# A server whose settings name a repository of the fake GitHub.
 run_server() {
     local serve=$'\nvideo-ingest serve\n'
     local ready=$'\nvideo-ingest serve &\nuntil video-ingest healthcheck; do sleep 1; done\n'
@@ -101,7 +102,7 @@ step "a minimal Debian 12" install_machine
 (($#)) || set -- "${GROUPS_ALL[@]}"
 for group in "$@"; do
     commands=$(commands_of "$group")
-    [[ -n $commands ]] || { echo "README.md has no <!-- run $group -->" >&2; exit 1; }
+    [[ -n $commands ]] || { echo "no document has <!-- run $group -->" >&2; exit 1; }
     case $group in
         demo) step "$commands --exit" on_fresh_machine "$commands --exit" ;;
         server) step "$commands" run_server "$commands" ;;
