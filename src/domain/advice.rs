@@ -1,68 +1,68 @@
-//! What a person should do about a failure: one sentence for command line, page and README.
+//! What to do about a failure: one sentence, the same on the command line, the page and in the documentation.
 
 use super::failure::Code;
 
-/// What to do next. Complete in itself; a failure's own message says what happened.
+/// What to do next. The sentence stands on its own; the failure's message says what happened.
 pub const fn advice(code: Code) -> &'static str {
     match code {
-        Code::BadMetadata => "Correct the JSON beside the video and push it.",
+        Code::BadMetadata => "Correct the JSON file next to the video and push it again.",
         Code::MetadataMismatch => {
-            "Push the JSON whose lesson_id and video_id are those in the file's name."
+            "Push a JSON file whose lesson_id and video_id match the file name."
         }
-        Code::NotAnMp4 => "Push the rendered MP4 itself; what was pushed is another kind of file.",
-        Code::Truncated => "Render the video again or copy it completely, and push it.",
-        Code::NoVideoTrack => "Render the video again: the file has no pictures.",
+        Code::NotAnMp4 => "Push the rendered MP4; the file that was pushed is not an MP4.",
+        Code::Truncated => "Render the video again, or copy it again in full, then push it.",
+        Code::NoVideoTrack => "Render the video again with a video track, then push it.",
         Code::RowMismatch => {
-            "Rename the files to the lesson and video of the row, or correct the row, then retry."
+            "Rename the files to match the row's lesson and video, or correct the row, then retry."
         }
-        Code::BucketMissing => "Create the storage bucket that the message names, then retry.",
+        Code::BucketMissing => "Create the storage bucket named in the message, then retry.",
         Code::MimeNotAllowed => "Add video/mp4 to the bucket's allowed MIME types, then retry.",
         Code::StorageDenied => {
-            "Set SUPABASE_SERVICE_ROLE_KEY to the project's current secret key and restart."
+            "Set SUPABASE_SERVICE_ROLE_KEY to the project's current secret key, then restart the server."
         }
         Code::GithubDenied => {
-            "Give GITHUB_TOKEN read access to the repository's contents, check GITHUB_REPOSITORY, and restart."
+            "Check GITHUB_REPOSITORY and give GITHUB_TOKEN read access to its contents, then restart."
         }
         Code::TooLarge => {
-            "Render the video smaller, or raise the bucket's limit and MAX_VIDEO_BYTES, then retry."
+            "Render a smaller video, or raise the bucket's limit and MAX_VIDEO_BYTES, then retry."
         }
         Code::LfsObjectMissing => {
-            "Run `git lfs push --all origin` where the video was rendered, then retry."
+            "Run `git lfs push --all origin` on the machine that rendered the video, then retry."
         }
         Code::CorruptDownload => {
-            "Nothing yet: it is downloaded again; if it lasts, push the video again."
+            "Wait for the automatic retry; if it keeps failing, push the video again."
         }
         Code::GithubUnavailable => {
-            "Nothing: it is tried again; githubstatus.com says whether GitHub is down."
+            "Wait for the automatic retry; check githubstatus.com for an outage."
         }
         Code::RateLimited => {
-            "Nothing: it goes on when GitHub allows; without GITHUB_TOKEN only 60 calls an hour are."
+            "Wait until GitHub's limit resets; without GITHUB_TOKEN, it is 60 requests per hour."
         }
         Code::StorageUnavailable => {
-            "Nothing: it is tried again; status.supabase.com says whether Supabase is down."
+            "Wait for the automatic retry; check status.supabase.com for an outage."
         }
         Code::DatabaseUnavailable => {
-            "Nothing: it is tried again; if it lasts, check that DATABASE_URL's server is up."
+            "Wait for the automatic retry; if it keeps failing, check the server that DATABASE_URL names."
         }
-        Code::DiskFull => "Free space in DATA_DIR; it is tried again by itself.",
+        Code::DiskFull => "Free disk space in DATA_DIR; the video is then retried automatically.",
         Code::LeaseExpired => {
-            "Nothing: another worker takes it; if it repeats, look in the log for why the process ends."
+            "Wait for another worker to retry; if this repeats, check the log for why the server stops."
         }
-        Code::Internal => "Look in the server's log and report the defect; it is tried again.",
-        Code::GaveUp => "Put right what the message says, then retry.",
-        Code::NoRow => {
-            "Insert the video's row in lesson_assets, then push again or retry; or remove the files."
+        Code::Internal => {
+            "Check the server's log and report the bug; the video is retried automatically."
         }
-        Code::VideoMissing => "Push the MP4 under the name of its JSON.",
+        Code::GaveUp => "Fix the problem described in the message, then retry.",
+        Code::NoRow => "Insert the video's row into lesson_assets and retry, or remove the files.",
+        Code::VideoMissing => "Push the MP4 with the same base name as its JSON file.",
         Code::MetadataMissing => {
-            "Nothing: push the JSON, or the video is taken without it after METADATA_GRACE."
+            "Push the JSON file; without it, the video is ingested after METADATA_GRACE."
         }
-        Code::GenerationFailed => "Read the agent's conversation and ask for the video again.",
+        Code::GenerationFailed => "Read the agent's conversation, then request the video again.",
         Code::GenerationTimeout => {
-            "Ask for the video again, or raise GENERATION_DEADLINE if agents need longer."
+            "Request the video again, or raise GENERATION_DEADLINE if the agent needs more time."
         }
         Code::FinishedWithoutVideo => {
-            "Read the agent's conversation: it ended without pushing; ask for the video again."
+            "Read the agent's conversation to see why it pushed nothing, then request the video again."
         }
     }
 }

@@ -72,9 +72,7 @@ fn every_failure_code_is_explained_with_its_class_and_advice() {
         .collect();
     let expected: Vec<_> = Code::ALL
         .iter()
-        .map(|code| {
-            (code.as_str(), code.class().as_str(), advice(*code))
-        })
+        .map(|code| (code.as_str(), code.class().as_str(), advice(*code)))
         .collect();
     assert_eq!(written, expected);
 }
