@@ -95,18 +95,6 @@ pub(super) async fn videos(
     }))
 }
 
-/// A filter by state; empty: none.
-fn video_state(text: &str) -> Result<Option<VideoState>, Problem> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let state = VideoState::parse(text);
-    state.map(Some).ok_or_else(|| {
-        let states: Vec<_> = VideoState::ALL.iter().map(|state| state.as_str()).collect();
-        malformed(format!("state must be one of {}", states.join(", ")))
-    })
-}
-
 /// One video with its timeline.
 #[utoipa::path(
     get,
