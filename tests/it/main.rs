@@ -26,5 +26,6 @@ mod supabase;
 mod support;
 mod sweep;
 mod sweep_model;
+mod tidy;
 mod webhook;
 mod webhook_command;
