@@ -77,13 +77,15 @@ pub(super) async fn videos(
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Videos>, Problem> {
     let Query(query) = query.map_err(|error| malformed(error.body_text()))?;
+    let state = query.state.filter(|s| !s.is_empty());
+    let parsed = state.as_deref().and_then(VideoState::parse);
+    if state.is_some() && parsed.is_none() {
+        // No video is in a state that does not exist.
+        let (videos, next) = (Vec::new(), None);
+        return Ok(Json(Videos { videos, next }));
+    }
     let filter = Filter {
-        state: query
-            .state
-            .as_deref()
-            .map(video_state)
-            .transpose()?
-            .flatten(),
+        state: parsed,
         q: query.q.filter(|q| !q.is_empty()),
         cursor: query.cursor,
         limit: query.limit,
