@@ -437,4 +437,57 @@ fn says(body: &[u8], words: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    fn github(api_url: &str) -> Github {
+        let clock = Clock::default();
+        Github::new(api_url, None, "acme/videos", None, "videos", clock).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_https_api_redirects_to_https_only() {
+        let github = github("https://api.github.com");
+        let api = github.endpoint([]);
+        let next = |to: &'static str| {
+            let headers = HeaderMap::from_iter([(LOCATION, HeaderValue::from_static(to))]);
+            github.redirect(&api, StatusCode::FOUND, &headers).ok()
+        };
+        let followed = next("https://objects.acme.example/x").flatten();
+        assert_eq!(followed.unwrap().as_str(), "https://objects.acme.example/x");
+        for refused in ["http://api.github.com/x", "file:///etc/passwd", "http://"] {
+            assert_eq!(next(refused), None, "{refused}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_token_is_sent_to_the_git_host_of_the_api_only() {
+        for (api, git, expected) in [
+            ("https://api.github.com", "https://github.com/a/b.git", true),
+            (
+                "https://git.acme.example/api/v3",
+                "https://git.acme.example/a/b.git",
+                true,
+            ),
+            ("https://api.github.com", "http://github.com/a/b.git", false),
+            (
+                "https://api.github.com",
+                "https://github.com:8443/a/b.git",
+                false,
+            ),
+            (
+                "https://api.github.com",
+                "https://github.com.example/a/b.git",
+                false,
+            ),
+            (
+                "https://git.acme.example/api/v3",
+                "https://acme.example/a/b.git",
+                false,
+            ),
+        ] {
+            let is_git_host = github(api).is_git_host(&git.parse().unwrap());
+            assert_eq!(is_git_host, expected, "{api} {git}");
+        }
+    }
+}
