@@ -28,7 +28,7 @@ use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Row as _
 use tokio::sync::{Notify, broadcast};
 
 use crate::clock::Clock;
-use crate::telemetry::causes;
+use crate::domain::failure::causes;
 
 pub use deliveries::{Delivery, Scan};
 pub use doctor::{AppFacts, Migrated, Schema, Tls};

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::db::{Claim, Db, End, Lost, Published, Row, RowOwner, Step};
-use crate::domain::failure::{Class, Code, Failure, GIVE_UP_AFTER};
+use crate::domain::failure::{Class, Code, Failure, GIVE_UP_AFTER, causes};
 use crate::domain::ids::GitSha;
 use crate::domain::metadata::{METADATA_BYTES_MAX, Metadata};
 use crate::domain::mp4::Probe;
@@ -22,7 +22,6 @@ use crate::pipeline::breaker::Breaker;
 use crate::pipeline::spool::{Kind, Spool, Spooled};
 use crate::services::github::{Download, Entry, Freshness, Github, Listing, Pair};
 use crate::services::storage::{Digests, ObjectPath, Store};
-use crate::telemetry::causes;
 use crate::telemetry::metrics;
 
 /// A listing that began earlier is not believed, whoever asks.

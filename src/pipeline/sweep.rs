@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::db::{Db, DbError, PendingRow, Request, Scan, Source};
-use crate::domain::failure::{Class, Code, Failure};
+use crate::domain::failure::{Class, Code, Failure, causes};
 use crate::domain::generation::GenerationStatus;
 use crate::domain::ids::{FileKind, VideoKey};
 use crate::domain::verdict::{self, Blobs, Facts, Record, RowState, Verdict, verdict};
@@ -21,7 +21,6 @@ use crate::pipeline::ingest::{PUSH_LAG_MAX, PUSH_LAG_WAIT};
 use crate::services::github::{Freshness, Github, Listing, Pair};
 use crate::services::openhands::{Agent, ServiceError};
 use crate::services::storage::{ObjectPath, Store};
-use crate::telemetry::causes;
 use crate::telemetry::metrics;
 
 /// Look-ups of single files in one sweep, where the listing is truncated; the next sweep goes on.

@@ -13,11 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::db::{Claim, DbError, End, Lost, Request, Source};
 use crate::domain::failure::{
-    CONFIGURATION_RETRY, Class, Code, Failure, GIVE_UP_AFTER, retry_delay,
+    CONFIGURATION_RETRY, Class, Code, Failure, GIVE_UP_AFTER, causes, retry_delay,
 };
 use crate::pipeline::ingest::{Attempt, Ingest};
 use crate::pipeline::sweep::Sweep;
-use crate::telemetry::causes;
 use crate::telemetry::metrics;
 
 /// A worker that has nothing to do looks again after this time. Source: the contract.

@@ -21,8 +21,7 @@ use tokio::sync::watch;
 use super::{
     BodyStream, BucketLimits, Digests, ObjectInfo, ObjectPath, SIGNED_URL_SECONDS, VIDEO_MIME,
 };
-use crate::domain::failure::{Code, Failure};
-use crate::telemetry::causes;
+use crate::domain::failure::{Code, Failure, causes};
 
 /// The largest answer that is read, in bytes; the rest of a longer one is ignored.
 const ANSWER_MAX_BYTES: usize = 64 * 1024;
