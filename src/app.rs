@@ -286,7 +286,7 @@ pub(crate) fn github(config: &Config, clock: &Clock) -> Result<Github, InvalidSe
     Github::new(
         &github.api_url,
         github.token.clone(),
-        &github.repository.to_string(),
+        github.repository.clone(),
         github.branch.clone(),
         &github.videos_dir,
         clock.clone(),

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use video_ingest::clock::Clock;
 use video_ingest::domain::failure::{Code, Failure};
-use video_ingest::domain::ids::{GitSha, VideoKey};
+use video_ingest::domain::ids::{GitSha, RepoName, VideoKey};
 use video_ingest::services::github::{
     Entry, Freshness, Github, Listing, Pair, Patience, RateLimit,
 };
@@ -31,6 +31,10 @@ const REPO: &str = "/repos/acme/video-artifacts";
 
 fn sha(text: &str) -> GitSha {
     text.parse().unwrap()
+}
+
+fn repo_name() -> RepoName {
+    "acme/video-artifacts".parse().unwrap()
 }
 
 fn key() -> VideoKey {
@@ -111,7 +115,7 @@ impl Server {
     fn github_at(&self, prefix: &str, clock: Clock) -> Github {
         let url = format!("{}{prefix}", self.url);
         let token = Some(SecretString::from(TOKEN));
-        Github::new(&url, token, "acme/video-artifacts", None, "videos", clock).unwrap()
+        Github::new(&url, token, repo_name(), None, "videos", clock).unwrap()
     }
 }
 
@@ -332,14 +336,7 @@ async fn an_enterprise_path_a_branch_and_nested_folders_are_kept() {
     for prefix in ["/api/v3", "/api/v3/", "/r"] {
         let url = format!("{}{prefix}", server.url);
         let branch = Some("render/пробный #1".to_owned());
-        let github = Github::new(
-            &url,
-            None,
-            "acme/video-artifacts",
-            branch,
-            "a b/c",
-            Clock::default(),
-        );
+        let github = Github::new(&url, None, repo_name(), branch, "a b/c", Clock::default());
         server.calls.lock().unwrap().clear();
         listing(&github.unwrap()).await.unwrap();
         let api = format!("{}{REPO}", prefix.trim_end_matches('/'));
@@ -616,20 +613,15 @@ async fn each_status_has_its_meaning() {
 
 #[tokio::test]
 async fn settings_that_no_call_can_be_made_with_are_refused() {
-    let new = |url, token: &str, repository| {
+    let new = |url, token: &str| {
         let token = Some(SecretString::from(token));
-        let github = Github::new(url, token, repository, None, "videos", Clock::default());
+        let github = Github::new(url, token, repo_name(), None, "videos", Clock::default());
         github.err().map(|invalid| invalid.name)
     };
     let api = "https://api.github.com";
-    assert_eq!(new(api, "t", "acme/videos"), None);
-    assert_eq!(
-        new("api.github.com", "t", "acme/videos"),
-        Some("GITHUB_API_URL")
-    );
-    assert_eq!(new(api, "t\nu", "acme/videos"), Some("GITHUB_TOKEN"));
-    assert_eq!(new(api, "t", "acme"), Some("GITHUB_REPOSITORY"));
-    assert_eq!(new(api, "t", "acme/a/b"), Some("GITHUB_REPOSITORY"));
+    assert_eq!(new(api, "t"), None);
+    assert_eq!(new("api.github.com", "t"), Some("GITHUB_API_URL"));
+    assert_eq!(new(api, "t\nu"), Some("GITHUB_TOKEN"));
 }
 
 #[tokio::test]

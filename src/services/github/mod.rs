@@ -22,6 +22,7 @@ use serde::Deserialize;
 
 use crate::clock::Clock;
 use crate::domain::failure::{Code, Failure, RETRY_AFTER_MAX};
+use crate::domain::ids::RepoName;
 
 pub use download::Download;
 pub use hooks::{Hook, HookDelivery, RECEIVER_PATH, RepositoryFacts, failed_guids};
@@ -65,8 +66,7 @@ impl Default for Patience {
 pub struct Github {
     /// Where the API is, a possible path (`/api/v3`) included.
     api: Url,
-    owner: String,
-    name: String,
+    repo: RepoName,
     branch: Option<String>,
     /// The folders that lead to the videos, outermost first; none for the repository's root.
     videos_dir: Vec<String>,
@@ -121,15 +121,15 @@ struct Answer {
 }
 
 impl Github {
-    /// A client for `repository` (`owner/name`), of which `branch` (else the default branch) and
+    /// A client for `repo`, of which `branch` (else the default branch) and
     /// the folder `videos_dir` are looked at. Makes no call; must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// A setting is no URL, no `owner/name`, or no text that a header can carry.
+    /// A setting is no URL, or no text that a header can carry.
     pub fn new(
         api_url: &str,
         token: Option<SecretString>,
-        repository: &str,
+        repo: RepoName,
         branch: Option<String>,
         videos_dir: &str,
         clock: Clock,
@@ -142,10 +142,6 @@ impl Github {
                 let problem = "not a URL such as https://api.github.com";
                 invalid("GITHUB_API_URL", problem)
             })?;
-        let (owner, name) = repository
-            .split_once('/')
-            .filter(|(owner, name)| !owner.is_empty() && !name.is_empty() && !name.contains('/'))
-            .ok_or_else(|| invalid("GITHUB_REPOSITORY", "not owner/name"))?;
         let authorization = token
             .as_ref()
             .map(|token| sensitive(format!("Bearer {}", token.expose_secret())))
@@ -169,8 +165,7 @@ impl Github {
             .map_err(|_| invalid("GITHUB_API_URL", "no TLS certificates found on this system"))?;
         let folders = videos_dir.split('/').filter(|s| !matches!(*s, "" | "."));
         Ok(Self {
-            owner: owner.to_owned(),
-            name: name.to_owned(),
+            repo,
             branch,
             videos_dir: folders.map(str::to_owned).collect(),
             api,
@@ -206,7 +201,7 @@ impl Github {
         let mut url = self.api.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty()
-                .extend(["repos", &self.owner, &self.name])
+                .extend(["repos", &self.repo.owner, &self.repo.name])
                 .extend(segments);
         }
         url
@@ -442,7 +437,8 @@ mod tests {
 
     fn github(api_url: &str) -> Github {
         let clock = Clock::default();
-        Github::new(api_url, None, "acme/videos", None, "videos", clock).unwrap()
+        let repository = "acme/videos".parse().unwrap();
+        Github::new(api_url, None, repository, None, "videos", clock).unwrap()
     }
 
     #[tokio::test]
