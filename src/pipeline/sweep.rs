@@ -19,7 +19,7 @@ use crate::domain::ids::{FileKind, VideoKey};
 use crate::domain::verdict::{self, Blobs, Facts, Record, RowState, Verdict, verdict};
 use crate::pipeline::ingest::{PUSH_LAG_MAX, PUSH_LAG_WAIT};
 use crate::services::github::{Freshness, Github, Listing, Pair};
-use crate::services::openhands::{Agent, ServiceError};
+use crate::services::openhands::{OpenHands, ServiceError};
 use crate::services::storage::{ObjectPath, Store};
 use crate::telemetry::metrics;
 
@@ -51,7 +51,7 @@ pub struct Sweep {
     /// For `verify`.
     pub store: Arc<Store>,
     /// Whom to ask about generations; `None`: nobody.
-    pub agent: Option<Arc<Agent>>,
+    pub agent: Option<Arc<OpenHands>>,
     /// `videos`
     pub videos_dir: Arc<str>,
     /// The age at which a row without a video is failed.

@@ -18,7 +18,7 @@ use video_ingest::clock::Clock;
 use video_ingest::domain::failure::{Code, Failure};
 use video_ingest::domain::ids::{GitSha, RepoName, VideoKey};
 use video_ingest::services::github::{
-    Entry, Freshness, Github, Listing, Pair, Patience, RateLimit,
+    Entry, Freshness, Github, Listing, Pair, RateLimit, Timeouts,
 };
 
 const TOKEN: &str = "ghp_made-up-for-tests";
@@ -498,9 +498,9 @@ async fn a_download_that_stalls_is_given_up() {
         Body::from_stream(futures_util::StreamExt::chain(first, never)).into_response()
     })
     .await;
-    let github = server.github().with_patience(Patience {
+    let github = server.github().with_timeouts(Timeouts {
         stall: Duration::from_millis(200),
-        ..Patience::default()
+        ..Timeouts::default()
     });
     let mut download = github.blob(sha(BLOB), 7).await.unwrap();
     assert_eq!(download.chunk().await.unwrap().unwrap(), "12");
@@ -632,7 +632,10 @@ async fn an_answer_without_end_is_cut_off() {
     })
     .await;
     let failure = listing(&server.github()).await.unwrap_err();
-    assert_eq!(failure.message, "GitHub's answer broke off or was too long");
+    assert_eq!(
+        failure.message,
+        "GitHub's response was incomplete or too long."
+    );
 }
 
 const OID: &str = "5555555555555555555555555555555555555555555555555555555555555555";
