@@ -22,9 +22,10 @@ use crate::pipeline::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
 use crate::pipeline::intake::Intake;
 use crate::pipeline::sweep::{Sweep, SweepOptions};
 use crate::pipeline::worker::Worker;
-use crate::services::github::{Github, InvalidSetting, Patience};
-use crate::services::openhands::{self, Agent};
-use crate::services::storage::{FolderStore, Store, SupabaseStore, Timeouts};
+use crate::services::client::InvalidSetting;
+use crate::services::github::{self, Github};
+use crate::services::openhands::{OpenHands, Pacing};
+use crate::services::storage::{self, FolderStore, Store, SupabaseStore};
 use crate::telemetry::metrics;
 
 /// After SIGTERM, running videos have this long to end before they are handed back.
@@ -40,12 +41,12 @@ pub struct Injected {
     pub clock: Clock,
     /// Armed to break things on purpose.
     pub fail: FailPoints,
-    /// How patient the GitHub client is.
-    pub github_patience: Patience,
-    /// How patient the storage client is.
-    pub storage_timeouts: Timeouts,
-    /// How patient and how fast the agent's client is.
-    pub openhands_limits: openhands::Limits,
+    /// Timeouts of the GitHub client.
+    pub github_timeouts: github::Timeouts,
+    /// Timeouts of the storage client.
+    pub storage_timeouts: storage::Timeouts,
+    /// How fast and for how long OpenHands is called.
+    pub openhands_pacing: Pacing,
 }
 
 /// The program, ready to serve.
@@ -74,9 +75,9 @@ impl App {
         let Injected {
             clock,
             fail,
-            github_patience,
+            github_timeouts,
             storage_timeouts,
-            openhands_limits,
+            openhands_pacing,
         } = injected;
         for (name, fault) in &config.fail_points {
             let fault = match fault.as_str() {
@@ -93,17 +94,17 @@ impl App {
         db.migrate()
             .await
             .context("the database could not be brought up to this version")?;
-        let store = Arc::new(open_store(&config, storage_timeouts)?);
+        let store = Arc::new(open_store(&config, &clock, storage_timeouts)?);
         let github = &config.github;
         let client = self::github(&config, &clock)?;
-        let client = Arc::new(client.with_patience(github_patience));
+        let client = Arc::new(client.with_timeouts(github_timeouts));
         let wake = Arc::new(Notify::new());
         let videos_dir: Arc<str> = github.videos_dir.as_str().into();
         let sweep = Sweep {
             db: db.clone(),
             github: client.clone(),
             store: store.clone(),
-            openhands: agent(&config, &clock, openhands_limits)?,
+            openhands: openhands(&config, &clock, openhands_pacing)?,
             videos_dir: videos_dir.clone(),
             generation_deadline: config.generation_deadline,
             history_retention: config.history_retention,
@@ -293,14 +294,22 @@ pub(crate) fn github(config: &Config, clock: &Clock) -> Result<Github, InvalidSe
     Github::new(
         &github.api_url,
         github.token.clone(),
-        &github.repository.to_string(),
+        github.repository.clone(),
         github.branch.clone(),
         &github.videos_dir,
         clock.clone(),
     )
 }
 
-fn open_store(config: &Config, timeouts: Timeouts) -> anyhow::Result<Store> {
+/// The store of the settings.
+///
+/// # Errors
+/// Its folder cannot be used, or its address or key is malformed.
+pub(crate) fn open_store(
+    config: &Config,
+    clock: &Clock,
+    timeouts: storage::Timeouts,
+) -> anyhow::Result<Store> {
     Ok(match &config.store {
         StoreConfig::Folder => {
             let folder = config.data_dir.join("store");
@@ -313,17 +322,18 @@ fn open_store(config: &Config, timeouts: Timeouts) -> anyhow::Result<Store> {
             service_role_key,
         } => {
             let url = reqwest::Url::parse(url).context("SUPABASE_URL is not a URL")?;
-            Store::Supabase(SupabaseStore::new(&url, service_role_key, timeouts)?)
+            let clock = clock.clone();
+            Store::Supabase(SupabaseStore::new(&url, service_role_key, clock, timeouts)?)
         }
     })
 }
 
-/// The agent's API, if the settings have a key for it.
-pub(crate) fn agent(
+/// The client of OpenHands, if the settings have a key for it.
+pub(crate) fn openhands(
     config: &Config,
     clock: &Clock,
-    limits: openhands::Limits,
-) -> anyhow::Result<Option<Arc<Agent>>> {
+    pacing: Pacing,
+) -> Result<Option<Arc<OpenHands>>, InvalidSetting> {
     let Some(OpenHandsConfig {
         key,
         api_url,
@@ -332,9 +342,8 @@ pub(crate) fn agent(
     else {
         return Ok(None);
     };
-    let agent = Agent::new(api_url, key.clone(), *version, clock.clone(), limits)
-        .context("the agent's API cannot be asked")?;
-    Ok(Some(Arc::new(agent)))
+    let client = OpenHands::new(api_url, key.clone(), *version, clock.clone(), pacing)?;
+    Ok(Some(Arc::new(client)))
 }
 
 /// The settings' limit, else the bucket's, else the default; in bytes.

@@ -8,6 +8,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::services::client;
+
 /// A server that does not take a connection within this time is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -92,7 +94,7 @@ impl Client {
     /// # Errors
     /// No TLS on this machine.
     pub(crate) fn new(base: &str, token: SecretString) -> anyhow::Result<Self> {
-        let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT);
+        let mut builder = client::via_proxy(CONNECT_TIMEOUT);
         // A proxy cannot reach this machine's own loopback.
         let host = reqwest::Url::parse(base)?
             .host_str()
@@ -194,13 +196,10 @@ impl Client {
             .await
             .map_err(broken)?;
         let status = response.status();
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(broken)? {
-            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                bail!("{base} answers more than {ANSWER_BYTES_MAX} bytes; ask for less");
-            }
-            body.extend_from_slice(&chunk);
-        }
+        let body = client::body(&mut response, ANSWER_BYTES_MAX).await;
+        let Some(body) = body.map_err(broken)? else {
+            bail!("{base} answers more than {ANSWER_BYTES_MAX} bytes; ask for less");
+        };
         match status {
             StatusCode::NOT_FOUND => Ok(None),
             StatusCode::UNAUTHORIZED => bail!(

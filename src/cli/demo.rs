@@ -31,6 +31,7 @@ use crate::domain::failure::Code;
 use crate::domain::ids::{FileKind, GitSha, VideoKey};
 use crate::domain::lfs::{POINTER_BYTES_MAX, Pointer};
 use crate::fake_github::{Delivery, FakeGithub, git};
+use crate::services::client;
 use crate::telemetry;
 
 /// What the fake's repository is called.
@@ -158,8 +159,7 @@ impl Stage {
             secret,
             db: app.db.clone(),
             github,
-            hooks: reqwest::Client::builder()
-                .no_proxy()
+            hooks: client::direct(VIDEO_TIMEOUT)
                 .timeout(VIDEO_TIMEOUT)
                 .build()?,
             api: Client::new(&url, token.as_str().into())?,

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::{self, App, Injected};
 use crate::clock::Clock;
 use crate::config::{self, Config, Problem, Sources};
+use crate::services;
 use crate::telemetry;
 use client::Client;
 
@@ -225,8 +226,7 @@ async fn migrate(config: &Config) -> anyhow::Result<ExitCode> {
 
 async fn healthcheck(address: SocketAddr) -> anyhow::Result<ExitCode> {
     let address = reachable(address);
-    let client = reqwest::Client::builder()
-        .no_proxy()
+    let client = services::client::direct(HEALTHCHECK_TIMEOUT)
         .timeout(HEALTHCHECK_TIMEOUT)
         .build()?;
     client

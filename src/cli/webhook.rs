@@ -18,6 +18,7 @@ use crate::app;
 use crate::clock::Clock;
 use crate::config::{self, Config, Problem, Sources};
 use crate::domain::signature::sign;
+use crate::services::client;
 use crate::services::github::{Github, Hook, HookDelivery, RECEIVER_PATH, failed_guids};
 
 /// The setting that a first installation makes up.
@@ -362,9 +363,7 @@ async fn send(matches: &ArgMatches, config: &Config) -> anyhow::Result<ExitCode>
     };
     let body = read(file).await?;
     let guid = Uuid::new_v4();
-    let mut answer = reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
+    let mut answer = client::direct(SEND_TIMEOUT)
         .timeout(SEND_TIMEOUT)
         .build()?
         .post(url.clone())
@@ -380,13 +379,9 @@ async fn send(matches: &ArgMatches, config: &Config) -> anyhow::Result<ExitCode>
         .await
         .map_err(|error| anyhow::anyhow!("{url} does not answer: {}", error.without_url()))?;
     let status = answer.status();
-    let mut said = Vec::new();
-    while let Some(piece) = answer.chunk().await?
-        && said.len() < ANSWER_BYTES_MAX
-    {
-        said.extend_from_slice(&piece);
-    }
-    say(&format!("{status}\n{}", String::from_utf8_lossy(&said)))?;
+    let body = client::body(&mut answer, ANSWER_BYTES_MAX).await?;
+    let body = body.unwrap_or_else(|| b"(the response is too long to print)".to_vec());
+    say(&format!("{status}\n{}", String::from_utf8_lossy(&body)))?;
     Ok(ExitCode::from(u8::from(!status.is_success())))
 }
 

@@ -9,7 +9,6 @@ mod sources;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
 pub use crate::domain::generation::OpenHandsVersion;
+use crate::domain::ids::RepoName;
 use crate::domain::signature::same_secret;
 
 pub use settings::{
@@ -121,21 +121,6 @@ pub struct GithubConfig {
     pub token: Option<SecretString>,
     /// Base of the REST API, without a slash at the end.
     pub api_url: String,
-}
-
-/// `owner/name`. GitHub compares both without regard to case.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RepoName {
-    /// A user or an organisation.
-    pub owner: String,
-    /// The repository, without `.git`.
-    pub name: String,
-}
-
-impl fmt::Display for RepoName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.owner, self.name)
-    }
 }
 
 /// The agent's API.

@@ -12,14 +12,10 @@ use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 
-use super::RepoName;
+use crate::domain::ids::{NotARepoName, RepoName};
 
 /// Shortest secret that this server compares or that opens everything, in bytes.
 const SECRET_MIN_BYTES: usize = 16;
-
-/// Longest names that GitHub gives to owners and repositories, in bytes.
-const OWNER_MAX_BYTES: usize = 39;
-const REPOSITORY_MAX_BYTES: usize = 100;
 
 /// Longest branch name, videos folder and bucket name, in bytes.
 const BRANCH_MAX_BYTES: usize = 255;
@@ -118,27 +114,10 @@ pub(super) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Rule<T> {
     })
 }
 
-/// `owner/name`, as GitHub allows them. Owners of GitHub Enterprise may hold `_`.
+/// `owner/name`, as GitHub allows them.
 pub(super) fn repository(text: &str) -> Rule<RepoName> {
-    let parse = || {
-        let (owner, name) = text.split_once('/')?;
-        let owner_fits = (1..=OWNER_MAX_BYTES).contains(&owner.len())
-            && owner.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && owner
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
-        let name_fits = (1..=REPOSITORY_MAX_BYTES).contains(&name.len())
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-            && ![".", ".."].contains(&name)
-            && !name.ends_with(".git");
-        (owner_fits && name_fits).then(|| RepoName {
-            owner: owner.to_owned(),
-            name: name.to_owned(),
-        })
-    };
-    parse().ok_or_else(|| "must be `owner/name`: no address, no `.git`".to_owned())
+    text.parse()
+        .map_err(|error: NotARepoName| error.to_string())
 }
 
 /// A branch's name by the rules of `git check-ref-format --branch`, without `refs/heads/`.

@@ -12,7 +12,7 @@ use video_ingest::config::{
 use video_ingest::db::Tls;
 use video_ingest::fake_github::FakeGithub;
 use video_ingest::pipeline::checks::{self, Finding, Mark, Options};
-use video_ingest::services::openhands::{Limits, Rate};
+use video_ingest::services::openhands::{Pacing, Rate};
 
 use crate::support::fake_openhands::{self, OpenHands, Server};
 use crate::support::fake_storage::{self, Op, StorageStandin};
@@ -128,9 +128,9 @@ impl SetUp {
         let options = Options {
             receiver: Some(RECEIVER.parse().unwrap()),
             clock: self.clock.clone(),
-            openhands_limits: Limits {
+            openhands_pacing: Pacing {
                 rates: [quick; 2],
-                ..Limits::default()
+                ..Pacing::default()
             },
             ..Options::default()
         };

@@ -189,7 +189,7 @@ fn no_listing_is_too_much() {
             let client = Github::new(
                 &github.url(),
                 None,
-                REPOSITORY,
+                REPOSITORY.parse().unwrap(),
                 None,
                 "videos",
                 Clock::default(),

@@ -6,6 +6,7 @@ mod cli;
 mod deploy_sql;
 mod doctor;
 mod fake_storage;
+mod github;
 mod hostile;
 mod intake;
 mod intruders;

@@ -6,9 +6,8 @@ use uuid::Uuid;
 use video_ingest::app::Injected;
 use video_ingest::config::{Config, OpenHandsConfig, StoreConfig};
 use video_ingest::domain::generation::OpenHandsVersion;
-use video_ingest::services::github::Patience;
-use video_ingest::services::openhands;
 use video_ingest::services::storage::{ObjectPath, Timeouts};
+use video_ingest::services::{github, openhands};
 
 use crate::support::fake_openhands::{self, OpenHands};
 use crate::support::fault_proxy::{Fault, FaultProxy};
@@ -48,7 +47,7 @@ struct World {
 impl World {
     async fn begin(backend: Backend, agent: Option<OpenHands>) -> Self {
         let injected = Injected {
-            github_patience: Patience {
+            github_timeouts: github::Timeouts {
                 call: PATIENCE,
                 stall: PATIENCE,
             },
@@ -58,13 +57,13 @@ impl World {
                 answer: PATIENCE,
                 request: PATIENCE,
             },
-            openhands_limits: openhands::Limits {
-                answer: PATIENCE,
+            openhands_pacing: openhands::Pacing {
+                call: PATIENCE,
                 rates: [openhands::Rate {
                     calls: 1000,
                     per: PATIENCE,
                 }; 2],
-                ..openhands::Limits::default()
+                ..openhands::Pacing::default()
             },
             ..Injected::default()
         };

@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use uuid::Uuid;
 use video_ingest::clock::Clock;
 use video_ingest::domain::generation::OpenHandsVersion;
-use video_ingest::services::openhands::{Agent, Limits, Probed, Rate};
+use video_ingest::services::openhands::{self, Pacing, Probed, Rate};
 
 use crate::support::fake_openhands::{Fault, KEY, OpenHands, PAGE, PROMPT, SESSION_KEY, Server};
 
@@ -20,24 +20,24 @@ fn texts(ids: impl IntoIterator<Item = u128>) -> Vec<String> {
 }
 
 /// The limits of production, but without its pauses.
-fn brisk() -> Limits {
+fn brisk() -> Pacing {
     let rate = Rate {
         calls: 1000,
         per: Duration::from_secs(1),
     };
-    Limits {
+    Pacing {
         rates: [rate; 2],
-        ..Limits::default()
+        ..Pacing::default()
     }
 }
 
 struct Scenario {
     api: OpenHands,
-    agent: Agent,
+    agent: openhands::OpenHands,
     clock: Clock,
 }
 
-async fn story_with(version: OpenHandsVersion, limits: Limits) -> Scenario {
+async fn story_with(version: OpenHandsVersion, pacing: Pacing) -> Scenario {
     let server = match version {
         OpenHandsVersion::V1 => Server::Cloud,
         OpenHandsVersion::V0 => Server::SelfHosted,
@@ -45,7 +45,7 @@ async fn story_with(version: OpenHandsVersion, limits: Limits) -> Scenario {
     let api = OpenHands::start(server).await;
     let clock = Clock::default();
     let key = SecretString::from(KEY);
-    let agent = Agent::new(&api.url, key, version, clock.clone(), limits).unwrap();
+    let agent = openhands::OpenHands::new(&api.url, key, version, clock.clone(), pacing).unwrap();
     Scenario { api, agent, clock }
 }
 
@@ -265,11 +265,11 @@ async fn events_that_cannot_be_read_are_not_taken_for_none() {
 
 #[tokio::test]
 async fn a_server_that_stalls_or_is_gone_is_left_alone_after_three_calls() {
-    let limits = Limits {
-        answer: Duration::from_millis(50),
+    let pacing = Pacing {
+        call: Duration::from_millis(50),
         ..brisk()
     };
-    let s = story_with(OpenHandsVersion::V0, limits).await;
+    let s = story_with(OpenHandsVersion::V0, pacing).await;
     s.api.break_down("", Fault::Stall);
     let probed = s.probe(1..=20).await;
     assert_eq!(codes(&probed), ["unavailable"]);
@@ -346,11 +346,11 @@ async fn a_probe_keeps_to_the_rate_and_within_its_time() {
         calls: 3,
         per: Duration::from_secs(3600),
     };
-    let limits = Limits {
+    let pacing = Pacing {
         rates: [three_an_hour; 2],
-        ..Limits::default()
+        ..Pacing::default()
     };
-    let s = story_with(OpenHandsVersion::V1, limits).await;
+    let s = story_with(OpenHandsVersion::V1, pacing).await;
     for n in 1..=4 {
         s.api.conversation(id(n), "PAUSED", None);
         s.api.state(id(n), "finished");

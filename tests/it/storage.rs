@@ -10,6 +10,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use sha1::{Digest, Sha1};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
+use video_ingest::clock::Clock;
 use video_ingest::domain::failure::{Code, Failure};
 use video_ingest::domain::ids::GitSha;
 use video_ingest::services::storage::{
@@ -79,7 +80,7 @@ fn folder() -> (TempDir, Store) {
 
 fn supabase(storage: &StorageStandin, key: &str, timeouts: Timeouts) -> Store {
     let url = storage.url().parse().unwrap();
-    Store::Supabase(SupabaseStore::new(&url, &key.into(), timeouts).unwrap())
+    Store::Supabase(SupabaseStore::new(&url, &key.into(), Clock::default(), timeouts).unwrap())
 }
 
 fn with_key(storage: &StorageStandin, key: &str) -> Store {
@@ -501,7 +502,7 @@ async fn a_storage_that_stands_still_is_left() {
         (failure.code, failure.message.as_str()),
         (
             Code::StorageUnavailable,
-            "The upload to Supabase Storage stood still."
+            "The upload to Supabase Storage stalled."
         )
     );
 
@@ -509,12 +510,12 @@ async fn a_storage_that_stands_still_is_left() {
     let failure = put(&store, b"video").await.unwrap_err();
     assert_eq!(
         failure.message,
-        "Supabase Storage did not answer the upload."
+        "Supabase Storage did not respond to the upload."
     );
 
     storage.fault(Op::Info, Fault::Stall);
     let failure = store.info(&video()).await.unwrap_err();
-    assert_eq!(failure.message, "Supabase Storage did not answer in time.");
+    assert_eq!(failure.message, "Supabase Storage did not respond in time.");
 }
 
 #[tokio::test]

@@ -18,10 +18,10 @@ mod views;
 use super::session::{self, WRONG_WINDOW};
 use super::{AppState, ErrorCode, Problem, api};
 use crate::db::{DbError, DeliveryView, Filter, Overview};
+use crate::domain::failure::causes;
 use crate::domain::report::SweepCounts;
 use crate::domain::state::VideoState;
 use crate::services::storage::{ObjectPath, Playable};
-use crate::telemetry::causes;
 use views::{DayPicture, LastAttempt, Moment, VideoRow, capitalized, last_attempt, took};
 
 /// The largest form that a page sends, in bytes.

@@ -130,7 +130,7 @@ fn trouble(failure: Failure, id: &'static str, report: &mut Report) {
         Code::GithubUnavailable => {
             report.fail(
                 "github.api",
-                format!("{}; check GITHUB_API_URL if this lasts", failure.message),
+                format!("{} Check GITHUB_API_URL if this persists.", failure.message),
             );
         }
         _ => report.fail(id, failure.message),

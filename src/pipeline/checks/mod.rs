@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Database, StoreConfig};
 use crate::pipeline::ingest::VIDEO_BYTES_MAX_DEFAULT;
 use crate::pipeline::worker::free_bytes;
-use crate::services::openhands;
+use crate::services::openhands::Pacing;
 use crate::services::storage::Timeouts;
 
 /// Fewer different bytes than this are a word or a pattern, not a random secret.
@@ -97,8 +97,8 @@ pub struct Options {
     pub clock: Clock,
     /// How patient the storage client is.
     pub storage_timeouts: Timeouts,
-    /// How patient and how fast the agent's client is.
-    pub openhands_limits: openhands::Limits,
+    /// How fast and for how long OpenHands is called.
+    pub openhands_pacing: Pacing,
 }
 
 /// Checks everything that the settings name.
@@ -199,7 +199,7 @@ fn disk(config: &Config, report: &mut Report) -> bool {
 /// Asks the agent's API about a conversation that nobody has.
 async fn generation(config: &Config, options: &Options) -> Report {
     let mut report = Report::default();
-    let agent = match app::agent(config, &options.clock, options.openhands_limits) {
+    let agent = match app::openhands(config, &options.clock, options.openhands_pacing) {
         Ok(Some(agent)) => agent,
         Ok(None) => {
             report.warn(
@@ -209,7 +209,7 @@ async fn generation(config: &Config, options: &Options) -> Report {
             return report;
         }
         Err(error) => {
-            report.fail("openhands.api", format!("{error:#}"));
+            report.fail("openhands.api", error.to_string());
             return report;
         }
     };

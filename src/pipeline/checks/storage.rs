@@ -8,33 +8,26 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{Options, Report};
+use crate::app;
 use crate::config::{Config, StoreConfig};
 use crate::domain::failure::{Code, Failure};
 use crate::domain::ids::{GitSha, VideoKey};
 use crate::pipeline::ingest::VIDEO_BYTES_MAX_DEFAULT;
-use crate::services::storage::{Digests, ObjectInfo, ObjectPath, Store, SupabaseStore};
+use crate::services::storage::{Digests, ObjectInfo, ObjectPath, Store};
 
 /// What the test object holds.
 const TEST_OBJECT: &[u8] = b"video-ingest doctor: this object may be deleted";
 
 pub(super) async fn examine(config: &Config, options: &Options, buckets: Vec<String>) -> Report {
     let mut report = Report::default();
-    let StoreConfig::Supabase {
-        url,
-        service_role_key,
-    } = &config.store
-    else {
-        // A folder in DATA_DIR, which was looked at.
+    if matches!(config.store, StoreConfig::Folder) {
+        // It is in DATA_DIR, which was checked.
         return report;
-    };
-    let Ok(url) = url.parse() else {
-        report.fail("storage.reach", "SUPABASE_URL is not a URL");
-        return report;
-    };
-    let store = match SupabaseStore::new(&url, service_role_key, options.storage_timeouts) {
-        Ok(store) => Store::Supabase(store),
-        Err(failure) => {
-            report.fail("storage.key", failure.message);
+    }
+    let store = match app::open_store(config, &options.clock, options.storage_timeouts) {
+        Ok(store) => store,
+        Err(error) => {
+            report.fail("storage.key", format!("{error:#}"));
             return report;
         }
     };

@@ -22,7 +22,7 @@ use video_ingest::failpoint::FailPoints;
 use video_ingest::fake_github::{Changes, Delivery, FakeGithub};
 use video_ingest::http;
 use video_ingest::pipeline::worker::Worker;
-use video_ingest::services::openhands::{Limits, Rate};
+use video_ingest::services::openhands::{Pacing, Rate};
 
 use super::fake_openhands::{self, OpenHands, Server};
 use super::fake_storage::StorageStandin;
@@ -37,8 +37,8 @@ const BUCKET: &str = "lesson-assets";
 const STEPS_MAX: usize = 5000;
 
 /// As patient as a test can be, and as fast as the fake answers.
-const AGENT_LIMITS: Limits = Limits {
-    answer: Duration::from_secs(2),
+const PACING: Pacing = Pacing {
+    call: Duration::from_secs(2),
     probe: Duration::from_secs(20),
     rates: [Rate {
         calls: 10_000,
@@ -254,7 +254,7 @@ impl Scenario {
     /// With other settings.
     pub async fn begin_with(backend: Backend, change: impl FnOnce(&mut Config)) -> Self {
         let injected = Injected {
-            openhands_limits: AGENT_LIMITS,
+            openhands_pacing: PACING,
             ..Injected::default()
         };
         Self::begin_injected(backend, injected, change).await
