@@ -40,6 +40,7 @@ pub mod config;
 pub mod db;
 pub mod domain;
 pub mod failpoint;
+#[cfg(feature = "demo")]
 pub mod fake_github;
 pub mod http;
 pub mod pipeline;

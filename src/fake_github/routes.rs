@@ -194,7 +194,11 @@ async fn respond(shared: &Shared, parts: &Parts, segments: &[&str]) -> Response 
         Err(problem) => problem.into_response(),
         Ok(Shown::Json(json)) => cacheable(parts, &json),
         Ok(Shown::File { sha, json }) => {
-            let blob = shared.state().repository.blob(sha).cloned();
+            let blob = {
+                let mut state = shared.state();
+                *state.blob_reads.entry(sha).or_default() += 1;
+                state.repository.blob(sha).cloned()
+            };
             match file(local, sha, blob, json).await {
                 Ok(response) => response,
                 Err(problem) => problem.into_response(),

@@ -10,7 +10,7 @@ use video_ingest::services::github::Patience;
 use video_ingest::services::openhands;
 use video_ingest::services::storage::{ObjectPath, Timeouts};
 
-use crate::support::fake_openhands::{self, OpenHands};
+use crate::support::fake_openhands::{self, FakeOpenHands};
 use crate::support::fault_proxy::{Fault, FaultProxy};
 use crate::support::scenario::{Backend, GOOD, SECOND, Scenario, Video};
 
@@ -41,12 +41,12 @@ const FAULTS: [(&str, Fault); 14] = [
 struct World {
     github: FaultProxy,
     storage: Option<FaultProxy>,
-    agent: Option<(FaultProxy, OpenHands)>,
+    agent: Option<(FaultProxy, FakeOpenHands)>,
     t: Scenario,
 }
 
 impl World {
-    async fn begin(backend: Backend, agent: Option<OpenHands>) -> Self {
+    async fn begin(backend: Backend, agent: Option<FakeOpenHands>) -> Self {
         let injected = Injected {
             github_patience: Patience {
                 call: PATIENCE,
@@ -287,7 +287,7 @@ async fn every_step_outlives_every_fault() {
 /// What a sweep reports of the agent's API. The video that is being generated keeps its state, and
 /// one that is pushed meanwhile needs nothing of it.
 async fn agent_outcomes() -> Vec<String> {
-    let openhands = OpenHands::start(fake_openhands::Server::Cloud).await;
+    let openhands = FakeOpenHands::start(fake_openhands::Server::Cloud).await;
     let world = World::begin(Backend::Supabase, Some(openhands)).await;
     let t = &world.t;
     let (fault_proxy, openhands) = world.agent.as_ref().unwrap();
@@ -427,7 +427,7 @@ async fn a_dead_lfs_server_keeps_no_plain_video_waiting() {
 /// What was pushed is asked for before the agent is: a sweep finds lost webhooks at once.
 #[tokio::test]
 async fn a_dead_agent_keeps_no_pushed_video_waiting() {
-    let openhands = OpenHands::start(fake_openhands::Server::Cloud).await;
+    let openhands = FakeOpenHands::start(fake_openhands::Server::Cloud).await;
     let world = World::begin(Backend::Embedded, Some(openhands)).await;
     let t = &world.t;
     let (generating, lost) = (Video::good(), Video::good());

@@ -8,7 +8,9 @@ use video_ingest::clock::Clock;
 use video_ingest::domain::generation::OpenHandsVersion;
 use video_ingest::services::openhands::{Agent, Limits, Probed, Rate};
 
-use crate::support::fake_openhands::{Fault, KEY, OpenHands, PAGE, PROMPT, SESSION_KEY, Server};
+use crate::support::fake_openhands::{
+    FakeOpenHands, Fault, KEY, PAGE, PROMPT, SESSION_KEY, Server,
+};
 
 /// Conversations in the order in which they are asked about.
 fn id(n: u128) -> Uuid {
@@ -32,7 +34,7 @@ fn brisk() -> Limits {
 }
 
 struct Scenario {
-    api: OpenHands,
+    api: FakeOpenHands,
     agent: Agent,
     clock: Clock,
 }
@@ -42,7 +44,7 @@ async fn story_with(version: OpenHandsVersion, limits: Limits) -> Scenario {
         OpenHandsVersion::V1 => Server::Cloud,
         OpenHandsVersion::V0 => Server::SelfHosted,
     };
-    let api = OpenHands::start(server).await;
+    let api = FakeOpenHands::start(server).await;
     let clock = Clock::default();
     let key = SecretString::from(KEY);
     let agent = Agent::new(&api.url, key, version, clock.clone(), limits).unwrap();
@@ -385,8 +387,8 @@ async fn no_secret_and_no_prompt_comes_out() {
 /// The fake itself: status, content type and body, as the API's own source has them.
 #[tokio::test]
 async fn the_stand_in_has_the_apis_quirks() {
-    let cloud = OpenHands::start(Server::Cloud).await;
-    let own = OpenHands::start(Server::SelfHosted).await;
+    let cloud = FakeOpenHands::start(Server::Cloud).await;
+    let own = FakeOpenHands::start(Server::SelfHosted).await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let get = async |url: String, key: &str| {
         let response = client.get(url).bearer_auth(key).send().await.unwrap();

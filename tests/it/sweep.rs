@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use crate::support::fake_github;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use video_ingest::domain::failure::{Code, Failure};
 use video_ingest::domain::ids::VideoKey;
-use video_ingest::fake_github;
 
 use crate::scenario;
 use crate::support::fake_openhands::Fault;

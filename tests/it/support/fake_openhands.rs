@@ -54,7 +54,7 @@ pub enum Fault {
 }
 
 /// The running fake; it ends when dropped.
-pub struct OpenHands {
+pub struct FakeOpenHands {
     pub url: String,
     model: Arc<Mutex<Model>>,
     server: JoinHandle<()>,
@@ -72,7 +72,7 @@ struct Model {
     calls: Vec<String>,
 }
 
-impl OpenHands {
+impl FakeOpenHands {
     pub async fn start(server: Server) -> Self {
         let model = Arc::new(Mutex::new(Model {
             speaks_v0: server == Server::SelfHosted,
@@ -183,7 +183,7 @@ impl OpenHands {
     }
 }
 
-impl Drop for OpenHands {
+impl Drop for FakeOpenHands {
     fn drop(&mut self) {
         self.server.abort();
     }

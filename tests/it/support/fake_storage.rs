@@ -133,15 +133,15 @@ pub struct Upload {
 }
 
 /// The running fake; gone with this value.
-pub struct StorageStandin {
-    fake_github: Arc<Standin>,
+pub struct FakeStorage {
+    shared: Arc<Shared>,
     address: SocketAddr,
     connections: watch::Receiver<usize>,
     _running: DropGuard,
 }
 
 #[derive(Default)]
-struct Standin {
+struct Shared {
     model: Mutex<Model>,
 }
 
@@ -212,22 +212,22 @@ impl Pause {
     }
 }
 
-impl StorageStandin {
+impl FakeStorage {
     /// On a free port of the loopback interface, without a bucket.
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let fake_github = Arc::new(Standin::default());
+        let shared = Arc::new(Shared::default());
         let running = CancellationToken::new();
         let (count, connections) = watch::channel(0);
         tokio::spawn(running.clone().run_until_cancelled_owned(serve(
             listener,
-            fake_github.clone(),
+            shared.clone(),
             running.clone(),
             count,
         )));
         Self {
-            fake_github,
+            shared,
             address,
             connections,
             _running: running.drop_guard(),
@@ -337,7 +337,7 @@ impl StorageStandin {
     }
 
     fn model(&self) -> MutexGuard<'_, Model> {
-        self.fake_github.model.lock().unwrap()
+        self.shared.model.lock().unwrap()
     }
 }
 
@@ -354,16 +354,16 @@ impl Connection {
 
 async fn serve(
     listener: TcpListener,
-    fake_github: Arc<Standin>,
+    shared: Arc<Shared>,
     running: CancellationToken,
     count: watch::Sender<usize>,
 ) {
     while let Ok((stream, _)) = listener.accept().await {
         let token = running.child_token();
         let connection = Connection(token.clone());
-        let fake_github = fake_github.clone();
+        let shared = shared.clone();
         let router = Router::new()
-            .fallback(move |request| handle(fake_github.clone(), request))
+            .fallback(move |request| handle(shared.clone(), request))
             .layer(Extension(connection));
         let count = count.clone();
         tokio::spawn(async move {
@@ -378,11 +378,11 @@ async fn serve(
 }
 
 /// The gateway: strips its prefix and translates keys.
-async fn handle(fake_github: Arc<Standin>, request: Request<Body>) -> Response {
+async fn handle(shared: Arc<Shared>, request: Request<Body>) -> Response {
     let connection = request.extensions().get::<Connection>().unwrap().clone();
     let (head, body) = request.into_parts();
     let authorization = {
-        let mut model = fake_github.model.lock().unwrap();
+        let mut model = shared.model.lock().unwrap();
         model
             .calls
             .push(format!("{} {}", head.method, head.uri.path()));
@@ -411,7 +411,7 @@ async fn handle(fake_github: Arc<Standin>, request: Request<Body>) -> Response {
                 rest.strip_prefix("authenticated/").unwrap_or(rest),
             ),
             ("sign", rest) if is_get => {
-                return fake_github.read_signed(rest, &head.uri, &head.headers);
+                return shared.read_signed(rest, &head.uri, &head.headers);
             }
             ("sign", rest) => (Op::Sign, rest),
             ("list", rest) => (Op::List, rest),
@@ -430,13 +430,13 @@ async fn handle(fake_github: Arc<Standin>, request: Request<Body>) -> Response {
         method: head.method,
         headers: head.headers,
     };
-    let fault = fake_github.take_fault(op, path);
+    let fault = shared.take_fault(op, path);
     match fault {
         Some(Fault::Answer(answer)) => {
             read_to_end(body).await.ok();
             return answer.into_response();
         }
-        Some(Fault::Poison(answer)) => return fake_github.poison(answer, body, connection),
+        Some(Fault::Poison(answer)) => return shared.poison(answer, body, connection),
         Some(Fault::Stall) => {
             let _unread = body;
             return std::future::pending().await;
@@ -454,7 +454,7 @@ async fn handle(fake_github: Arc<Standin>, request: Request<Body>) -> Response {
         Some(Fault::DoneBut(_) | Fault::LoseAnswer | Fault::NoAnswer) | None => {}
     }
     let response = match authorize(authorization.as_deref()) {
-        Ok(role) => fake_github.answer(call, role, body, &connection).await,
+        Ok(role) => shared.answer(call, role, body, &connection).await,
         Err(answer) => {
             drain(body);
             answer.into_response()
@@ -529,7 +529,7 @@ fn authorize(authorization: Option<&str>) -> Result<Role, Answer> {
     }
 }
 
-impl Standin {
+impl Shared {
     fn take_fault(&self, op: Op, path: &str) -> Option<Fault> {
         let mut model = self.model.lock().unwrap();
         let applies = |(on, part, _): &(Op, String, Fault)| *on == op && path.contains(part);

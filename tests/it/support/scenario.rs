@@ -19,13 +19,14 @@ use video_ingest::db::Db;
 use video_ingest::domain::generation::OpenHandsVersion;
 use video_ingest::domain::ids::{FileKind, GitSha, VideoKey};
 use video_ingest::failpoint::FailPoints;
-use video_ingest::fake_github::{Changes, Delivery, FakeGithub};
+use video_ingest::fake_github::{Changes, Delivery};
 use video_ingest::http;
 use video_ingest::pipeline::worker::Worker;
 use video_ingest::services::openhands::{Limits, Rate};
 
-use super::fake_openhands::{self, OpenHands, Server};
-use super::fake_storage::StorageStandin;
+use super::fake_github::TestGithub;
+use super::fake_openhands::{self, FakeOpenHands, Server};
+use super::fake_storage::FakeStorage;
 use super::postgres::{self, Postgres};
 
 pub const REPOSITORY: &str = "acme/video-artifacts";
@@ -227,9 +228,9 @@ impl AppRow {
 
 pub struct Scenario {
     pub backend: Backend,
-    pub github: FakeGithub,
-    pub agent: OpenHands,
-    pub storage: StorageStandin,
+    pub github: TestGithub,
+    pub agent: FakeOpenHands,
+    pub storage: FakeStorage,
     pub clock: Clock,
     pub fail: FailPoints,
     pub worker: Worker,
@@ -266,10 +267,10 @@ impl Scenario {
         injected: Injected,
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        let github = FakeGithub::start(REPOSITORY).await.unwrap();
+        let github = TestGithub::start(REPOSITORY).await;
         github.commit(|c| c.write("README.md", "videos, rendered"));
-        let agent = OpenHands::start(Server::Cloud).await;
-        let storage = StorageStandin::start().await;
+        let agent = FakeOpenHands::start(Server::Cloud).await;
+        let storage = FakeStorage::start().await;
         storage.create_bucket(BUCKET, Some(52_428_800), Some(&["video/mp4"]));
         let dir = tempfile::tempdir().unwrap();
         let local = "127.0.0.1:0".parse().unwrap();
@@ -305,7 +306,7 @@ impl Scenario {
             .with(Errors(errors.clone()))
             .with(tracing_subscriber::fmt::layer().with_test_writer());
         let logs = tracing::subscriber::set_default(subscriber);
-        let (clock, fail) = (injected.clock.clone(), injected.fail.clone());
+        let (clock, fail) = (injected.clock.clone(), config.fail_points.clone());
         let app = App::build(config.clone(), injected).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -555,10 +556,11 @@ impl Scenario {
             clock: self.clock.clone(),
             ..Injected::default()
         };
-        App::build(self.config.clone(), injected)
-            .await
-            .unwrap()
-            .worker
+        let config = Config {
+            fail_points: FailPoints::default(),
+            ..self.config.clone()
+        };
+        App::build(config, injected).await.unwrap().worker
     }
 
     /// Everything that is due now, one thing after another.
