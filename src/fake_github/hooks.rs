@@ -1,6 +1,6 @@
-//! The repository's webhooks over the API, and what was delivered to them.
+//! The API of the repository's webhooks and their deliveries.
 //!
-//! Unlike GitHub, a ping or an attempt is over before the call that asked for it is answered.
+//! Unlike GitHub, a ping or an attempt is over before the call that asked for it returns.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
-use super::routes::{Problem, authorize, with_rate_limit};
+use super::routes::{Problem, authorize, number, with_rate_limit};
 use super::{Delivery, Shared, State, webhooks};
 
 /// The longest body of a call about a hook, in bytes.
@@ -145,7 +145,7 @@ pub(super) async fn answer(
     rest: &[&str],
 ) -> Response {
     let authorized = match authorize(&shared.state(), parts) {
-        // Hooks are for those who may administer the repository; to others they are not there.
+        // Only administrators see hooks.
         Ok(false) => Err(Problem::not_found()),
         Ok(true) => Ok(()),
         Err(problem) => Err(problem),
@@ -176,7 +176,7 @@ async fn route(
         (&Method::POST, []) => {
             let mut state = shared.state();
             let url = &body["config"]["url"];
-            let same = |hook: &super::hooks::Hook| hook.json["config"]["url"] == *url;
+            let same = |hook: &Hook| hook.json["config"]["url"] == *url;
             if state.hooks.iter().any(same) {
                 return Err(Problem::new(422, "Validation Failed"));
             }
@@ -216,16 +216,8 @@ async fn route(
 
 /// A page, newest first; the cursor of the next one is in `Link`.
 fn deliveries(state: &mut State, parts: &Parts, id: &str) -> Result<Response, Problem> {
-    let query = parts.uri.query().unwrap_or_default();
-    let number = |wanted: &str| {
-        form_urlencoded::parse(query.as_bytes())
-            .find(|(name, _)| name == wanted)
-            .and_then(|(_, value)| value.parse::<usize>().ok())
-    };
-    let (from, max) = (
-        number("cursor").unwrap_or(0),
-        number("per_page").unwrap_or(PAGE_ENTRIES).min(100),
-    );
+    let from = number(parts, "cursor").unwrap_or(0);
+    let max = number(parts, "per_page").unwrap_or(PAGE_ENTRIES).min(100);
     let address = format!("{}{}", state.url, parts.uri.path());
     let hook = state.hook(id)?;
     let page: Vec<_> = hook

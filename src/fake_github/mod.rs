@@ -1,9 +1,8 @@
-//! A GitHub with one repository, on loopback: what the demo and the tests talk to instead of github.com.
+//! A fake GitHub with one repository, on loopback, for the demo and the tests.
 //!
-//! It answers the REST and LFS calls that concern reading a repository, with GitHub's shapes, status
-//! codes and quirks, from real git objects with real SHAs; and it derives its webhooks from the same
-//! objects. The repository is in memory ([`FakeGithub::start`]) or is one on this disk
-//! ([`FakeGithub::serve_git`]).
+//! It serves the REST and LFS calls that read a repository, with GitHub's shapes, status codes and quirks,
+//! from real git objects with real SHAs, and derives its webhooks from the same objects. The repository
+//! is in memory ([`FakeGithub::start`]) or on disk ([`FakeGithub::serve_git`]).
 
 mod hooks;
 mod lfs;
@@ -18,6 +17,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
+use axum::extract::{self, Request};
+use axum::http::Method;
+use axum::response::Response;
 use axum::routing::any;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -149,7 +151,7 @@ impl FakeGithub {
     /// Every route: the API, the git host and the LFS storage.
     pub fn router(&self) -> Router {
         Router::new()
-            .route("/{*path}", any(routes::serve))
+            .route("/{*path}", any(serve))
             .with_state(Arc::clone(&self.shared))
     }
 
@@ -206,5 +208,29 @@ impl FakeGithub {
     /// Sends a delivery to a hook's receiver and records the result, as the API then shows it.
     pub async fn deliver(&self, hook: u64, delivery: &Delivery) {
         self.shared.deliver(hook, delivery.clone()).await;
+    }
+}
+
+/// Routes every request: GitHub's API, its git host and its LFS storage.
+async fn serve(
+    extract::State(shared): extract::State<Arc<Shared>>,
+    extract::Path(path): extract::Path<String>,
+    request: Request,
+) -> Response {
+    let (parts, body) = request.into_parts();
+    let segments: Vec<&str> = path.split('/').collect();
+    match &segments[..] {
+        ["lfs-storage", oid] if parts.method == Method::GET => {
+            lfs::download(&shared, oid, &parts).await
+        }
+        [owner, name, "info", "lfs", "objects", "batch"] if parts.method == Method::POST => {
+            lfs::batch(&shared, &format!("{owner}/{name}"), &parts, body).await
+        }
+        ["repos", owner, name, "hooks", rest @ ..]
+            if shared.state().repository.full_name == format!("{owner}/{name}") =>
+        {
+            hooks::answer(&shared, &parts, body, rest).await
+        }
+        segments => routes::api(&shared, &parts, segments).await,
     }
 }

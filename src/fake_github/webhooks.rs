@@ -20,7 +20,7 @@ const COMMIT_FILES_MAX: usize = 3000;
 /// The hook that every delivery comes from.
 pub(super) const HOOK_ID: u64 = 501_000_001;
 
-/// A webhook, ready to be sent as often as one likes: each time with the same GUID, as *Redeliver* does.
+/// A webhook that can be sent any number of times, each time with the same GUID, as *Redeliver* does.
 #[derive(Clone, Debug)]
 pub struct Delivery {
     /// `push` or `ping`.
@@ -42,7 +42,7 @@ impl Delivery {
         }
     }
 
-    /// The same as a form, which is what GitHub's UI proposes for a new hook.
+    /// The same as a form, which is the default of GitHub's UI.
     pub fn as_form(mut self) -> Self {
         self.form = true;
         self
@@ -60,9 +60,10 @@ impl Delivery {
 
     /// The headers of a hook without a secret: no signature.
     pub fn unsigned(&self) -> Vec<(&'static str, String)> {
-        let content_type = match self.form {
-            true => "application/x-www-form-urlencoded",
-            false => "application/json",
+        let content_type = if self.form {
+            "application/x-www-form-urlencoded"
+        } else {
+            "application/json"
         };
         vec![
             ("content-type", content_type.to_owned()),
@@ -104,9 +105,10 @@ impl State {
         let repository = &self.repository;
         let (created, deleted) = (before.is_zero(), after.is_zero());
         let forced = !created && !deleted && !repository.reachable(after).contains(&before);
-        let commits = match created || deleted {
-            true => Vec::new(),
-            false => repository.between(before, after),
+        let commits = if created || deleted {
+            Vec::new()
+        } else {
+            repository.between(before, after)
         };
         // GitHub does not say which end it cuts; a receiver must not rely on either.
         let listed = &commits[commits.len().saturating_sub(COMMITS_MAX)..];
@@ -114,14 +116,16 @@ impl State {
             .iter()
             .map(|sha| commit_json(repository, git_ref, *sha, &self.url))
             .collect();
-        let head = match deleted {
-            true => Value::Null,
-            false => commit_json(repository, git_ref, after, &self.url),
+        let head = if deleted {
+            Value::Null
+        } else {
+            commit_json(repository, git_ref, after, &self.url)
         };
         let web = format!("{}/{}", self.url, repository.full_name);
-        let compare = match (created, deleted) {
-            (true, _) => format!("{web}/commit/{after}"),
-            _ => format!("{web}/compare/{before}...{after}"),
+        let compare = if created {
+            format!("{web}/commit/{after}")
+        } else {
+            format!("{web}/compare/{before}...{after}")
         };
         Delivery::new(
             "push",

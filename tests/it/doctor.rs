@@ -307,7 +307,7 @@ broken! {
         s.config.agent.as_mut().unwrap().key = "another key".into();
     }
     Embedded: an_agent_s_address_that_is_its_web_page(s) => ["openhands.version"] {
-        s.openhands.break_down("/", fake_openhands::Fault::Html);
+        s.openhands.fault("/", fake_openhands::Fault::Html);
     }
     Embedded: an_agent_that_does_not_answer(s) => ["openhands.api"] {
         s.config.agent.as_mut().unwrap().api_url = CLOSED.to_owned();

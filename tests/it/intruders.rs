@@ -418,7 +418,7 @@ async fn no_secret_comes_out_anywhere() {
         .await;
     openhands.conversation(conversation, "RUNNING", Some("error"));
     said += &ask("POST", "/reconcile?wait=0&verify=true", canary("admin")).await;
-    openhands.break_down("", fake_openhands::Fault::Status(401));
+    openhands.fault("", fake_openhands::Fault::Status(401));
     said += &ask("POST", "/reconcile?wait=0", canary("admin")).await;
     github.require_token("another");
     said += &ask("POST", "/reconcile?wait=0", canary("admin")).await;

@@ -1,5 +1,5 @@
 //! The fake GitHub of the product, with what only tests need: a log of the calls, faults, held requests,
-//! and setters for the quirks below. The fake itself reproduces, from GitHub's documentation of the REST API:
+//! and setters for its quirks. The fake reproduces these:
 //!
 //! - a private repository is 404 without a token and 401 with a wrong one;
 //! - an unchanged answer is 304 and does not count against the quota; no calls left is 403 with
