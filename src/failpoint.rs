@@ -10,7 +10,7 @@ use crate::domain::failure::Failure;
 
 /// No fail points: this build lacks the feature.
 #[cfg(not(feature = "fail-points"))]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct FailPoints;
 
 #[cfg(not(feature = "fail-points"))]
