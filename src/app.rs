@@ -1,4 +1,4 @@
-//! Everything put together: the one place where clients, pool, clock and fail points are made.
+//! Everything put together: the one place where clients, pool and clock are made.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -16,7 +16,6 @@ use crate::clock::Clock;
 use crate::config::{Config, Database, MissingRow, OpenHandsConfig, StoreConfig};
 use crate::db::{Db, RowOwner};
 use crate::domain::plan::Waits;
-use crate::failpoint::{FailPoints, Fault};
 use crate::http::{self, AppState, STREAMS_MAX};
 use crate::pipeline::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
 use crate::pipeline::intake::Intake;
@@ -39,8 +38,6 @@ const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Injected {
     /// Moved instead of slept.
     pub clock: Clock,
-    /// Armed to break things on purpose.
-    pub fail: FailPoints,
     /// Timeouts of the GitHub client.
     pub github_timeouts: github::Timeouts,
     /// Timeouts of the storage client.
@@ -74,20 +71,10 @@ impl App {
     pub async fn build(config: Config, injected: Injected) -> anyhow::Result<Self> {
         let Injected {
             clock,
-            fail,
             github_timeouts,
             storage_timeouts,
             openhands_pacing,
         } = injected;
-        for (name, fault) in &config.fail_points {
-            let fault = match fault.as_str() {
-                "abort" => Fault::Abort,
-                "hang" => Fault::Hang,
-                "panic" => Fault::Panic,
-                other => anyhow::bail!("FAIL_POINTS: no fault is called {other}"),
-            };
-            fail.arm(name, fault);
-        }
         std::fs::create_dir_all(&config.data_dir)
             .with_context(|| format!("DATA_DIR: cannot create {}", config.data_dir.display()))?;
         let db = open_database(&config, clock.clone()).await?;
@@ -135,7 +122,7 @@ impl App {
             }),
             video_bytes_max: Arc::new(AtomicU64::new(video_bytes_max(&config, &store).await)),
             clock,
-            fail,
+            fail: config.fail_points.clone(),
         };
         let worker = Worker {
             db: db.clone(),

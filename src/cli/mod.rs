@@ -1,8 +1,10 @@
 //! What a person types.
 
 mod client;
+#[cfg(feature = "demo")]
 mod demo;
 pub mod doctor;
+#[cfg(feature = "demo")]
 mod fake_github;
 mod reconcile;
 mod videos;
@@ -39,18 +41,21 @@ pub fn command() -> Command {
             .args(config::arguments())
             .after_help(config::secrets_help())
     };
-    Command::new("video-ingest")
+    let command = Command::new("video-ingest")
         .about("From a signed GitHub push to a playable video in Supabase")
         .version(env!("CARGO_PKG_VERSION"))
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(with_settings(
             Command::new("serve").about("Receive webhooks and ingest videos"),
-        ))
+        ));
+    #[cfg(feature = "demo")]
+    let command = command
         .subcommand(demo::command())
+        .subcommand(fake_github::command());
+    command
         .subcommand(doctor::command())
         .subcommand(webhook::command())
-        .subcommand(fake_github::command())
         .subcommand(reconcile::command())
         .subcommand(videos::command())
         .subcommand(with_settings(
@@ -74,6 +79,7 @@ pub async fn run(matches: &ArgMatches) -> ExitCode {
         return ExitCode::from(USAGE);
     };
     let result = match name {
+        #[cfg(feature = "demo")]
         "demo" => demo::run(matches).await,
         "doctor" => doctor::run(matches).await.map_err(anyhow::Error::from),
         "webhook" => match webhook::run(matches).await {
@@ -106,6 +112,7 @@ pub async fn run(matches: &ArgMatches) -> ExitCode {
             Ok(config) => {
                 telemetry::init(&config.log);
                 match name {
+                    #[cfg(feature = "demo")]
                     "fake-github" => fake_github::run(matches, &config)
                         .await
                         .map(|()| ExitCode::SUCCESS),

@@ -19,6 +19,7 @@ use uuid::Uuid;
 pub use crate::domain::generation::OpenHandsVersion;
 use crate::domain::ids::RepoName;
 use crate::domain::signature::same_secret;
+use crate::failpoint::FailPoints;
 
 pub use settings::{
     Fallback, GITHUB_WEBHOOK_SECRET, SETTINGS, Setting, arguments, reference, secrets_help,
@@ -33,9 +34,6 @@ const WORKERS_MAX: usize = 64;
 
 /// Largest `MAX_VIDEO_BYTES`: what the databases' `bigint` holds.
 const VIDEO_BYTES_CEILING: u64 = i64::MAX as u64;
-
-/// Fail points of test harnesses, on purpose in no reference.
-const FAIL_POINTS: &str = "FAIL_POINTS";
 
 /// Everything that can be set, checked. Printing it shows no secret.
 #[derive(Clone, Debug)]
@@ -78,8 +76,8 @@ pub struct Config {
     pub history_retention: Duration,
     /// What is logged, and how.
     pub log: LogConfig,
-    /// Names and faults for [`crate::failpoint`].
-    pub fail_points: Vec<(String, String)>,
+    /// Armed by tests.
+    pub fail_points: FailPoints,
 }
 
 /// The database of rows and work.
@@ -286,10 +284,11 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
         )
     });
     let log_filter = r.value(&RUST_LOG, rules::log_filter);
-    let fail_points = match r.undocumented(FAIL_POINTS) {
-        Some(text) => r.check(FAIL_POINTS, rules::fail_points(text)),
-        None => Some(Vec::new()),
-    };
+    // On purpose in no reference.
+    #[cfg(feature = "fail-points")]
+    let fail_points = r.undocumented("FAIL_POINTS", str::parse);
+    #[cfg(not(feature = "fail-points"))]
+    let fail_points = Some(FailPoints);
 
     let (database, store) = match mode? {
         Mode::Embedded => (Database::Sqlite, StoreConfig::Folder),

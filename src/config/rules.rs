@@ -246,17 +246,6 @@ pub(super) fn log_filter(text: &str) -> Rule<String> {
     )
 }
 
-/// `name=abort,name=hang`.
-pub(super) fn fail_points(text: &str) -> Rule<Vec<(String, String)>> {
-    let points = text.split(',').map(|point| match point.split_once('=') {
-        Some((name, fault)) if !name.is_empty() && !fault.is_empty() => {
-            Ok((name.to_owned(), fault.to_owned()))
-        }
-        _ => Err("must be `name=fault,name=fault`".to_owned()),
-    });
-    points.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -449,12 +438,5 @@ mod tests {
     fn numbers_have_bounds() {
         let bad = ["", "65", "-1", "+1", "1e1", " 1", "99999999999999999999"];
         check(|text| number(text, 0..=64usize), &["0", "64"], &bad);
-    }
-
-    #[test]
-    fn fail_points_are_pairs() {
-        let pairs = fail_points("stored=abort,claimed=hang").unwrap();
-        assert_eq!(pairs[1], ("claimed".to_owned(), "hang".to_owned()));
-        check(fail_points, &[], &["stored", "=abort", "stored=", "a=b,"]);
     }
 }

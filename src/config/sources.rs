@@ -267,8 +267,17 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of a variable that is in no table.
-    pub(super) fn undocumented(&self, name: &str) -> Option<&'a str> {
-        self.layer(|layer| layer.get(name).is_some())?.get(name)
+    #[cfg(feature = "fail-points")]
+    pub(super) fn undocumented<T: Default>(
+        &mut self,
+        name: &str,
+        rule: impl FnOnce(&str) -> Rule<T>,
+    ) -> Option<T> {
+        let layer = self.layer(|layer| layer.get(name).is_some());
+        match layer.and_then(|layer| layer.get(name)) {
+            Some(text) => self.check(name, rule(text)),
+            None => Some(T::default()),
+        }
     }
 
     pub(super) fn check<T>(&mut self, name: &str, result: Rule<T>) -> Option<T> {

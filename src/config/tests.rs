@@ -102,7 +102,10 @@ fn two_settings_are_enough() {
     assert_eq!(config.history_retention.as_secs(), 30 * 86_400);
     assert_eq!(config.log.format, None);
     assert_eq!(config.log.filter, "info");
-    assert!(config.fail_points.is_empty());
+    assert_eq!(
+        format!("{:?}", config.fail_points),
+        format!("{:?}", FailPoints::default())
+    );
 }
 
 #[test]
@@ -155,10 +158,8 @@ fn every_setting_arrives() {
     assert_eq!((config.workers, config.max_video_bytes), (0, Some(1)));
     assert_eq!(config.missing_row, MissingRow::Wait);
     assert_eq!(config.log.format, Some(LogFormat::Json));
-    assert_eq!(
-        config.fail_points,
-        [("stored".to_owned(), "abort".to_owned())]
-    );
+    let armed = format!("{:?}", config.fail_points);
+    assert!(armed.contains(r#""stored": Abort"#), "{armed}");
 }
 
 #[test]
@@ -439,7 +440,7 @@ fn the_reference_is_a_row_for_each_setting() {
             secrets_help().contains(&format!("  {}: ", setting.name))
         );
     }
-    assert!(reference.contains("| `LEASE` | `30s` |") && !reference.contains(FAIL_POINTS));
+    assert!(reference.contains("| `LEASE` | `30s` |") && !reference.contains("FAIL_POINTS"));
 }
 
 #[test]

@@ -19,7 +19,7 @@ mod report;
 mod server;
 mod starting;
 mod storage;
-#[allow(dead_code)] // Made for the stories of `it`; the benchmark needs less of it.
+#[allow(dead_code)] // Made for the scenarios of `it`; the benchmark needs less of it.
 #[path = "../it/support/mod.rs"]
 mod support;
 mod sweeps;

@@ -10,12 +10,12 @@ use video_ingest::config::{
     Config, Database, MissingRow, OpenHandsConfig, OpenHandsVersion, SETTINGS, StoreConfig,
 };
 use video_ingest::db::Tls;
-use video_ingest::fake_github::FakeGithub;
 use video_ingest::pipeline::checks::{self, Finding, Mark, Options};
 use video_ingest::services::openhands::{Pacing, Rate};
 
-use crate::support::fake_openhands::{self, OpenHands, Server};
-use crate::support::fake_storage::{self, Op, StorageStandin};
+use crate::support::fake_github::TestGithub;
+use crate::support::fake_openhands::{self, FakeOpenHands, Server};
+use crate::support::fake_storage::{self, FakeStorage, Op};
 use crate::support::postgres::{self, Postgres};
 use crate::support::scenario::{Backend, REPOSITORY, Video};
 
@@ -31,17 +31,17 @@ const CLOSED: &str = "http://127.0.0.1:1";
 struct SetUp {
     config: Config,
     clock: Clock,
-    github: FakeGithub,
+    github: TestGithub,
     hook: u64,
-    openhands: OpenHands,
-    storage: StorageStandin,
+    openhands: FakeOpenHands,
+    storage: FakeStorage,
     database: Option<postgres::Database>,
     dir: tempfile::TempDir,
 }
 
 impl SetUp {
     async fn well(backend: Backend) -> Self {
-        let github = FakeGithub::start(REPOSITORY).await.unwrap();
+        let github = TestGithub::start(REPOSITORY).await;
         github.require_token(TOKEN);
         let video = Video::good();
         github.commit(|c| video.write(c));
@@ -53,8 +53,8 @@ impl SetUp {
         github.record(hook, &push, "timed out", 0);
         github.record(hook, &push, "OK", 202);
 
-        let openhands = OpenHands::start(Server::Cloud).await;
-        let storage = StorageStandin::start().await;
+        let openhands = FakeOpenHands::start(Server::Cloud).await;
+        let storage = FakeStorage::start().await;
         storage.create_bucket(BUCKET, Some(52_428_800), Some(&["video/mp4"]));
         let dir = tempfile::tempdir().unwrap();
         let local = "127.0.0.1:0".parse().unwrap();
@@ -307,7 +307,7 @@ broken! {
         s.config.agent.as_mut().unwrap().key = "another key".into();
     }
     Embedded: an_agent_s_address_that_is_its_web_page(s) => ["openhands.version"] {
-        s.openhands.break_down("/", fake_openhands::Fault::Html);
+        s.openhands.fault("/", fake_openhands::Fault::Html);
     }
     Embedded: an_agent_that_does_not_answer(s) => ["openhands.api"] {
         s.config.agent.as_mut().unwrap().api_url = CLOSED.to_owned();

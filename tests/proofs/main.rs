@@ -24,7 +24,7 @@ mod month;
 mod pages;
 mod screenshots;
 mod server;
-#[allow(dead_code)] // Made for the stories of `it`; the proofs need less of it.
+#[allow(dead_code)] // Made for the scenarios of `it`; the proofs need less of it.
 #[path = "../it/support/mod.rs"]
 mod support;
 mod world;
