@@ -1,6 +1,7 @@
 //! The scenario of most tests: a fake GitHub, a server, a store, and a worker that the test drives step by step.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use video_ingest::config::{Config, Database, MissingRow, OpenHandsConfig, StoreC
 use video_ingest::db::Db;
 use video_ingest::domain::generation::OpenHandsVersion;
 use video_ingest::domain::ids::{FileKind, GitSha, VideoKey};
+use video_ingest::domain::state::VideoState;
 use video_ingest::failpoint::FailPoints;
 use video_ingest::fake_github::{Changes, Delivery};
 use video_ingest::http;
@@ -308,6 +310,15 @@ impl Scenario {
         let logs = tracing::subscriber::set_default(subscriber);
         let (clock, fail) = (injected.clock.clone(), config.fail_points.clone());
         let app = App::build(config.clone(), injected).await.unwrap();
+        match &database {
+            Some(database) => database.sql(transitions::POSTGRES).await,
+            None => {
+                let pool = sqlite(dir.path()).await;
+                let script = sqlx::raw_sql(transitions::SQLITE);
+                script.execute(&pool).await.unwrap();
+                pool.close().await;
+            }
+        }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
@@ -449,10 +460,17 @@ impl Scenario {
     }
 
     async fn sqlite(&self) -> sqlx::SqlitePool {
-        let path = self.dir.path().join("video-ingest.sqlite");
-        sqlx::SqlitePool::connect(&format!("sqlite://{}", path.display()))
-            .await
-            .unwrap()
+        sqlite(self.dir.path()).await
+    }
+
+    /// Every change of a state that the database saw must be in the table of `domain::state`.
+    async fn expect_only_allowed_transitions(&self) {
+        let seen = self.text(transitions::SEEN).await.unwrap_or_default();
+        for change in seen.split(' ').filter(|change| !change.is_empty()) {
+            let (from, to) = change.split_once('>').unwrap();
+            let state = |text| VideoState::parse(text).unwrap();
+            assert!(state(from).may_become(state(to)), "{from} became {to}");
+        }
     }
 
     /// Takes a lock that every write of the service has to wait for.
@@ -793,6 +811,7 @@ impl Scenario {
             .filter(|line| !expected.iter().any(|part| line.contains(part)))
             .collect();
         assert!(unexpected.is_empty(), "logged at ERROR: {unexpected:#?}");
+        self.expect_only_allowed_transitions().await;
         self.stop.cancel();
         self.db.close().await;
     }
@@ -814,6 +833,40 @@ impl Answer {
         assert_eq!(self.headers["content-type"], "application/problem+json");
         self
     }
+}
+
+async fn sqlite(data_dir: &Path) -> sqlx::SqlitePool {
+    let path = data_dir.join("video-ingest.sqlite");
+    let url = format!("sqlite://{}", path.display());
+    sqlx::SqlitePool::connect(&url).await.unwrap()
+}
+
+/// Triggers that note each change of a video's state. A new record was `generating` before: the app had
+/// its row, or nobody had anything.
+mod transitions {
+    pub const SQLITE: &str = "
+        create table transitions (was text not null, became text not null);
+        create trigger record_inserted after insert on videos begin
+            insert into transitions values ('generating', new.state);
+        end;
+        create trigger record_updated after update of state on videos begin
+            insert into transitions values (old.state, new.state);
+        end;";
+
+    pub const POSTGRES: &str = "
+        create table transitions (was text not null, became text not null);
+        create function note_transition() returns trigger language plpgsql security definer
+            set search_path = public as $$
+        begin
+            insert into transitions
+                values (case tg_op when 'INSERT' then 'generating' else old.state end, new.state);
+            return null;
+        end $$;
+        create trigger transitions after insert or update of state on video_ingest.videos
+            for each row execute function note_transition();";
+
+    pub const SEEN: &str = "select coalesce(string_agg(change, ' '), '')
+        from (select distinct was || '>' || became as change from transitions) as changes";
 }
 
 async fn answer(response: reqwest::Response) -> Answer {
