@@ -41,6 +41,7 @@ pub mod db;
 pub mod domain;
 pub mod failpoint;
 pub mod fake_github;
+pub mod format;
 pub mod http;
 pub mod pipeline;
 pub mod services;
