@@ -1,6 +1,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 
+use secrecy::ExposeSecret as _;
+
 use super::*;
 
 const WEBHOOK_SECRET: &str = "webhook-secret-of-the-tests";
