@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use super::{
     BodyStream, BucketLimits, Digests, ObjectInfo, ObjectPath, SIGNED_URL_SECONDS, VIDEO_MIME,
 };
+use crate::clock::Clock;
 use crate::domain::failure::{Code, Failure};
 use crate::telemetry::causes;
 
@@ -439,7 +440,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         return Some(Duration::from_secs(seconds));
     }
     let until = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-    let wait = until.duration_since(jiff::Timestamp::now());
+    let wait = until.duration_since(Clock::default().now());
     wait.try_into().ok()
 }
 
