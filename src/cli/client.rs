@@ -16,10 +16,10 @@ use crate::config::{Config, Problem, Sources};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Timeout of a request, in addition to the time that the server was asked to wait.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The largest response, in bytes: the report of a sweep over about 300,000 videos.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
+const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
 /// A video as the API lists it. Fields that are not shown are not read, so that versions may differ.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -137,8 +137,8 @@ impl Client {
     /// # Errors
     /// Fails if the server does not have the video, or like [`Client::call`].
     pub(crate) async fn video(&self, id: uuid::Uuid) -> anyhow::Result<Value> {
-        let answer = self.find_video(id).await?;
-        self.known(answer, id).await
+        let response = self.find_video(id).await?;
+        self.known(response, id).await
     }
 
     /// One video with its history; `None` if the server does not have it.
@@ -147,7 +147,7 @@ impl Client {
     /// Fails like [`Client::call`].
     pub(crate) async fn find_video(&self, id: uuid::Uuid) -> anyhow::Result<Option<Value>> {
         let path = format!("/api/videos/{id}");
-        self.ask(Method::GET, &path, &[], Duration::ZERO).await
+        self.request(Method::GET, &path, &[], Duration::ZERO).await
     }
 
     /// Requests a video again.
@@ -156,8 +156,10 @@ impl Client {
     /// Fails if the server does not have the video, or like [`Client::call`].
     pub(crate) async fn retry(&self, id: uuid::Uuid) -> anyhow::Result<Value> {
         let path = format!("/api/videos/{id}/retry");
-        let answer = self.ask(Method::POST, &path, &[], Duration::ZERO).await?;
-        self.known(answer, id).await
+        let response = self
+            .request(Method::POST, &path, &[], Duration::ZERO)
+            .await?;
+        self.known(response, id).await
     }
 
     /// Any other request.
@@ -171,8 +173,8 @@ impl Client {
         query: &[(&str, String)],
         wait: Duration,
     ) -> anyhow::Result<Value> {
-        let answer = self.ask(method, path, query, wait).await?;
-        answer.with_context(|| {
+        let response = self.request(method, path, query, wait).await?;
+        response.with_context(|| {
             format!(
                 "{} returns 404 for its API. Start that server with ADMIN_TOKEN set, or correct --url.",
                 self.base
@@ -181,13 +183,13 @@ impl Client {
     }
 
     /// A 404 means that the video or the whole API is missing; a second request tells which.
-    async fn known(&self, answer: Option<Value>, id: uuid::Uuid) -> anyhow::Result<Value> {
-        if answer.is_none() {
+    async fn known(&self, response: Option<Value>, id: uuid::Uuid) -> anyhow::Result<Value> {
+        if response.is_none() {
             let query = [("limit", "1".to_owned())];
             self.call(Method::GET, "/api/videos", &query, Duration::ZERO)
                 .await?;
         }
-        answer.with_context(|| {
+        response.with_context(|| {
             format!(
                 "{} has no video {id}. Search for it with `video-ingest videos list --q …`.",
                 self.base
@@ -196,7 +198,7 @@ impl Client {
     }
 
     /// The response; `None` for a 404.
-    async fn ask(
+    async fn request(
         &self,
         method: Method,
         path: &str,
@@ -218,15 +220,17 @@ impl Client {
             .request(method, format!("{base}{path}"))
             .query(query)
             .bearer_auth(self.token.expose_secret())
-            .timeout(ANSWER_TIMEOUT + wait)
+            .timeout(REQUEST_TIMEOUT + wait)
             .send()
             .await
             .map_err(broken)?;
         let status = response.status();
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(broken)? {
-            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                bail!("{base} returned more than {ANSWER_BYTES_MAX} bytes. Request fewer videos.");
+            if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
+                bail!(
+                    "{base} returned more than {RESPONSE_BYTES_MAX} bytes. Request fewer videos."
+                );
             }
             body.extend_from_slice(&chunk);
         }
@@ -236,8 +240,8 @@ impl Client {
                 "{base} rejects this ADMIN_TOKEN. Set ADMIN_TOKEN (or ADMIN_TOKEN_FILE) to the token of that server."
             ),
             _ if status.is_success() => {
-                let answer = serde_json::from_slice(&body).map(Some);
-                answer
+                let response = serde_json::from_slice(&body).map(Some);
+                response
                     .with_context(|| format!("{base} is not a video-ingest server. Correct --url"))
             }
             _ => match serde_json::from_slice::<ErrorBody>(&body) {

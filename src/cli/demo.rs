@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::print_line;
 use crate::app::{self, App, Injected};
 use crate::cli::client::{Client, Detail};
 use crate::clock::Clock;
@@ -173,14 +174,14 @@ impl Demo {
     }
 
     async fn run(&self, repo: Option<&PathBuf>) -> anyhow::Result<()> {
-        say("video-ingest demo: from a push to a playable video, without configuration\n")?;
-        say(&format!("  server  {}", self.url))?;
+        print_line("video-ingest demo: from a push to a playable video, without configuration\n")?;
+        print_line(&format!("  server  {}", self.url))?;
         let what = match repo {
             Some(path) => format!("HEAD of {}", path.display()),
             None => "a fake, nothing leaves this machine".to_owned(),
         };
-        say(&format!("  GitHub  {} ({what})", self.github.url()))?;
-        say(&format!(
+        print_line(&format!("  GitHub  {} ({what})", self.github.url()))?;
+        print_line(&format!(
             "  data    {} (kept, delete it at any time)",
             self.data.display()
         ))?;
@@ -196,7 +197,7 @@ impl Demo {
         // The first push of a branch has no `before`, which would request a scan.
         self.github
             .commit(|changes| changes.write("README.md", "Videos of the agent.\n"));
-        say("\n1. A student requests a video, and the app inserts its row")?;
+        print_line("\n1. A student requests a video, and the app inserts its row")?;
         self.db
             .create_row(good, RowOwner::Fixed(Uuid::nil()), &self.bucket)
             .await?;
@@ -208,7 +209,9 @@ impl Demo {
             row.state
         );
 
-        say("\n2. The agent pushes the video and its JSON, and GitHub sends a signed webhook")?;
+        print_line(
+            "\n2. The agent pushes the video and its JSON, and GitHub sends a signed webhook",
+        )?;
         let push = self.push(good, GOOD);
         self.deliver(&push).await?;
         let detail = self.settled(good).await?;
@@ -228,7 +231,7 @@ impl Demo {
         )
         .await?;
 
-        say("\n3. GitHub redelivers the same push")?;
+        print_line("\n3. GitHub redelivers the same push")?;
         let mp4 = self.blob(good)?.to_string();
         self.github.take_calls();
         self.deliver(&push).await?;
@@ -246,7 +249,7 @@ impl Demo {
         );
         self.at_now(&state, "unchanged, the video was not downloaded again")?;
 
-        say("\n4. The agent pushes a truncated video")?;
+        print_line("\n4. The agent pushes a truncated video")?;
         let bad = new_key();
         self.deliver(&self.push(bad, TRUNCATED)).await?;
         let detail = self.settled(bad).await?;
@@ -262,7 +265,7 @@ impl Demo {
             detail.video.storage_path.is_none(),
             "The truncated video was stored."
         );
-        say(
+        print_line(
             "\nDone: the valid video is ready, byte for byte; the truncated one failed with a reason.",
         )
     }
@@ -280,7 +283,7 @@ impl Demo {
             "{} has no videos/<lesson_id>_<video_id>.mp4 at HEAD. Commit one, or use another repository.",
             path.display()
         );
-        say(&format!(
+        print_line(&format!(
             "\nPushing its branch with {} video(s)",
             keys.len()
         ))?;
@@ -296,11 +299,11 @@ impl Demo {
             } else {
                 video.state.as_str()
             };
-            say("")?;
+            print_line("")?;
             self.at_now(state, &format!("lesson {}", key.lesson_id))?;
-            say(&format!("{INDENT}video  {}", key.video_id))?;
+            print_line(&format!("{INDENT}video  {}", key.video_id))?;
             if is_other {
-                say(&format!(
+                print_line(&format!(
                     "{INDENT}A file of another lesson has the same video id."
                 ))?;
             } else if state == "ready" {
@@ -314,7 +317,7 @@ impl Demo {
                 self.show_reason(&detail)?;
             }
         }
-        say(&format!(
+        print_line(&format!(
             "\n{ready} of {} video(s) ready after {}",
             keys.len(),
             elapsed(self.began.elapsed())
@@ -330,11 +333,11 @@ impl Demo {
 
     fn show_address(&self) -> anyhow::Result<()> {
         let Self { url, token, .. } = self;
-        say(&format!(
+        print_line(&format!(
             "\nThe server runs until Ctrl-C:\n\n  page         {url}/"
         ))?;
-        say(&format!("  admin token  {token}\n"))?;
-        say(&format!(
+        print_line(&format!("  admin token  {token}\n"))?;
+        print_line(&format!(
             "  ADMIN_TOKEN={token} \\\n    video-ingest videos list --url {url}"
         ))
     }
@@ -371,16 +374,16 @@ impl Demo {
             request = request.header(name, value);
         }
         let sent = Instant::now();
-        let answer = request.send().await?;
+        let response = request.send().await?;
         let took = sent.elapsed().as_secs_f64() * 1000.0;
-        let status = answer.status();
-        let answer: serde_json::Value = answer.json().await?;
+        let status = response.status();
+        let response: serde_json::Value = response.json().await?;
         ensure!(
             status == reqwest::StatusCode::ACCEPTED,
-            "The webhook got {status}: {answer}"
+            "The webhook got {status}: {response}"
         );
-        let count = |name: &str| answer[name].as_array().map_or(0, Vec::len);
-        let what = if answer["scan"] == true {
+        let count = |name: &str| response[name].as_array().map_or(0, Vec::len);
+        let what = if response["scan"] == true {
             "scanning the whole tree".to_owned()
         } else {
             format!(
@@ -408,8 +411,8 @@ impl Demo {
         let settled = async {
             loop {
                 // With a scan, the video is unknown until the tree was listed.
-                if let Some(answer) = self.api.find_video(key.video_id).await? {
-                    let detail: Detail = serde_json::from_value(answer)?;
+                if let Some(response) = self.api.find_video(key.video_id).await? {
+                    let detail: Detail = serde_json::from_value(response)?;
                     if matches!(detail.video.state.as_str(), "ready" | "failed" | "waiting") {
                         return Ok(detail);
                     }
@@ -443,11 +446,13 @@ impl Demo {
             .iter()
             .rfind(|event| event.step == "checked");
         let picture = checked.map_or("", |event| event.detail.as_str());
-        say(&format!(
+        print_line(&format!(
             "{INDENT}{bytes} bytes, duration_ms {ms} ({picture})"
         ))?;
         for warning in detail.warnings.iter().flatten() {
-            say(indented(&[format!("warning: {}", plain(warning))], INDENT.len()).trim_end())?;
+            print_line(
+                indented(&[format!("warning: {}", plain(warning))], INDENT.len()).trim_end(),
+            )?;
         }
         Ok(())
     }
@@ -459,7 +464,7 @@ impl Demo {
         let advice = Code::parse(code).map(|code| format!("→ {}", advice(code)));
         let reason = [format!("{code}: {}", plain(message))];
         let paragraphs: Vec<String> = reason.into_iter().chain(advice).collect();
-        say(indented(&paragraphs, INDENT.len()).trim_end())
+        print_line(indented(&paragraphs, INDENT.len()).trim_end())
     }
 
     /// Compares the stored file with the pushed bytes.
@@ -471,13 +476,13 @@ impl Demo {
             .await
             .with_context(|| format!("Cannot read the stored file {}", file.display()))?;
         let (_, stored) = hashed(opened).await?;
-        say(&format!("  stored  {}", file.display()))?;
-        say(&format!("  sha256  {stored}"))?;
+        print_line(&format!("  stored  {}", file.display()))?;
+        print_line(&format!("  sha256  {stored}"))?;
         ensure!(
             stored == pushed,
             "The SHA-256 of the stored file differs from that of {whose}: {pushed}."
         );
-        say(&format!("          equal to that of {whose}"))
+        print_line(&format!("          equal to that of {whose}"))
     }
 
     /// Prints a line with the current time.
@@ -494,14 +499,10 @@ fn line(seconds: f64, step: &str, detail: &str) -> anyhow::Result<()> {
     if text.chars().count() > WIDTH {
         // Only the storage path is so long, and it is printed in full with the file.
         let start: String = text.chars().take(WIDTH - 1).collect();
-        say(&format!("{start}…"))
+        print_line(&format!("{start}…"))
     } else {
-        say(text.trim_end())
+        print_line(text.trim_end())
     }
-}
-
-fn say(text: &str) -> anyhow::Result<()> {
-    Ok(super::say(text)?)
 }
 
 fn new_key() -> VideoKey {

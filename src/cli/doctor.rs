@@ -7,7 +7,7 @@ use reqwest::Url;
 
 use super::{EXIT_USAGE, json_flag, print, print_json};
 use crate::app::{self, Injected};
-use crate::config::{self, Config, Problem, Sources};
+use crate::config::{self, Config, Sources};
 use crate::pipeline::checks::{self, Finding, Mark, Report};
 
 /// The command line of `doctor`.
@@ -35,7 +35,13 @@ pub fn command() -> Command {
 /// Fails if the findings cannot be printed.
 pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let (report, code) = match Config::load(&Sources::from_process(matches)) {
-        Err(problems) => (of_settings(&problems), EXIT_USAGE),
+        Err(problems) => {
+            let mut report = Report::default();
+            for problem in problems {
+                report.fail("settings", problem.to_string());
+            }
+            (report, EXIT_USAGE)
+        }
         Ok(config) => {
             let services = app::services(&config, &Injected::default()).await;
             let report = checks::examine(&config, &services, matches.get_one::<Url>("url")).await;
@@ -49,14 +55,6 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         print(&rendered(&report))?;
     }
     Ok(ExitCode::from(code))
-}
-
-fn of_settings(problems: &[Problem]) -> Report {
-    let mut report = Report::default();
-    for problem in problems {
-        report.fail("settings", problem.to_string());
-    }
-    report
 }
 
 fn rendered(report: &Report) -> String {

@@ -126,18 +126,18 @@ async fn until_stopped(
 }
 
 /// Writes to standard output; `print!` would panic on a closed pipe.
-fn print(text: &str) -> io::Result<()> {
+fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
-    out.flush()
+    Ok(out.flush()?)
 }
 
-fn say(line: &str) -> io::Result<()> {
+fn print_line(line: &str) -> anyhow::Result<()> {
     print(&format!("{line}\n"))
 }
 
-fn print_json(value: &serde_json::Value) -> io::Result<()> {
-    say(&format!("{value:#}"))
+fn print_json(value: &serde_json::Value) -> anyhow::Result<()> {
+    print_line(&format!("{value:#}"))
 }
 
 fn json_flag() -> Arg {
@@ -188,7 +188,7 @@ async fn migrate(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(&config.data_dir)?;
     let db = app::open_database(&config, Clock::default()).await?;
     db.migrate().await?;
-    say("The database is up to date.")?;
+    print_line("The database is up to date.")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -205,7 +205,7 @@ async fn healthcheck(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         .await
         .and_then(reqwest::Response::error_for_status)
         .map_err(|error| anyhow::anyhow!("{address} is not healthy: {}", error.without_url()))?;
-    say("healthy")?;
+    print_line("healthy")?;
     Ok(ExitCode::SUCCESS)
 }
 

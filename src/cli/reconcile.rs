@@ -165,12 +165,12 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     }
 
     let spinner = spinner(sweep.wait);
-    let answer = sweep.run().await;
+    let response = sweep.run().await;
     spinner.finish_and_clear();
-    let answer = answer?;
-    let report: Report = serde_json::from_value(answer.clone())?;
+    let response = response?;
+    let report: Report = serde_json::from_value(response.clone())?;
     if matches.get_flag("json") {
-        print_json(&answer)?;
+        print_json(&response)?;
     } else {
         let attention = report.videos.iter().filter(|video| video.needs_attention());
         let mut codes = HashMap::new();
@@ -286,8 +286,8 @@ async fn watch(sweep: &Sweep<'_>, every: Duration) -> anyhow::Result<ExitCode> {
     loop {
         // The first sweep must succeed: a wrong URL or token would never recover.
         let (report, now_problem) = match (sweep.run().await, &before) {
-            (Ok(answer), _) => (
-                Some(serde_json::from_value::<Report>(answer)?),
+            (Ok(response), _) => (
+                Some(serde_json::from_value::<Report>(response)?),
                 String::new(),
             ),
             (Err(error), None) => return Err(error),
@@ -306,8 +306,8 @@ async fn watch(sweep: &Sweep<'_>, every: Duration) -> anyhow::Result<ExitCode> {
             let known = before.unwrap_or_default();
             let mut became_ready = false;
             for video in gone(&known, &report.videos) {
-                let answer = sweep.client.video(video.video_id).await;
-                if answer.is_ok_and(|answer| answer["state"] == "ready") {
+                let response = sweep.client.video(video.video_id).await;
+                if response.is_ok_and(|response| response["state"] == "ready") {
                     print(&stamped(&format!("{} ready", video.video_id)))?;
                     became_ready = true;
                 }

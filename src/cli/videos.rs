@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::client::{Client, Detail, Video, url_flag};
-use super::{json_flag, print, print_json, say};
+use super::{json_flag, print, print_json, print_line};
 use crate::clock::Clock;
 use crate::domain::advice::advice;
 use crate::domain::failure::Code;
@@ -71,7 +71,7 @@ pub(crate) fn command() -> Command {
         )
         .subcommand(
             Command::new("retry")
-                .about("Ingest a video again, whatever its state")
+                .about("Ingest a video again, regardless of its state")
                 .args([url_flag(), id.action(ArgAction::Set)]),
         )
 }
@@ -99,18 +99,18 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     if name == "retry" {
         let id = id(matches)?;
         client.retry(id).await?;
-        say(&format!(
+        print_line(&format!(
             "Queued. Run `video-ingest videos show {id}` to see the result."
         ))?;
         return Ok(ExitCode::SUCCESS);
     }
     let as_json = matches.get_flag("json");
     if name == "show" {
-        let answer = client.video(id(matches)?).await?;
+        let response = client.video(id(matches)?).await?;
         if as_json {
-            print_json(&answer)?;
+            print_json(&response)?;
         } else {
-            print(&shown(&serde_json::from_value(answer)?, now))?;
+            print(&shown(&serde_json::from_value(response)?, now))?;
         }
     } else {
         let (videos, next) = list(matches, &client).await?;
@@ -306,6 +306,12 @@ mod tests {
             assert_eq!(video_id(&text).unwrap().to_string(), VIDEO, "{text}");
         }
         assert!(video_id("notes.json").is_err());
+    }
+
+    #[test]
+    fn ages_need_not_be_positive_or_known() {
+        let ages = ["2026-01-28T11:58:00Z", "2026-01-28T12:00:01Z", "yesterday"];
+        assert_eq!(ages.map(|at| ago(at, now())), ["2 min ago", "0 s ago", "?"]);
     }
 
     #[test]

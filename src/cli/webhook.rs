@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 use uuid::Uuid;
 
-use super::{InvalidConfiguration, json_flag, print_json, say, with_settings};
+use super::{InvalidConfiguration, json_flag, print_json, print_line, with_settings};
 use crate::app;
 use crate::clock::Clock;
 use crate::config::{Config, GITHUB_WEBHOOK_SECRET, Sources};
@@ -39,7 +39,7 @@ const BODY_BYTES_MAX: u64 = 40 << 20;
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest response that `send` prints, in bytes.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
+const RESPONSE_BYTES_MAX: usize = 1 << 20;
 
 /// The command line of `webhook`.
 pub fn command() -> Command {
@@ -167,32 +167,34 @@ async fn install(
     }
     let (hook, is_new) = save(&github, url, &config.webhook_secrets[0]).await?;
     let what = if is_new { "created" } else { "up to date" };
-    say(&format!("✓ The webhook to {url} is {what}."))?;
+    print_line(&format!("✓ The webhook to {url} is {what}."))?;
     if let Some(secret) = generated {
         // No server has this secret yet, so a ping would fail.
-        say(&format!(
+        print_line(&format!(
             "\nAdd this to the settings of the server; it is not shown again:\n\n{SECRET}={secret}\n\n\
              Then start the server and run this command again to have GitHub ping it."
         ))?;
         return Ok(ExitCode::SUCCESS);
     }
     match ping(&github, &hook).await? {
-        Some(answer) if answer.succeeded() => say("✓ The server responded to GitHub's ping.")?,
-        Some(answer) => {
-            let hint = match answer.status_code {
+        Some(response) if response.succeeded() => {
+            print_line("✓ The server responded to GitHub's ping.")?
+        }
+        Some(response) => {
+            let hint = match response.status_code {
                 401 => "The server has another GITHUB_WEBHOOK_SECRET",
                 0 => "GitHub cannot reach that URL",
                 _ => "That URL is not a video-ingest server",
             };
-            say(&format!(
+            print_line(&format!(
                 "✗ GitHub's ping failed ({}). {hint}. Fix this and run the command again.",
-                answer.status
+                response.status
             ))?;
             return Ok(ExitCode::FAILURE);
         }
-        None => {
-            say("! GitHub has not sent the ping yet. Check video-ingest webhook status later.")?
-        }
+        None => print_line(
+            "! GitHub has not sent the ping yet. Check video-ingest webhook status later.",
+        )?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -257,20 +259,20 @@ pub async fn ping(github: &Github, hook: &Hook) -> anyhow::Result<Option<HookDel
 }
 
 /// The webhook that points to a server like this one, preferably an active one.
-async fn ours(github: &Github) -> anyhow::Result<Hook> {
-    let mut ours = visible(github).await?;
-    ours.retain(Hook::is_ours);
-    let at = ours.iter().position(|hook| hook.active).unwrap_or(0);
+async fn installed(github: &Github) -> anyhow::Result<Hook> {
+    let mut hooks = visible(github).await?;
+    hooks.retain(Hook::is_ours);
+    let at = hooks.iter().position(|hook| hook.active).unwrap_or(0);
     ensure!(
-        at < ours.len(),
+        at < hooks.len(),
         "The repository has no webhook to {RECEIVER_PATH}. Run video-ingest webhook install --url https://YOUR-HOST."
     );
-    Ok(ours.swap_remove(at))
+    Ok(hooks.swap_remove(at))
 }
 
 async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
     let github = app::github(config, &Clock::default())?;
-    let hook = ours(&github).await?;
+    let hook = installed(&github).await?;
     let deliveries = github.deliveries(hook.id).await?;
     let failed = failed_guids(&deliveries);
     if as_json {
@@ -282,7 +284,7 @@ async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
         print_json(&shown)?;
     } else {
         let active = if hook.active { "active" } else { "disabled" };
-        say(&format!(
+        print_line(&format!(
             "{}  ({active}; {})\n",
             hook.config.url,
             hook.events.join(", ")
@@ -296,11 +298,11 @@ async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
                 status,
                 ..
             } = delivery;
-            say(&format!(
+            print_line(&format!(
                 "{mark} {delivered_at}  {event:5} {guid}  {status}"
             ))?;
         }
-        say(&match failed.len() {
+        print_line(&match failed.len() {
             0 => format!(
                 "\n{} deliveries in three days; every push was delivered.",
                 deliveries.len()
@@ -315,12 +317,12 @@ async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
 
 async fn redeliver(config: &Config) -> anyhow::Result<ExitCode> {
     let github = app::github(config, &Clock::default())?;
-    let asked = redeliver_failed(&github, &ours(&github).await?).await?;
+    let asked = redeliver_failed(&github, &installed(&github).await?).await?;
     for guid in &asked {
-        say(&format!("Requested redelivery of {guid}."))?;
+        print_line(&format!("Requested redelivery of {guid}."))?;
     }
     if asked.is_empty() {
-        say("Every push of the last three days was delivered.")?;
+        print_line("Every push of the last three days was delivered.")?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -350,7 +352,7 @@ async fn send(matches: &ArgMatches, config: &Config) -> anyhow::Result<ExitCode>
     };
     let body = read(file).await?;
     let guid = Uuid::new_v4();
-    let mut answer = reqwest::Client::builder()
+    let mut response = reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .timeout(SEND_TIMEOUT)
@@ -367,14 +369,14 @@ async fn send(matches: &ArgMatches, config: &Config) -> anyhow::Result<ExitCode>
         .send()
         .await
         .map_err(|error| anyhow::anyhow!("{url} does not respond: {}", error.without_url()))?;
-    let status = answer.status();
+    let status = response.status();
     let mut text = Vec::new();
-    while let Some(piece) = answer.chunk().await?
-        && text.len() < ANSWER_BYTES_MAX
+    while let Some(piece) = response.chunk().await?
+        && text.len() < RESPONSE_BYTES_MAX
     {
         text.extend_from_slice(&piece);
     }
-    say(&format!("{status}\n{}", String::from_utf8_lossy(&text)))?;
+    print_line(&format!("{status}\n{}", String::from_utf8_lossy(&text)))?;
     Ok(ExitCode::from(u8::from(!status.is_success())))
 }
 

@@ -311,13 +311,13 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_duration_says_what_would_be_right() {
+    fn a_refused_duration_is_reported_with_its_bounds() {
         let right = duration("1h", LEASE).unwrap_err();
         assert!(right.ends_with("from 5 s to 10 min"), "{right}");
     }
 
     #[test]
-    fn only_some_durations_may_be_never() {
+    fn only_intervals_may_be_never() {
         assert_eq!(duration_or_never("0", ANY_DURATION), Ok(None));
         assert_eq!(duration_or_never("9s", ANY_DURATION), Ok(Some(seconds(9))));
         check(
