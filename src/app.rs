@@ -1,4 +1,4 @@
-//! Everything put together: the one place where clients, pool and clock are made.
+//! Wiring: the only place that constructs clients, the database pool and the clock.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,9 +14,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::{Config, Database, MissingRow, OpenHandsConfig, StoreConfig};
-use crate::db::{Db, RowOwner};
+use crate::db::{Db, DbError, RowOwner};
 use crate::domain::plan::Waits;
 use crate::http::{self, AppState, STREAMS_MAX};
+use crate::pipeline::checks::Services;
 use crate::pipeline::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
 use crate::pipeline::intake::Intake;
 use crate::pipeline::sweep::{Sweep, SweepOptions};
@@ -27,16 +28,16 @@ use crate::services::openhands::{OpenHands, Pacing};
 use crate::services::storage::{self, FolderStore, Store, SupabaseStore};
 use crate::telemetry::metrics;
 
-/// After SIGTERM, running videos have this long to end before they are handed back.
+/// After SIGTERM, running videos get this long to finish before they are handed back.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// And this long to be handed back; together with closing, less than the contract's 25 s.
+/// How long handing back may take. With closing the database, all of it stays below the documented 25 s.
 const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What tests put in the place of the real thing.
+/// Replaceable parts, which tests set and production leaves at their defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Injected {
-    /// Moved instead of slept.
+    /// Tests move it instead of sleeping.
     pub clock: Clock,
     /// Timeouts of the GitHub client.
     pub github_timeouts: github::Timeouts,
@@ -46,28 +47,28 @@ pub struct Injected {
     pub openhands_pacing: Pacing,
 }
 
-/// The program, ready to serve.
+/// The server, ready to run.
 pub struct App {
-    /// The settings it was made from.
+    /// Its configuration.
     pub config: Config,
-    /// Our records and the app's rows.
+    /// Our tables and the app's rows.
     pub db: Db,
-    /// Does one thing that is due.
+    /// Processes due videos.
     pub worker: Worker,
-    /// Looks at everything.
+    /// Compares the branch with the rows.
     pub sweep: Sweep,
-    /// Every route.
+    /// All routes.
     pub router: axum::Router,
     closing: CancellationToken,
-    /// Ends once every delivery that came was answered.
+    /// Ends once every received delivery was answered.
     intake: JoinHandle<()>,
 }
 
 impl App {
-    /// Opens and migrates the database, opens the store, and wires the rest.
+    /// Opens and migrates the database, opens the store and wires the rest.
     ///
     /// # Errors
-    /// In words for the person who started it.
+    /// Fails if a service of the settings cannot be used; the message names the setting.
     pub async fn build(config: Config, injected: Injected) -> anyhow::Result<Self> {
         let Injected {
             clock,
@@ -76,11 +77,11 @@ impl App {
             openhands_pacing,
         } = injected;
         std::fs::create_dir_all(&config.data_dir)
-            .with_context(|| format!("DATA_DIR: cannot create {}", config.data_dir.display()))?;
+            .with_context(|| format!("DATA_DIR: Cannot create {}", config.data_dir.display()))?;
         let db = open_database(&config, clock.clone()).await?;
         db.migrate()
             .await
-            .context("the database could not be brought up to this version")?;
+            .context("The database could not be migrated")?;
         let store = Arc::new(open_store(&config, &clock, storage_timeouts)?);
         let github = &config.github;
         let client = self::github(&config, &clock)?;
@@ -168,7 +169,7 @@ impl App {
         })
     }
 
-    /// Serves until `stop`, then finishes or hands back what is running and returns.
+    /// Serves until `stop`, then finishes or hands back the running videos and returns.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
         let tasks = TaskTracker::new();
         for _ in 0..self.config.workers {
@@ -201,7 +202,7 @@ impl App {
         };
         tokio::join!(serving, closing);
         upkeep.abort();
-        tracing::info!("stopping: nothing new is taken");
+        tracing::info!("draining");
         self.worker.stop.cancel();
         self.worker.wake.notify_waiters();
         if tokio::time::timeout(FINISH_TIMEOUT, tasks.wait())
@@ -213,7 +214,7 @@ impl App {
                 .await
                 .is_err()
             {
-                tracing::warn!("something did not stop in time; its lease will end");
+                tracing::warn!("a task did not stop in time, its lease will expire");
             }
         }
         let _ = tokio::time::timeout(HAND_BACK_TIMEOUT / 3, self.db.close()).await;
@@ -227,7 +228,7 @@ pub async fn stop_signal() {
         signal(SignalKind::interrupt()),
     ) else {
         tracing::error!(
-            "signals cannot be received: stop the process with SIGKILL, nothing is lost"
+            "signal handlers unavailable, stop the process with SIGKILL (no data is lost)"
         );
         return std::future::pending().await;
     };
@@ -237,11 +238,11 @@ pub async fn stop_signal() {
     }
 }
 
-/// Once now, then at the interval, a tenth earlier or later each time so that replicas spread.
+/// Sweeps now and then at the interval, varied by up to a tenth so that replicas spread.
 async fn sweep_every(interval: Duration, sweep: Sweep, stop: CancellationToken) {
     loop {
         let swept = async {
-            // Its failure was logged where it happened; the next one is the retry.
+            // A failure was logged where it happened, and the next sweep is the retry.
             let _ = sweep.run(&SweepOptions::default()).await;
             tokio::time::sleep(interval.mul_f64(0.9 + fastrand::f64() * 0.2)).await;
         };
@@ -252,7 +253,7 @@ async fn sweep_every(interval: Duration, sweep: Sweep, stop: CancellationToken) 
     }
 }
 
-/// Keeps the samples of a process that nobody scrapes from piling up.
+/// Bounds the samples of a process that nobody scrapes.
 async fn fold_metrics() {
     loop {
         tokio::time::sleep(metrics::UPKEEP_EVERY).await;
@@ -260,39 +261,66 @@ async fn fold_metrics() {
     }
 }
 
-/// The database of the settings.
+/// Connects to the configured database.
 ///
 /// # Errors
-/// It cannot be reached.
+/// Fails if the database cannot be opened or reached.
 pub async fn open_database(config: &Config, clock: Clock) -> anyhow::Result<Db> {
+    connect(config, clock)
+        .await
+        .with_context(|| match &config.database {
+            Database::Sqlite => {
+                format!("Cannot open the database in {}", config.data_dir.display())
+            }
+            Database::Postgres { .. } => "DATABASE_URL: Cannot connect to the database".to_owned(),
+        })
+}
+
+async fn connect(config: &Config, clock: Clock) -> Result<Db, DbError> {
     match &config.database {
-        Database::Sqlite => Db::sqlite(&config.data_dir, clock)
-            .await
-            .with_context(|| format!("cannot open the database in {}", config.data_dir.display())),
-        Database::Postgres { url } => Db::postgres(url, clock)
-            .await
-            .context("DATABASE_URL: cannot connect to that database"),
+        Database::Sqlite => Db::sqlite(&config.data_dir, clock).await,
+        Database::Postgres { url } => Db::postgres(url, clock).await,
     }
 }
 
-/// The repository of the settings.
-pub(crate) fn github(config: &Config, clock: &Clock) -> Result<Github, InvalidSetting> {
+/// Everything that [`crate::pipeline::checks`] asks. Creates no file, unlike [`App::build`]: an embedded
+/// database that does not exist yet is `None`.
+pub async fn services(config: &Config, injected: &Injected) -> Services {
+    let clock = injected.clock.clone();
+    let is_new = matches!(config.database, Database::Sqlite)
+        && !Db::embedded_file(&config.data_dir).exists();
+    Services {
+        github: github(config, &clock),
+        storage: match config.store {
+            StoreConfig::Folder => Ok(None),
+            StoreConfig::Supabase { .. } => {
+                open_store(config, &clock, injected.storage_timeouts).map(Some)
+            }
+        },
+        openhands: openhands(config, &clock, injected.openhands_pacing).map_err(Into::into),
+        database: if is_new {
+            Ok(None)
+        } else {
+            connect(config, clock.clone()).await.map(Some)
+        },
+        clock,
+    }
+}
+
+/// A client for the configured repository.
+pub(crate) fn github(config: &Config, clock: &Clock) -> anyhow::Result<Github> {
     let github = &config.github;
-    Github::new(
+    Ok(Github::new(
         &github.api_url,
         github.token.clone(),
         github.repository.clone(),
         github.branch.clone(),
         &github.videos_dir,
         clock.clone(),
-    )
+    )?)
 }
 
-/// The store of the settings.
-///
-/// # Errors
-/// Its folder cannot be used, or its address or key is malformed.
-pub(crate) fn open_store(
+fn open_store(
     config: &Config,
     clock: &Clock,
     timeouts: storage::Timeouts,
@@ -301,7 +329,7 @@ pub(crate) fn open_store(
         StoreConfig::Folder => {
             let folder = config.data_dir.join("store");
             Store::Folder(FolderStore::open(&folder).with_context(|| {
-                format!("DATA_DIR: cannot use {} as the store", folder.display())
+                format!("DATA_DIR: Cannot use {} as the store", folder.display())
             })?)
         }
         StoreConfig::Supabase {
@@ -315,8 +343,8 @@ pub(crate) fn open_store(
     })
 }
 
-/// The client of OpenHands, if the settings have a key for it.
-pub(crate) fn openhands(
+/// A client for OpenHands, `None` without a key.
+fn openhands(
     config: &Config,
     clock: &Clock,
     pacing: Pacing,
@@ -333,7 +361,7 @@ pub(crate) fn openhands(
     Ok(Some(Arc::new(client)))
 }
 
-/// The settings' limit, else the bucket's, else the default; in bytes.
+/// The size limit of a video in bytes: the setting, else the bucket's limit, else the default.
 async fn video_bytes_max(config: &Config, store: &Store) -> u64 {
     if let Some(max) = config.max_video_bytes {
         return max;
@@ -342,13 +370,13 @@ async fn video_bytes_max(config: &Config, store: &Store) -> u64 {
         Ok(limits) => {
             if !limits.mp4_allowed {
                 tracing::error!(
-                    "the bucket's allowed types lack video/mp4: every upload will be refused; add it"
+                    "the bucket does not accept video/mp4, so every upload will fail: add it to the allowed MIME types"
                 );
             }
             limits.max_bytes.unwrap_or(VIDEO_BYTES_MAX_DEFAULT)
         }
         Err(failure) => {
-            tracing::warn!(code = %failure.code, "the bucket's limits are not known yet: {}", failure.message);
+            tracing::warn!(code = %failure.code, "the limits of the bucket are unknown: {}", failure.message);
             VIDEO_BYTES_MAX_DEFAULT
         }
     }

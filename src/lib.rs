@@ -161,6 +161,7 @@ pub mod domain;
 pub mod failpoint;
 #[cfg(feature = "demo")]
 pub mod fake_github;
+pub mod format;
 pub mod http;
 pub mod pipeline;
 pub mod services;

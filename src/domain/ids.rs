@@ -173,7 +173,7 @@ impl FromStr for RepoName {
 
 /// The text is not a repository's full name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be `owner/name`: no address, no `.git`")]
+#[error("must be `owner/name`, not a URL and without `.git`")]
 pub struct NotARepoName;
 
 impl fmt::Display for RepoName {

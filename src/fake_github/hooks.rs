@@ -84,7 +84,7 @@ impl State {
         let redelivery = hook.log.iter().any(|(_, old)| old.guid == delivery.guid);
         let attempt = json!({
             "id": 7_000_000_000_u64 + hook.log.len() as u64, "guid": delivery.guid,
-            "delivered_at": jiff::Timestamp::now(), "redelivery": redelivery, "duration": 0.03,
+            "delivered_at": crate::clock::Clock::default().now(), "redelivery": redelivery, "duration": 0.03,
             "status": status, "status_code": code, "event": delivery.event, "action": null,
             "installation_id": null, "repository_id": super::REPOSITORY_ID, "throttled_at": null,
         });

@@ -15,6 +15,7 @@ use tokio_util::io::ReaderStream;
 use super::local::Local;
 use super::model::{Blob, Commit, Entry, MODE_TREE, Repository};
 use super::{REPOSITORY_ID, Shared, State};
+use crate::clock::Clock;
 use crate::domain::ids::GitSha;
 
 /// Entries of one answer of the trees API. Source: GitHub's documentation of "Get a tree".
@@ -113,7 +114,7 @@ pub(super) fn authorize(state: &State, parts: &Parts) -> Result<bool, Problem> {
 }
 
 pub(super) fn with_rate_limit(mut response: Response, quota: Option<(u32, u64)>) -> Response {
-    let in_an_hour = || jiff::Timestamp::now().as_second().unsigned_abs() + 3600;
+    let in_an_hour = || Clock::default().now().as_second().unsigned_abs() + 3600;
     let (remaining, reset) = quota.unwrap_or_else(|| (CALLS_PER_HOUR - 1, in_an_hour()));
     let used = CALLS_PER_HOUR.saturating_sub(remaining);
     let headers: [(HeaderName, HeaderValue); 5] = [

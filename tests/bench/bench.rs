@@ -31,6 +31,10 @@ use report::Report;
 const ROUNDS: usize = 5;
 
 fn main() {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what to run is chosen by arguments"
+    )]
     let mut words = std::env::args().skip(1);
     let mut only = None;
     while let Some(word) = words.next() {

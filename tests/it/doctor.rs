@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use serde_json::json;
 use uuid::Uuid;
-use video_ingest::app::{App, Injected};
+use video_ingest::app::{self, App, Injected};
 use video_ingest::clock::Clock;
 use video_ingest::config::{
     Config, Database, MissingRow, OpenHandsConfig, OpenHandsVersion, SETTINGS, StoreConfig,
 };
 use video_ingest::db::Tls;
-use video_ingest::pipeline::checks::{self, Finding, Mark, Options};
+use video_ingest::pipeline::checks::{self, Finding, Mark};
 use video_ingest::services::openhands::{Pacing, Rate};
 
 use crate::support::fake_github::TestGithub;
@@ -125,16 +125,17 @@ impl SetUp {
             calls: 1000,
             per: Duration::from_secs(1),
         };
-        let options = Options {
-            receiver: Some(RECEIVER.parse().unwrap()),
+        let injected = Injected {
             clock: self.clock.clone(),
             openhands_pacing: Pacing {
                 rates: [quick; 2],
                 ..Pacing::default()
             },
-            ..Options::default()
+            ..Injected::default()
         };
-        let report = checks::examine(&self.config, &options).await;
+        let services = app::services(&self.config, &injected).await;
+        let receiver = RECEIVER.parse().unwrap();
+        let report = checks::examine(&self.config, &services, Some(&receiver)).await;
         let shown = serde_json::to_string(&report).unwrap();
         let url = self.database.as_ref().map(|d| d.service_url.as_str());
         let secrets = [
@@ -266,7 +267,7 @@ broken! {
         s.config.github.branch = Some("release".to_owned());
     }
     Embedded: a_rate_limit_that_is_used_up(s) => ["github.rate_limit"] {
-        s.github.quota(0, jiff::Timestamp::now().as_second() as u64 + 600);
+        s.github.quota(0, s.clock.now().as_second() as u64 + 600);
     }
     Embedded: a_video_that_never_reached_lfs(s) => ["github.download"] {
         s.github.commit(|c| c.write_lfs_missing(Video::good().mp4_path(), "never uploaded"));

@@ -363,7 +363,5 @@ impl Drop for World {
 }
 
 fn since_epoch() -> Duration {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap()
+    SystemTime::UNIX_EPOCH.elapsed().unwrap()
 }

@@ -96,7 +96,7 @@ impl FakeOpenHands {
 
     /// Adds a V1 conversation that has just changed.
     pub fn conversation(&self, id: Uuid, sandbox: &str, execution: Option<&str>) {
-        let now = jiff::Timestamp::now();
+        let now = video_ingest::clock::Clock::default().now();
         let row = json!({
             "id": id.simple().to_string(), "sandbox_id": "sb-1", "sandbox_status": sandbox,
             "execution_status": execution, "title": PROMPT, "session_api_key": SESSION_KEY,
