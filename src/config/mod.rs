@@ -286,21 +286,8 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
     });
     let default_user_id = r.value(&DEFAULT_USER_ID, rules::uuid);
 
-    let log_format = r.value(&LOG_FORMAT, |text| {
-        rules::one_of(
-            text,
-            &[("text", LogFormat::Text), ("json", LogFormat::Json)],
-        )
-    });
-    let log_filter = r.value(&RUST_LOG, rules::log_filter);
-    // On purpose in no reference.
-    #[cfg(feature = "fail-points")]
-    let fail_points = match r.text("FAIL_POINTS") {
-        Some(text) => r.check("FAIL_POINTS", text.parse()),
-        None => Some(FailPoints::default()),
-    };
-    #[cfg(not(feature = "fail-points"))]
-    let fail_points = Some(FailPoints);
+    let log = read_log(r);
+    let fail_points = read_fail_points(r);
 
     let (database, store) = read_mode(r, database_url, supabase_url, service_role_key)?;
     let missing_row = missing_row.unwrap_or(match database {
@@ -343,12 +330,31 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
         default_user_id: default_user_id?,
         lease: lease?,
         history_retention: history_retention?,
-        log: LogConfig {
-            format: log_format,
-            filter: log_filter?,
-        },
+        log: log?,
         fail_points: fail_points?,
     })
+}
+
+fn read_log(r: &mut Reader<'_>) -> Option<LogConfig> {
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let format = r.value(&LOG_FORMAT, |text| rules::one_of(text, &formats));
+    let filter = r.value(&RUST_LOG, rules::log_filter)?;
+    Some(LogConfig { format, filter })
+}
+
+/// The one setting that is deliberately undocumented.
+#[cfg(feature = "fail-points")]
+fn read_fail_points(r: &mut Reader<'_>) -> Option<FailPoints> {
+    match r.text("FAIL_POINTS") {
+        Some(text) => r.check("FAIL_POINTS", text.parse()),
+        None => Some(FailPoints::default()),
+    }
+}
+
+/// Builds for users have no fail points.
+#[cfg(not(feature = "fail-points"))]
+fn read_fail_points(_: &mut Reader<'_>) -> Option<FailPoints> {
+    Some(FailPoints)
 }
 
 /// `LISTEN_ADDR`, else `PORT`. A flag `--port` takes precedence over `LISTEN_ADDR` in the environment.
