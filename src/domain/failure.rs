@@ -1,5 +1,6 @@
 //! Failures of a video, their classes and the retry schedule.
 
+use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
@@ -142,7 +143,7 @@ impl Failure {
 
     /// Sets the wait that the service requested, clamped to [`RETRY_AFTER_MIN`] and [`RETRY_AFTER_MAX`].
     pub fn after(mut self, wait: Duration) -> Self {
-        self.retry_after = Some(wait.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX));
+        self.retry_after = Some(clamp_retry_after(wait));
         self
     }
 }
@@ -153,13 +154,18 @@ impl fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+impl Error for Failure {}
 
 /// The shortest wait that a service can request. Without it, `Retry-After: 0` would cause a busy loop.
 pub const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 
 /// The longest wait that a service can request.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(6 * 3600);
+
+/// Limits a wait that a service requested to [`RETRY_AFTER_MIN`]..=[`RETRY_AFTER_MAX`].
+pub fn clamp_retry_after(wait: Duration) -> Duration {
+    wait.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX)
+}
 
 /// The period after which transient failures are no longer retried automatically.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -184,9 +190,35 @@ pub fn retry_delay(attempts: u32, random: f64) -> Duration {
     jittered(Duration::from_secs(RETRY_SECONDS[step]), random)
 }
 
+/// An error and its causes in one line, for a field of a log line: JSON would show the error alone.
+pub fn causes(error: &(dyn Error + 'static)) -> tracing::field::DisplayValue<String> {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let reason = next.to_string();
+        // Many errors include the text of their cause.
+        if !text.contains(&reason) {
+            text = format!("{text}: {reason}");
+        }
+        cause = next.source();
+    }
+    tracing::field::display(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_cause_is_named_once() {
+        let error = anyhow::anyhow!("connection refused")
+            .context("cannot connect: connection refused")
+            .context("no answer");
+        assert_eq!(
+            causes(error.as_ref()).to_string(),
+            "no answer: cannot connect: connection refused"
+        );
+    }
 
     #[test]
     fn waits_grow_to_an_hour() {

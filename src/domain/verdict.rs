@@ -263,12 +263,12 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
             GenerationStatus::Finished => Verdict::Generating(status.sentence()),
             GenerationStatus::Failed { reason } if since.is_some() => Verdict::Fail(
                 Code::GenerationFailed,
-                format!("The agent failed: {reason}."),
+                format!("The generation failed: {reason}."),
             ),
             GenerationStatus::Failed { reason } => Verdict::Unknown(format!(
-                "The agent reports a failure ({reason}); the next sweep confirms it."
+                "OpenHands reports a failure ({reason}); the next sweep confirms it."
             )),
-            GenerationStatus::Unknown { reason } => Verdict::Unknown(reason.clone()),
+            GenerationStatus::Unknown { .. } => Verdict::Unknown(status.sentence()),
         },
     }
 }
@@ -511,7 +511,7 @@ mod tests {
         let generating = |why: &str| Verdict::Generating(why.into());
         let unknown = |why: &str| Verdict::Unknown(why.into());
         let awaited = || generating("The agent finished; its push has not arrived yet.");
-        let first = "The agent reports a failure (it broke); the next sweep confirms it.";
+        let first = "OpenHands reports a failure (it broke); the next sweep confirms it.";
         let fail = |code, why: &str| Verdict::Fail(code, why.into());
         let never_pushed = "The agent finished, but pushed no video within 15 min.";
         let cases = [
@@ -533,7 +533,7 @@ mod tests {
             ),
             (
                 reported(GenerationStatus::unknown("who knows"), Some(99_999)),
-                unknown("who knows"),
+                unknown("The status of the generation is unknown: who knows."),
             ),
             (reported(GenerationStatus::Finished, None), awaited()),
             (reported(GenerationStatus::Finished, Some(899)), awaited()),
@@ -544,7 +544,7 @@ mod tests {
             (reported(broken(), None), unknown(first)),
             (
                 reported(broken(), Some(0)),
-                fail(Code::GenerationFailed, "The agent failed: it broke."),
+                fail(Code::GenerationFailed, "The generation failed: it broke."),
             ),
         ];
         for (agent, expected) in cases {

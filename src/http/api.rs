@@ -77,13 +77,15 @@ pub(super) async fn videos(
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Videos>, Problem> {
     let Query(query) = query.map_err(|error| malformed(error.body_text()))?;
+    let state = query.state.filter(|s| !s.is_empty());
+    let parsed = state.as_deref().and_then(VideoState::parse);
+    if state.is_some() && parsed.is_none() {
+        // No video is in a state that does not exist.
+        let (videos, next) = (Vec::new(), None);
+        return Ok(Json(Videos { videos, next }));
+    }
     let filter = Filter {
-        state: query
-            .state
-            .as_deref()
-            .map(video_state)
-            .transpose()?
-            .flatten(),
+        state: parsed,
         q: query.q.filter(|q| !q.is_empty()),
         cursor: query.cursor,
         limit: query.limit,
@@ -93,18 +95,6 @@ pub(super) async fn videos(
         videos: page.items,
         next: page.next,
     }))
-}
-
-/// A filter by state; empty: none.
-fn video_state(text: &str) -> Result<Option<VideoState>, Problem> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let state = VideoState::parse(text);
-    state.map(Some).ok_or_else(|| {
-        let states: Vec<_> = VideoState::ALL.iter().map(|state| state.as_str()).collect();
-        malformed(format!("state must be one of {}", states.join(", ")))
-    })
 }
 
 /// One video with its timeline.

@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::db::DbError;
-use crate::telemetry::causes;
+use crate::domain::failure::causes;
 
 /// Seconds after which a client that got 503 should ask again.
 const RETRY_AFTER_SECONDS: &str = "5";

@@ -13,12 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::db::{Claim, ClaimError, Db, DbError};
-use crate::domain::failure::{Code, Failure};
+use crate::domain::failure::{Code, Failure, causes};
 use crate::domain::plan::{End, after_failure};
 use crate::domain::request::{Request, Source};
 use crate::pipeline::ingest::{Attempt, Ingest};
 use crate::pipeline::sweep::Sweep;
-use crate::telemetry::causes;
 use crate::telemetry::metrics;
 
 /// The interval at which idle workers poll the database.

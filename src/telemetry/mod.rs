@@ -2,7 +2,6 @@
 
 pub mod metrics;
 
-use std::error::Error;
 use std::io::IsTerminal as _;
 
 use tracing::Subscriber;
@@ -42,35 +41,4 @@ where
     W: for<'a> MakeWriter<'a> + 'static,
 {
     fmt::layer().with_writer(writer).json().flatten_event(true)
-}
-
-/// An error and what caused it, for a field of a log line: JSON would show the error alone.
-pub fn causes(error: &(dyn Error + 'static)) -> tracing::field::DisplayValue<String> {
-    let mut said = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let text = next.to_string();
-        // Many say their cause themselves.
-        if !said.contains(&text) {
-            said = format!("{said}: {text}");
-        }
-        cause = next.source();
-    }
-    tracing::field::display(said)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_cause_is_said_once() {
-        let error = anyhow::anyhow!("connection refused")
-            .context("cannot connect: connection refused")
-            .context("no answer");
-        assert_eq!(
-            causes(error.as_ref()).to_string(),
-            "no answer: cannot connect: connection refused"
-        );
-    }
 }

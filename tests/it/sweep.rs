@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use crate::support::fake_github;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use video_ingest::domain::failure::{Code, Failure};
 use video_ingest::domain::ids::VideoKey;
-use video_ingest::fake_github;
 
 use crate::scenario;
 use crate::support::fake_openhands::Fault;
@@ -132,8 +132,8 @@ scenario! {
             (&nobodys, "generating: Nothing has been pushed yet."),
             (&at_work, "generating: The agent is working on it."),
             (&done, "generating: The agent finished; its push has not arrived yet."),
-            (&broken, "unknown: The agent reports a failure (the agent stopped with an error); the next sweep confirms it."),
-            (&forgotten, "unknown: OpenHands has no conversation with this id"),
+            (&broken, "unknown: OpenHands reports a failure (the agent stopped with an error); the next sweep confirms it."),
+            (&forgotten, "unknown: The status of the generation is unknown: OpenHands has no conversation with this id."),
             (&late, "failed: No video was pushed within 6 h."),
             (&failed, "failed: out of credits"),
         ];
@@ -154,7 +154,7 @@ scenario! {
         assert_eq!(outcome(&report, &pushed), "");
         assert_eq!(outcome(&report, &half), "waiting: Only the JSON has been pushed so far; waiting for the MP4.");
         assert_eq!(outcome(&report, &orphan), "waiting: lesson_assets has no row with this id yet; waiting for it.");
-        assert_eq!(outcome(&report, &broken), "failed: The agent failed: the agent stopped with an error.");
+        assert_eq!(outcome(&report, &broken), "failed: The generation failed: the agent stopped with an error.");
         assert_eq!(report["found"], 0);
         expect_nothing_written(t, "").await;
     }
@@ -217,10 +217,10 @@ scenario! {
         t.agent.conversation(conversation, "ERROR", None);
         assert!(outcome(&sweep(t, "").await, &video).starts_with("unknown: "));
         assert_eq!(t.asset(&video).await.mime_type, "video/mp4");
-        assert_eq!(outcome(&sweep(t, "").await, &video), "failed: The agent failed: the agent's sandbox failed.");
+        assert_eq!(outcome(&sweep(t, "").await, &video), "failed: The generation failed: the agent's sandbox failed.");
         t.expect_reported(&video, "generation_failed").await;
         t.agent.calls();
-        assert_eq!(outcome(&expect_nothing_written(t, "").await, &video), "failed: The agent failed: the agent's sandbox failed.");
+        assert_eq!(outcome(&expect_nothing_written(t, "").await, &video), "failed: The generation failed: the agent's sandbox failed.");
         assert!(t.agent.calls().is_empty(), "nobody asks about what has failed");
         // It was pushed all the same.
         t.commit(&video);
@@ -382,7 +382,7 @@ scenario! {
         t.row(&gone).await;
         t.push(&gone).await;
         t.work().await;
-        t.spoil(&gone, None);
+        t.delete_stored(&gone);
         t.later(DAY);
         let dry = expect_nothing_written(t, "dry_run=true&verify=true").await;
         let again = expect_nothing_written(t, "dry_run=true&verify=true").await;
@@ -416,8 +416,8 @@ scenario! {
         }
         t.work().await;
         let [gone, cut, fine] = &videos;
-        t.spoil(gone, None);
-        t.spoil(cut, Some(b"half"));
+        t.delete_stored(gone);
+        t.overwrite_stored(cut, b"half");
         assert_eq!(expect_nothing_written(t, "").await["checked"], 0, "only when asked to verify");
         let report = sweep(t, "verify=true").await;
         assert_eq!(outcome(&report, gone), "queued: The object is missing in the storage");
@@ -443,7 +443,7 @@ scenario! {
         t.row(&video).await;
         t.push(&video).await;
         t.work().await;
-        t.spoil(&video, None);
+        t.delete_stored(&video);
         t.github.commit(|c| video.remove(c));
         let report = expect_nothing_written(t, "verify=true").await;
         assert_eq!(outcome(&report, &video), "failed: The object is missing in the storage, and the branch has no file to replace it; push the video again.");
@@ -529,11 +529,11 @@ scenario! {
             (Fault::TooMany(Some(30)), "rate_limited"),
         ];
         for (fault, code) in faults {
-            t.agent.break_down("", fault);
+            t.agent.fault("", fault);
             let report = expect_nothing_written(t, "").await;
             assert_eq!(report["errors"], json!([{"service": "openhands", "code": code}]), "{fault:?}");
             assert_eq!(outcome(&report, &video), "unknown: The OpenHands API did not respond.", "{fault:?}");
-            t.agent.heal();
+            t.agent.clear_faults();
         }
         // What needs no agent goes on meanwhile, and an API that asked for a pause gets it.
         t.commit(&pushed);
@@ -543,7 +543,7 @@ scenario! {
         t.work().await;
         t.expect_ready(&pushed).await;
         t.later(MINUTE);
-        assert!(outcome(&sweep(t, "").await, &video).starts_with("failed: The agent failed"));
+        assert!(outcome(&sweep(t, "").await, &video).starts_with("failed: The generation failed"));
     }
 
     without_the_store_nothing_is_taken_for_lost(t) {
@@ -557,15 +557,15 @@ scenario! {
             made_ready_by_the_old_function(t).await;
         }
         sweep(t, "").await;
-        t.spoil(&gone, None);
-        t.break_store();
+        t.delete_stored(&gone);
+        t.break_storage();
         let calls = t.storage.calls().len();
         let report = expect_nothing_written(t, "verify=true").await;
         assert!(t.storage.calls().len() - calls < 20, "a store that is down is not asked about everything");
         assert_eq!(report["checked"], 0);
         assert_eq!(report["errors"][0]["service"], "storage", "{report:#}");
         assert_eq!(report["errors"].as_array().unwrap().len(), 1);
-        t.heal_store();
+        t.repair_storage();
         let report = sweep(t, "verify=true").await;
         assert_eq!((&report["errors"], &report["queued"]), (&json!([]), &json!(41)));
         t.work().await;

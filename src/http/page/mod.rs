@@ -18,11 +18,12 @@ mod views;
 use super::session::{self, WRONG_WINDOW};
 use super::{AppState, ErrorCode, Problem, api};
 use crate::db::{DbError, DeliveryView, Filter, Overview};
+use crate::domain::failure::causes;
 use crate::domain::report::SweepCounts;
 use crate::domain::state::VideoState;
+use crate::format::{capitalized, elapsed};
 use crate::services::storage::{ObjectPath, Playable};
-use crate::telemetry::causes;
-use views::{DayPicture, LastAttempt, Moment, VideoRow, capitalized, last_attempt, took};
+use views::{DayPicture, LastAttempt, Moment, VideoRow, last_attempt};
 
 /// The largest form that a page sends, in bytes.
 pub(super) const FORM_BYTES_MAX: usize = 4096;
@@ -364,10 +365,13 @@ async fn top(app: &AppState, overview: &Overview, now: i64) -> Result<Top, DbErr
     let sweep = overview.last_sweep.clone();
     Ok(Top {
         failed: failed.map(|video| VideoRow::new(video, now)).collect(),
-        slow: overview.oldest.filter(|age| *age > QUEUE_AGE_MAX).map(took),
+        slow: overview
+            .oldest
+            .filter(|age| *age > QUEUE_AGE_MAX)
+            .map(elapsed),
         day: DayPicture::new(&app.db.day().await?),
         queue: overview.count(VideoState::Queued) + overview.count(VideoState::Running),
-        oldest: overview.oldest.map(took),
+        oldest: overview.oldest.map(elapsed),
         last_push: overview.last_push_ms.map(|at| Moment::at(at, now)),
         last_sweep: sweep.map(|(at, counted)| (Moment::at(at, now), counted)),
     })
