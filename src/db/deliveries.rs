@@ -1,4 +1,5 @@
-//! Recording what GitHub told us, together with the work that follows from it.
+//! The table `deliveries`: recording deliveries together with the requests that follow from them, and
+//! claiming scans.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,16 +7,17 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::Row as _;
 
-use super::videos::{self, INSERT_TIMELINE, UPSERT_REQUESTS};
-use super::{Db, DbError, Dialect, WAKE_CHANNEL};
+use super::events::INSERT_REQUESTS;
+use super::videos::{self, UPSERT_REQUESTS};
+use super::{Db, DbError, Dialect, WAKE_CHANNEL, duration};
 use crate::domain::ids::{GitSha, VideoKey};
 use crate::domain::request::Request;
 use crate::domain::state::VideoState;
 
-/// One verified delivery, as it is recorded.
+/// A verified delivery.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// `X-GitHub-Delivery`; a redelivery carries the same.
+    /// `X-GitHub-Delivery`. A redelivery has the same GUID.
     pub guid: String,
     /// `X-GitHub-Event`.
     pub event: String,
@@ -23,32 +25,36 @@ pub struct Delivery {
     pub before: GitSha,
     /// The branch's head after the push.
     pub after: GitSha,
-    /// The push's file lists may be incomplete: look at the whole tree.
+    /// Whether the push's file lists may be incomplete, so that a scan is required.
     pub scan: bool,
-    /// The videos it names.
+    /// The videos that it names.
     pub videos: Vec<VideoKey>,
-    /// What else it names in our folder, for the person who reads the answer: `[{"path","reason"}]`.
+    /// The other files of the videos folder that it names, for troubleshooting: `[{"path","reason"}]`.
     pub ignored: serde_json::Value,
 }
 
-/// A look at the whole tree that a delivery asked for, claimed for [`SCAN_LEASE`].
+/// A claimed scan. The claim is valid for [`SCAN_LEASE`].
 #[derive(Clone, Debug)]
 pub struct Scan {
-    /// The delivery that asked.
+    /// The delivery that requires the scan.
     pub guid: String,
-    /// The push's head, which the tree must contain.
+    /// The head after the push. The listing must contain it.
     pub after: GitSha,
-    /// How long ago the delivery came.
+    /// The time since the delivery was received.
     pub age: Duration,
-    /// It was delivered again: rejected blobs are looked at again.
+    /// Whether the delivery was redelivered. Rejected blobs are then ingested again.
     pub redelivered: bool,
+    /// The end of the lease, in milliseconds since the Unix epoch. It also identifies the claim.
     due_at: i64,
 }
 
-/// After this time a scan that did not end is anybody's again.
+/// The lease of a scan. It is not renewed.
 pub const SCAN_LEASE: Duration = Duration::from_secs(120);
 
-/// `$1`: JSON as [`to_json`] makes it.
+/// Inserts deliveries, or counts a redelivery and repeats its scan. `$1`: an array of [`to_json`].
+///
+/// `where true` is required by SQLite, which could not tell `on conflict` from the `on` of a join.
+/// Source: "Parsing Ambiguity" in SQLite's documentation of UPSERT.
 const INSERT_DELIVERIES: &str = "insert into video_ingest.deliveries
         (guid, event, before_sha, after_sha, received_at, scan, scan_due_at, status, videos, ignored)
     select d.value ->> 'guid', d.value ->> 'event', d.value ->> 'before', d.value ->> 'after', {now},
@@ -61,53 +67,58 @@ const INSERT_DELIVERIES: &str = "insert into video_ingest.deliveries
         redeliveries = deliveries.redeliveries + 1, scan_due_at = excluded.scan_due_at";
 
 impl Db {
-    /// Records deliveries and asks for their videos.
+    /// Records deliveries and requests their videos.
     ///
-    /// A GUID that is already known asks again for its videos, rejected blobs included.
+    /// A redelivery requests its videos again and forces rejected blobs to be ingested again.
     pub async fn record(&self, deliveries: &[Delivery]) -> Result<(), DbError> {
         let requests = Request::merged(deliveries.iter().flat_map(|d| {
             d.videos
                 .iter()
                 .map(|key| Request::pushed(*key, d.after, &d.guid))
         }));
-        self.take_in(deliveries, requests).await
+        self.commit_requests(deliveries, requests).await
     }
 
-    /// Asks for videos: what every sweep, retry and repair does.
+    /// Requests videos without a delivery: for sweeps, scans, retries and repairs.
     pub async fn request(
         &self,
         requests: impl IntoIterator<Item = Request>,
     ) -> Result<(), DbError> {
-        self.take_in(&[], Request::merged(requests)).await
+        self.commit_requests(&[], Request::merged(requests)).await
     }
 
-    /// All of it or nothing, in one commit and one trip to the database, which for SQLite is a thread.
-    async fn take_in(
+    /// Commits deliveries and requests atomically, in one round trip to the database.
+    async fn commit_requests(
         &self,
         deliveries: &[Delivery],
         requests: BTreeMap<VideoKey, Request>,
     ) -> Result<(), DbError> {
+        // One statement must not upsert a row twice. The common order prevents deadlocks between
+        // concurrent commits.
         let mut deliveries: Vec<&Delivery> = deliveries.iter().collect();
         deliveries.sort_by(|a, b| a.guid.cmp(&b.guid));
         deliveries.dedup_by(|a, b| a.guid == b.guid);
-        let json = |rows: Vec<serde_json::Value>| serde_json::Value::from(rows).to_string();
+        let requested: serde_json::Value = requests.values().map(videos::to_json).collect();
+        let deliveries: serde_json::Value = deliveries.into_iter().map(to_json).collect();
         let (statement, mut unit) = match self.dialect {
+            // All parts of one statement see the same snapshot, so the upsert of the requests cannot read
+            // the inserted deliveries from their table. It reads them from `recorded`.
             Dialect::Postgres => (
                 format!(
                     "with recorded as ({INSERT_DELIVERIES} returning guid, redeliveries),
-                    asked as ({UPSERT_REQUESTS}), told as ({INSERT_TIMELINE})
+                    requested as ({UPSERT_REQUESTS}), noted as ({INSERT_REQUESTS})
                     select pg_notify('{WAKE_CHANNEL}', '')::text"
                 ),
                 self.unit(&self.write).await?,
             ),
             Dialect::Sqlite => (
-                format!("{INSERT_DELIVERIES}; {UPSERT_REQUESTS}; {INSERT_TIMELINE}"),
+                format!("{INSERT_DELIVERIES}; {UPSERT_REQUESTS}; {INSERT_REQUESTS}"),
                 self.transaction().await?,
             ),
         };
         self.query(&statement)
-            .bind(json(deliveries.into_iter().map(to_json).collect()))
-            .bind(json(requests.values().map(videos::to_json).collect()))
+            .bind(deliveries.to_string())
+            .bind(requested.to_string())
             .execute(unit.connection())
             .await?;
         unit.commit().await?;
@@ -117,7 +128,7 @@ impl Db {
         Ok(())
     }
 
-    /// Takes the oldest scan that is due.
+    /// Claims the scan that has been due for the longest time.
     pub async fn claim_scan(&self) -> Result<Option<Scan>, DbError> {
         let statement = "update video_ingest.deliveries set scan_due_at = {now} + $1
             where guid = (
@@ -135,26 +146,32 @@ impl Db {
             Some(Scan {
                 guid: row.get("guid"),
                 after: row.get::<String, _>("after_sha").parse().ok()?,
-                age: Duration::from_millis(row.get::<i64, _>("age").max(0) as u64),
+                age: duration(&row, "age"),
                 redelivered: row.get::<i64, _>("redeliveries") > 0,
                 due_at: row.get("scan_due_at"),
             })
         }))
     }
 
-    /// Ends a scan (`again` is `None`) or puts it off. Does nothing if it was asked for anew meanwhile.
-    pub async fn settle_scan(&self, scan: &Scan, again: Option<Duration>) -> Result<(), DbError> {
+    /// Ends a scan, or schedules the next attempt after `retry_in`.
+    ///
+    /// Has no effect if `scan_due_at` has changed: the delivery was redelivered, or the lease has expired
+    /// and another worker has claimed the scan.
+    pub async fn settle_scan(
+        &self,
+        scan: &Scan,
+        retry_in: Option<Duration>,
+    ) -> Result<(), DbError> {
         let statement = "update video_ingest.deliveries
             set scan_due_at = case when $3 < 0 then null else {now} + $3 end
             where guid = $1 and scan_due_at = $2";
-        let mut unit = self.unit(&self.write).await?;
-        self.query(statement)
+        let query = self
+            .query(statement)
             .bind(scan.guid.as_str())
             .bind(scan.due_at)
-            .bind(again.map_or(-1, |wait| wait.as_millis() as i64))
-            .execute(unit.connection())
-            .await?;
-        Ok(unit.commit().await?)
+            .bind(retry_in.map_or(-1, |wait| wait.as_millis() as i64));
+        self.execute(query).await?;
+        Ok(())
     }
 }
 

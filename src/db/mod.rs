@@ -1,18 +1,21 @@
-//! Everything we keep, and the only room with SQL in it.
+//! Records, deliveries, timelines and the app's rows. The only module that contains SQL.
 //!
-//! *What do we store and why?* Of a delivery: that it came and what it asked for, so that a person
-//! can see what became of it. Of a video: what was asked, what was observed and stored, and when to
-//! look again; the row is the job, there is no second queue. The app's own table `lesson_assets` is
-//! touched by the named statements of [`rows`] and [`videos::finish`](Db::finish) only.
+//! The database keeps two things. Of a delivery: that it was received and which videos it named, for
+//! troubleshooting. Of a video: its requests, what the branch and the storage contained, and when a
+//! worker must process it next. The record is the job, so there is no separate queue. Only the
+//! statements in [`rows`] write to the app's table `lesson_assets`.
 //!
-//! One set of statements serves SQLite and Postgres: ids and JSON as text, times as milliseconds
-//! since the epoch, flags as 0 and 1. What differs is spelled by a few tokens, see [`Db::query`].
+//! Most statements serve both SQLite and Postgres: ids and JSON are text, times are milliseconds since
+//! the Unix epoch, flags are 0 and 1. [`Db::query`] replaces a few tokens where the dialects differ.
 
+mod checks;
 mod deliveries;
-mod doctor;
+mod events;
+mod marks;
+mod prune;
 mod rows;
 mod stats;
-mod sweeps;
+mod statuses;
 mod videos;
 mod views;
 
@@ -29,44 +32,63 @@ use tokio::sync::{Notify, broadcast};
 
 use crate::clock::Clock;
 use crate::domain::failure::causes;
+use crate::domain::ids::VideoKey;
 use crate::domain::state::VideoState;
 
+pub use checks::{AppFacts, Migrated, Schema, Tls};
 pub use deliveries::{Delivery, Scan};
-pub use doctor::{AppFacts, Migrated, Schema, Tls};
-pub use rows::{Row, RowOwner};
+pub use rows::{ReadyObject, Row, RowOwner};
 pub use stats::{Day, Hour, Overview};
-pub use sweeps::{ReadyObject, StoredStatus};
-pub use videos::{Claim, Lost};
+pub use statuses::StoredStatus;
+pub use videos::{Claim, ClaimError};
 pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
 
-/// How long work may wait for a connection. Intake waits less: its own limit ends it, see
+/// The longest wait for a connection from the pool. Intake gives up earlier, see
 /// [`crate::pipeline::intake`].
 pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connections to Postgres, and readers of SQLite (which has one writer).
+/// The number of connections to Postgres, or of read connections to SQLite, which has a single writer.
 const POOL_CONNECTIONS_MAX: u32 = 8;
 
-/// Commits of deliveries under way at once: half of the connections, so that work goes on meanwhile.
+/// The maximum number of concurrent commits of deliveries: half of the connections, so that workers
+/// can continue during a burst of webhooks.
 const COMMITS_MAX: usize = POOL_CONNECTIONS_MAX as usize / 2;
 
-/// A connection that was idle for longer is tried before it is used again.
-const TRUST_IDLE_FOR: Duration = Duration::from_secs(1);
+/// A connection that has been idle for longer is pinged before it is used.
+const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
 
-/// The port of Supabase's transaction pooler, where a connection is ours for one transaction only.
+/// The port of Supabase's transaction pooler, which assigns a server connection per transaction.
 /// Source: Supabase's guide "Connect to your database".
 const TRANSACTION_POOLER_PORT: u16 = 6543;
 
-/// Where the other replicas are told that something was recorded.
+/// The Postgres notification channel that wakes the workers of other replicas.
 const WAKE_CHANNEL: &str = "video_ingest";
 
-/// After the connection that listens for wake-ups broke.
-const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+/// The delay before a broken listener reconnects.
+const LISTEN_RETRY: Duration = Duration::from_secs(5);
 
-/// Any key, as long as every replica uses the same: replicas that start together migrate in turn.
+/// The key of the advisory lock that serializes migrations. The value is arbitrary, but must be the same
+/// in all releases.
 const MIGRATION_LOCK: i64 = 0x7669_6465_6f69_6e67;
 
-/// Changes that a listener may be behind before it has to read everything anew.
+/// The number of buffered changes. A receiver that falls further behind misses changes.
 const CHANGES_MAX: usize = 1024;
+
+/// The number of rows that one statement reads where all rows of a table are needed.
+const BATCH_ROWS: i64 = 1000;
+
+/// Tokens in statements, and their replacements for SQLite and Postgres.
+const TOKENS: [(&str, &str, &str); 7] = [
+    ("{each}", "json_each", "jsonb_array_elements"),
+    ("{jsonb}", "", "::jsonb"),
+    ("{uuid}", "", "::uuid"),
+    ("{text}", "", "::text"),
+    // The inserted deliveries: their table, or the CTE that inserts them.
+    ("{recorded}", "deliveries", "recorded"),
+    // SQLite has a single writer.
+    ("{skip_locked}", "", "for update skip locked"),
+    ("video_ingest.", "", "video_ingest."),
+];
 
 const MIGRATIONS: &[Migration] = &[Migration {
     version: 1,
@@ -88,27 +110,24 @@ enum Dialect {
     Postgres,
 }
 
-/// The database did not do what was asked; nothing of the statement or transaction took effect,
-/// unless the connection broke while it committed. Worth trying again.
+/// A failed statement or transaction. It had no effect, unless the connection broke during the commit,
+/// and can be retried.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
-    /// No answer, or a refusal.
-    #[error("the database did not answer as it should")]
+    /// The database is unavailable or rejected the statement.
+    #[error("database operation failed")]
     Sqlx(#[from] sqlx::Error),
-    /// The database is not as we need it; the text says what to do.
+    /// The setting or the database's schema is wrong. The text tells the operator what to do.
     #[error("{0}")]
-    Unfit(String),
+    Misconfigured(String),
 }
 
 impl From<DbError> for crate::domain::failure::Failure {
     fn from(error: DbError) -> Self {
-        tracing::warn!(
-            error = causes(&error),
-            "the database did not do what a video needs"
-        );
+        tracing::warn!(error = causes(&error), "database operation failed");
         Self::new(
             crate::domain::failure::Code::DatabaseUnavailable,
-            "our database did not answer; it will be tried again",
+            "The server's database is unavailable; the video is retried automatically.",
         )
     }
 }
@@ -116,17 +135,18 @@ impl From<DbError> for crate::domain::failure::Failure {
 /// A change of a video's state.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Change {
-    /// Which video.
+    /// The video's id.
     pub video_id: uuid::Uuid,
-    /// What it is now.
+    /// Its new state.
     pub state: VideoState,
 }
 
-/// The database, through its connections.
+/// A handle to the database. Clones share the connection pools.
 #[derive(Clone, Debug)]
 pub struct Db {
     dialect: Dialect,
-    /// Behind a transaction pooler: no prepared statement and no session outlives a transaction.
+    /// Whether a transaction pooler is in between: no prepared statement and no session state outlives a
+    /// transaction.
     pooled: bool,
     write: AnyPool,
     read: AnyPool,
@@ -135,7 +155,7 @@ pub struct Db {
 }
 
 impl Db {
-    /// Where the embedded database is.
+    /// The path of the embedded database in `data_dir`.
     pub fn embedded_file(data_dir: &Path) -> PathBuf {
         data_dir.join("video-ingest.sqlite")
     }
@@ -145,7 +165,9 @@ impl Db {
         sqlx::any::install_default_drivers();
         let path = Self::embedded_file(data_dir);
         let url = reqwest::Url::from_file_path(std::path::absolute(&path).unwrap_or(path))
-            .map_err(|()| DbError::Unfit("DATA_DIR is not a path that SQLite can open".into()))?;
+            .map_err(|()| {
+                DbError::Misconfigured("DATA_DIR is not a path that SQLite can open.".into())
+            })?;
         let url = format!("sqlite://{}?mode=rwc", url.path());
         let options = |connections| {
             AnyPoolOptions::new()
@@ -166,11 +188,13 @@ impl Db {
                 .after_release(|connection, _| {
                     Box::pin(async move {
                         if connection.is_in_transaction() {
-                            // Its rollback may be under way: a ping comes after it.
+                            // A dropped transaction queues its rollback on the connection's thread. The
+                            // ping completes after it.
                             connection.ping().await?;
                         }
-                        // SQLite rolls back by itself when the disk is full, the driver's own rollback
-                        // fails after that, and the connection would never begin anything again.
+                        // When the disk is full, SQLite rolls back on its own and the driver's rollback
+                        // then fails. The driver still counts an open transaction, so the connection
+                        // could not begin another one and must be discarded.
                         Ok(!connection.is_in_transaction())
                     })
                 })
@@ -189,7 +213,7 @@ impl Db {
     pub async fn postgres(url: &SecretString, clock: Clock) -> Result<Self, DbError> {
         sqlx::any::install_default_drivers();
         let parsed = reqwest::Url::parse(url.expose_secret())
-            .map_err(|_| DbError::Unfit("DATABASE_URL is not a URL".into()))?;
+            .map_err(|_| DbError::Misconfigured("DATABASE_URL is not a valid URL.".into()))?;
         let pooled = parsed.port() == Some(TRANSACTION_POOLER_PORT)
             || parsed
                 .query_pairs()
@@ -200,10 +224,10 @@ impl Db {
             .test_before_acquire(false)
             .before_acquire(|connection, meta| {
                 Box::pin(async move {
-                    match meta.idle_for < TRUST_IDLE_FOR {
-                        true => Ok(true),
-                        false => connection.ping().await.map(|()| true),
+                    if meta.idle_for >= PING_AFTER_IDLE {
+                        connection.ping().await?;
                     }
+                    Ok(true)
                 })
             })
             .connect(url.expose_secret())
@@ -218,8 +242,10 @@ impl Db {
         })
     }
 
-    /// Passes on, for ever, that another process recorded something. Only where a connection is ours
-    /// for longer than a transaction; elsewhere, and while it is broken, the workers' poll is enough.
+    /// Notifies `wake` when another replica has recorded requests. Runs until it is cancelled.
+    ///
+    /// Does nothing behind a transaction pooler, where `LISTEN` is impossible. There, and while the
+    /// connection is broken, idle workers find work by polling.
     pub async fn forward_wakeups(&self, url: &SecretString, wake: &Notify) {
         if self.pooled {
             return;
@@ -229,20 +255,27 @@ impl Db {
                 let mut listener = PgListener::connect(url.expose_secret()).await?;
                 listener.listen(WAKE_CHANNEL).await?;
                 loop {
-                    // `None`: reconnected, something may have been missed meanwhile.
+                    // `None` means that the listener reconnected. Wake the workers in this case too,
+                    // because notifications may have been lost.
                     listener.try_recv().await?;
                     wake.notify_waiters();
                 }
             }
             .await;
             if let Err(error) = listened {
-                tracing::debug!(error = causes(&error), "not listening for wake-ups");
+                tracing::debug!(
+                    error = causes(&error),
+                    "listener disconnected, reconnecting"
+                );
             }
-            tokio::time::sleep(LISTEN_AGAIN).await;
+            tokio::time::sleep(LISTEN_RETRY).await;
         }
     }
 
-    /// Brings our own tables up to this program's version. Safe when replicas start together.
+    /// Applies all pending migrations and checks the app's tables. Replicas may start at the same time.
+    ///
+    /// # Errors
+    /// The database is unavailable, or the app's tables lack a column.
     pub async fn migrate(&self) -> Result<(), DbError> {
         let mut tx = self.transaction().await?;
         if self.dialect == Dialect::Postgres {
@@ -251,6 +284,8 @@ impl Db {
                 .bind(MIGRATION_LOCK)
                 .execute(tx.connection())
                 .await?;
+            // Not `create schema if not exists`, which requires the CREATE privilege on the database
+            // even if the schema exists.
             let exists = "select count(*) from pg_namespace where nspname = 'video_ingest'";
             let schemas: i64 = self.query(exists).fetch_one(tx.connection()).await?.get(0);
             if schemas == 0 {
@@ -268,7 +303,7 @@ impl Db {
             .await?
             .get(0);
         for migration in MIGRATIONS.iter().filter(|m| m.version > applied) {
-            sqlx::raw_sql(AssertSqlSafe(self.spell(migration.both)))
+            sqlx::raw_sql(AssertSqlSafe(self.render(migration.both)))
                 .execute(tx.connection())
                 .await?;
             let only = match self.dialect {
@@ -285,7 +320,7 @@ impl Db {
         self.check_app_tables().await
     }
 
-    /// Refuses an app database that lacks what we write, naming the SQL that adds it.
+    /// Checks that the app's table has all columns that we write.
     async fn check_app_tables(&self) -> Result<(), DbError> {
         let mut unit = self.unit(&self.read).await?;
         let probe = "select conversation_id, metadata, duration_ms, storage_bucket from lesson_assets where false";
@@ -293,15 +328,15 @@ impl Db {
         match found {
             Ok(_) => Ok(unit.commit().await?),
             Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("42703") => {
-                Err(DbError::Unfit(format!(
-                    "lesson_assets lacks a column ({}): run deploy/supabase/columns.sql once",
+                Err(DbError::Misconfigured(format!(
+                    "The table lesson_assets lacks a column ({}). Run deploy/supabase/columns.sql once.",
                     e.message()
                 )))
             }
             Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("42P01") => {
-                Err(DbError::Unfit(
-                    "there is no table lesson_assets on this connection's search_path: \
-                     is DATABASE_URL the app's database?"
+                Err(DbError::Misconfigured(
+                    "The table lesson_assets is not on the search_path of this connection. \
+                     Set DATABASE_URL to the app's database."
                         .into(),
                 ))
             }
@@ -309,14 +344,13 @@ impl Db {
         }
     }
 
-    /// Whether the database answers at all.
+    /// Checks that the database responds.
     pub async fn ping(&self) -> Result<(), DbError> {
-        let mut unit = self.unit(&self.write).await?;
-        self.query("select 1").execute(unit.connection()).await?;
-        Ok(unit.commit().await?)
+        self.execute(self.query("select 1")).await?;
+        Ok(())
     }
 
-    /// How many deliveries' commits can be under way at once; SQLite has one writer.
+    /// The maximum number of concurrent commits of deliveries; 1 for SQLite, which has a single writer.
     pub fn commits_max(&self) -> usize {
         match self.dialect {
             Dialect::Sqlite => 1,
@@ -324,79 +358,94 @@ impl Db {
         }
     }
 
-    /// Every change of a video's state that this process commits from now on.
+    /// Subscribes to the changes of state that this process commits from now on.
     pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.changes.subscribe()
     }
 
     fn announce(&self, video_id: uuid::Uuid, state: VideoState) {
-        // That nobody listens is fine.
+        // Fails only if there are no subscribers.
         let _ = self.changes.send(Change { video_id, state });
     }
 
-    /// Closes the connections, after what they are doing.
+    /// Closes all connections after their current operations.
     pub async fn close(&self) {
         self.write.close().await;
         self.read.close().await;
     }
 
-    /// A statement of ours, spelled for this database.
+    /// A statement in the dialect of this database. `text` may contain [`TOKENS`], `{now}` (the database's
+    /// time in milliseconds, plus the clock's offset) and the schema `video_ingest`, which SQLite lacks.
     ///
-    /// | token | SQLite | Postgres |
-    /// |---|---|---|
-    /// | `{now}` | the database's time in ms, plus the clock's offset | the same |
-    /// | `{each}(x)` | `json_each(x)` | `jsonb_array_elements(x)` |
-    /// | `{jsonb}` `{uuid}` `{text}` | nothing | the cast |
-    /// | `{recorded}` | the table of deliveries | what recording them returned: no search |
-    /// | `{skip_locked}` | nothing: there is one writer | `for update skip locked` |
-    /// | `video_ingest.` | nothing | the schema |
+    /// Leases and schedules use the time of the database, so the clocks of replicas may differ.
     fn query<'q>(&self, text: &str) -> Query<'q, Any, AnyArguments> {
-        sqlx::query(AssertSqlSafe(self.spell(text))).persistent(!self.pooled)
+        sqlx::query(AssertSqlSafe(self.render(text))).persistent(!self.pooled)
     }
 
-    fn spell(&self, text: &str) -> String {
-        let offset = self.clock.offset_ms();
-        match self.dialect {
-            Dialect::Sqlite => text
-                .replace(
-                    "{now}",
-                    &format!("(cast(unixepoch('subsec') * 1000 as integer) + {offset})"),
-                )
-                .replace("{each}", "json_each")
-                .replace("{jsonb}", "")
-                .replace("{uuid}", "")
-                .replace("{text}", "")
-                .replace("{recorded}", "deliveries")
-                .replace("{skip_locked}", "")
-                .replace("video_ingest.", ""),
-            Dialect::Postgres => text
-                .replace(
-                    "{now}",
-                    &format!(
-                        "((extract(epoch from statement_timestamp()) * 1000)::bigint + {offset})"
-                    ),
-                )
-                .replace("{each}", "jsonb_array_elements")
-                .replace("{jsonb}", "::jsonb")
-                .replace("{uuid}", "::uuid")
-                .replace("{text}", "::text")
-                .replace("{recorded}", "recorded")
-                .replace("{skip_locked}", "for update skip locked"),
+    /// [`Db::query`] with the ids of a video bound: `$1` is `video_id`, `$2` is `lesson_id`.
+    fn query_for<'q>(&self, text: &str, key: VideoKey) -> Query<'q, Any, AnyArguments> {
+        self.query(text)
+            .bind(key.video_id.to_string())
+            .bind(key.lesson_id.to_string())
+    }
+
+    /// Executes a single statement that writes. Returns the number of affected rows.
+    async fn execute(&self, query: Query<'_, Any, AnyArguments>) -> Result<u64, sqlx::Error> {
+        let mut unit = self.unit(&self.write).await?;
+        let done = query.execute(unit.connection()).await?;
+        unit.commit().await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Executes a single statement that only reads.
+    async fn fetch_all(
+        &self,
+        query: Query<'_, Any, AnyArguments>,
+    ) -> Result<Vec<AnyRow>, sqlx::Error> {
+        let mut unit = self.unit(&self.read).await?;
+        let rows = query.fetch_all(unit.connection()).await?;
+        unit.commit().await?;
+        Ok(rows)
+    }
+
+    /// [`Db::fetch_all`] for a statement that returns at most one row.
+    async fn fetch_optional(
+        &self,
+        query: Query<'_, Any, AnyArguments>,
+    ) -> Result<Option<AnyRow>, sqlx::Error> {
+        Ok(self.fetch_all(query).await?.pop())
+    }
+
+    fn render(&self, text: &str) -> String {
+        let now = match self.dialect {
+            Dialect::Sqlite => "cast(unixepoch('subsec') * 1000 as integer)",
+            Dialect::Postgres => "(extract(epoch from statement_timestamp()) * 1000)::bigint",
+        };
+        let mut text = text.replace("{now}", &format!("({now} + {})", self.clock.offset_ms()));
+        for (token, sqlite, postgres) in TOKENS {
+            text = match self.dialect {
+                Dialect::Sqlite => text.replace(token, sqlite),
+                Dialect::Postgres => text.replace(token, postgres),
+            };
         }
+        text
     }
 
-    /// For one statement: its own commit, except behind a transaction pooler, where a statement is
-    /// prepared and executed in two steps that only a transaction keeps on one connection.
+    /// A unit of work for statements that need not be atomic together.
     async fn unit(&self, pool: &AnyPool) -> Result<Unit, sqlx::Error> {
-        match self.pooled {
-            true => Ok(Unit::Transaction(pool.begin().await?)),
-            false => Ok(Unit::Statement(pool.acquire().await?)),
+        if self.pooled {
+            // sqlx prepares and executes a statement in two steps. Behind a transaction pooler, only a
+            // transaction guarantees that both reach the same server connection.
+            Ok(Unit::Transaction(pool.begin().await?))
+        } else {
+            Ok(Unit::Statement(pool.acquire().await?))
         }
     }
 
-    /// For several statements that take effect together.
+    /// A unit of work for statements that take effect together.
     async fn transaction(&self) -> Result<Unit, sqlx::Error> {
         let tx = match self.dialect {
+            // A deferred transaction that reads first can fail with SQLITE_BUSY when it writes later.
             Dialect::Sqlite => self.write.begin_with("begin immediate").await?,
             Dialect::Postgres => self.write.begin().await?,
         };
@@ -404,7 +453,8 @@ impl Db {
     }
 }
 
-/// A connection, with or without a transaction around what it is used for. Dropped, it rolls back.
+/// A unit of work: a connection, with or without a transaction. A transaction that is dropped without a
+/// commit is rolled back.
 enum Unit {
     Statement(PoolConnection<Any>),
     Transaction(Transaction<'static, Any>),
@@ -426,8 +476,13 @@ impl Unit {
     }
 }
 
-/// The column `state`, which only we write. What a newer version wrote counts as failed: it is shown and
-/// not worked on.
+/// Reads the column `state`. An unknown state, written by a newer release, counts as failed: the video is
+/// listed but not processed.
 fn state(row: &AnyRow) -> VideoState {
     VideoState::parse(&row.get::<String, _>("state")).unwrap_or(VideoState::Failed)
+}
+
+/// Reads a duration in milliseconds. Negative values, which a clock adjustment can cause, count as zero.
+fn duration(row: &AnyRow, column: &str) -> Duration {
+    Duration::from_millis(row.get::<i64, _>(column).max(0) as u64)
 }

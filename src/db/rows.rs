@@ -1,54 +1,64 @@
-//! The app's table `lesson_assets`: every statement of ours that touches it.
+//! The app's table `lesson_assets`: its rows, and all statements that write to them.
 
 use serde_json::json;
 use sqlx::Row as _;
+use sqlx::any::AnyRow;
 use uuid::Uuid;
 
-use super::{Db, DbError, Dialect, Lost, Unit};
+use super::{BATCH_ROWS, Db, DbError, Dialect, Unit, duration};
 use crate::domain::failure::Failure;
 use crate::domain::ids::{GitSha, VideoKey};
 use crate::domain::plan::Published;
+use crate::domain::verdict::PendingRow;
 
-/// A row as the app made it.
+/// A row of any kind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// The lesson it belongs to.
+    /// The lesson that it belongs to.
     pub lesson_id: Uuid,
     /// Its owner, the first folder of the storage path.
     pub user_id: Uuid,
-    /// `video`, or something that is not ours.
+    /// `video`, or a kind that this server does not process.
     pub kind: String,
-    /// Where the app looks for the object.
+    /// The storage bucket of the object.
     pub bucket: String,
-    /// Set: the video is ready.
+    /// The path of the object within the bucket; `None` while the row is pending.
     pub storage_path: Option<String>,
 }
 
-/// Who owns a row that we insert.
+/// A ready row and its object.
+#[derive(Clone, Debug)]
+pub struct ReadyObject {
+    /// The video.
+    pub key: VideoKey,
+    /// The object's bucket.
+    pub bucket: String,
+    /// The object's path within the bucket.
+    pub path: String,
+    /// Its size in bytes; `None` if it was not uploaded by this server.
+    pub size: Option<u64>,
+}
+
+/// The owner of inserted rows.
 #[derive(Clone, Copy, Debug)]
 pub enum RowOwner {
     /// The lesson's owner, from the app's table `lessons`.
     OfLesson,
-    /// Always the same: embedded mode has no lessons.
+    /// A fixed user. The embedded mode has no lessons.
     Fixed(Uuid),
 }
 
-/// The longest reason that is written into `mime_type`, in characters. Source: the contract.
+/// The longest reason that is written to `mime_type`, in characters. Longer messages are cut off.
 const REASON_CHARS_MAX: usize = 100;
 
 impl Db {
-    /// The row with this id, whatever its lesson and kind.
+    /// The row with this id, of any lesson and kind.
     pub async fn find_row(&self, video_id: Uuid) -> Result<Option<Row>, DbError> {
         let statement = "select lesson_id{text} as lesson_id, user_id{text} as user_id, kind,
                 storage_bucket, storage_path
             from lesson_assets where id = $1{uuid}";
-        let mut unit = self.unit(&self.read).await?;
-        let found = self
-            .query(statement)
-            .bind(video_id.to_string())
-            .fetch_optional(unit.connection())
-            .await?;
-        unit.commit().await?;
+        let query = self.query(statement).bind(video_id.to_string());
+        let found = self.fetch_optional(query).await?;
         Ok(found.and_then(|row| {
             Some(Row {
                 lesson_id: row.get::<String, _>("lesson_id").parse().ok()?,
@@ -60,8 +70,76 @@ impl Db {
         }))
     }
 
-    /// Inserts a pending row, unless there is one with that id, be it one that we may not see.
-    /// `false`: there is no such lesson to own it.
+    /// The pending rows, the oldest first.
+    pub async fn pending_rows(&self) -> Result<Vec<PendingRow>, DbError> {
+        let created = match self.dialect {
+            Dialect::Sqlite => "created_at",
+            Dialect::Postgres => "(extract(epoch from created_at) * 1000)::bigint",
+        };
+        let statement = format!(
+            "select id{{text}} as id, lesson_id{{text}} as lesson_id, {{now}} - {created} as age, conversation_id, mime_type
+            from lesson_assets where kind = 'video' and storage_path is null and id > $1{{uuid}}
+            order by id limit $2"
+        );
+        let rows = self.fetch_pages(&statement).await?;
+        let pending = rows.iter().filter_map(|row| {
+            let mime: String = row.get("mime_type");
+            Some(PendingRow {
+                key: row_key(row)?,
+                age: duration(row, "age"),
+                conversation_id: row.get("conversation_id"),
+                failed: mime
+                    .strip_prefix("error:")
+                    .map(|reason| reason.trim().to_owned()),
+            })
+        });
+        let mut all: Vec<PendingRow> = pending.collect();
+        all.sort_by_key(|row| std::cmp::Reverse(row.age));
+        Ok(all)
+    }
+
+    /// The ready rows and their objects.
+    pub async fn ready_objects(&self) -> Result<Vec<ReadyObject>, DbError> {
+        let statement = "select a.id{text} as id, a.lesson_id{text} as lesson_id, a.storage_bucket,
+                a.storage_path, v.size_bytes
+            from lesson_assets as a left join video_ingest.videos as v
+                on v.video_id = a.id{text} and v.lesson_id = a.lesson_id{text} and v.storage_path = a.storage_path
+            where a.kind = 'video' and a.storage_path is not null and a.id > $1{uuid}
+            order by a.id limit $2";
+        let rows = self.fetch_pages(statement).await?;
+        let ready = rows.iter().filter_map(|row| {
+            Some(ReadyObject {
+                key: row_key(row)?,
+                bucket: row.get("storage_bucket"),
+                path: row.get("storage_path"),
+                size: row
+                    .get::<Option<i64>, _>("size_bytes")
+                    .map(|size| size as u64),
+            })
+        });
+        Ok(ready.collect())
+    }
+
+    /// All rows of a statement over `lesson_assets` that returns `$2` rows with ids greater than `$1`.
+    ///
+    /// Each page is a statement of its own, so that a large table does not block a connection for long.
+    async fn fetch_pages(&self, statement: &str) -> Result<Vec<AnyRow>, DbError> {
+        let mut all: Vec<AnyRow> = Vec::new();
+        let mut last = Uuid::nil().to_string();
+        loop {
+            let query = self.query(statement).bind(last.as_str()).bind(BATCH_ROWS);
+            let rows = self.fetch_all(query).await?;
+            let is_full = rows.len() == BATCH_ROWS as usize;
+            all.extend(rows);
+            match all.last() {
+                Some(row) if is_full => last = row.get("id"),
+                _ => return Ok(all),
+            }
+        }
+    }
+
+    /// Inserts a pending row unless a row with this id exists. Returns `false` if the lesson, which
+    /// provides the owner, does not exist.
     pub async fn create_row(
         &self,
         key: VideoKey,
@@ -74,7 +152,7 @@ impl Db {
             }
             RowOwner::Fixed(_) => "$4{uuid}, 'video', $3, 'video/mp4' where true",
         };
-        // SQLite's `created_at` is ours to fill; the app's has a default.
+        // In the app's database, `created_at` has a default.
         let (column, value) = match self.dialect {
             Dialect::Sqlite => ("created_at, ", "{now}, "),
             Dialect::Postgres => ("", ""),
@@ -83,57 +161,29 @@ impl Db {
             "insert into lesson_assets ({column}id, lesson_id, user_id, kind, storage_bucket, mime_type)
              select {value}$1{{uuid}}, $2{{uuid}}, {from} on conflict (id) do nothing"
         );
-        let mut unit = self.unit(&self.write).await?;
-        let mut query = self
-            .query(&statement)
-            .bind(key.video_id.to_string())
-            .bind(key.lesson_id.to_string())
-            .bind(bucket);
+        let mut query = self.query_for(&statement, key).bind(bucket);
         if let RowOwner::Fixed(user) = owner {
             query = query.bind(user.to_string());
         }
-        let inserted = query.execute(unit.connection()).await?.rows_affected() > 0;
-        unit.commit().await?;
+        let is_inserted = self.execute(query).await? > 0;
         match owner {
-            RowOwner::OfLesson if !inserted => self.has_lesson(key.lesson_id).await,
+            // Either the lesson is missing, or the insert conflicted with a row that may be hidden from
+            // us by row-level security.
+            RowOwner::OfLesson if !is_inserted => self.has_lesson(key.lesson_id).await,
             RowOwner::OfLesson | RowOwner::Fixed(_) => Ok(true),
         }
     }
 
     async fn has_lesson(&self, lesson_id: Uuid) -> Result<bool, DbError> {
         let statement = "select 1 from lessons where id = $1{uuid}";
-        let mut unit = self.unit(&self.write).await?;
-        let found = self
-            .query(statement)
-            .bind(lesson_id.to_string())
-            .fetch_optional(unit.connection())
-            .await?;
-        unit.commit().await?;
-        Ok(found.is_some())
+        let query = self.query(statement).bind(lesson_id.to_string());
+        Ok(self.fetch_optional(query).await?.is_some())
     }
 
-    /// Queues the videos that were waiting for a row which is there now, or which can be inserted now
-    /// that its owner, the lesson, is there. Returns how many.
-    pub async fn wake_those_with_rows(&self, missing: Option<RowOwner>) -> Result<u64, DbError> {
-        let lesson = match missing {
-            Some(RowOwner::OfLesson) => {
-                "or exists (select 1 from lessons as l where l.id = videos.lesson_id{uuid})"
-            }
-            Some(RowOwner::Fixed(_)) | None => "",
-        };
-        let statement = format!(
-            "update video_ingest.videos set state = 'queued', due_at = {{now}}
-            where state = 'waiting' and code = 'no_row'
-              and (exists (select 1 from lesson_assets as a where a.id = videos.video_id{{uuid}}) {lesson})"
-        );
-        let mut unit = self.unit(&self.write).await?;
-        let done = self.query(&statement).execute(unit.connection()).await?;
-        unit.commit().await?;
-        Ok(done.rows_affected())
-    }
-
-    /// Makes the row ready if it is still the one that was read. One statement, so that the app's
-    /// Realtime subscribers see one change.
+    /// Makes the row ready. Returns `false` if it was deleted or has another lesson, owner or kind than
+    /// when it was read.
+    ///
+    /// This is one statement, because every update is sent to the app's Realtime subscribers.
     pub(super) async fn make_row_ready(
         &self,
         tx: &mut Unit,
@@ -159,9 +209,7 @@ impl Db {
             self.with_ingest("$7")
         );
         let done = self
-            .query(&statement)
-            .bind(key.video_id.to_string())
-            .bind(key.lesson_id.to_string())
+            .query_for(&statement, key)
             .bind(user_id.to_string())
             .bind(published.storage_path.as_str())
             .bind(published.duration_ms as i64)
@@ -172,14 +220,14 @@ impl Db {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Says in the row that the video failed. A ready video stays ready, with the error beside it.
-    pub(super) async fn report(
+    /// Writes a failure to the row. A ready row stays ready and gets `ingest.last_error`.
+    pub(super) async fn make_row_failed(
         &self,
         tx: &mut Unit,
         key: VideoKey,
         failure: &Failure,
         blob_sha: Option<GitSha>,
-    ) -> Result<(), Lost> {
+    ) -> Result<(), sqlx::Error> {
         let reason: String = failure.message.chars().take(REASON_CHARS_MAX).collect();
         let at = self.clock.now().to_string();
         let code = failure.code.as_str();
@@ -195,9 +243,7 @@ impl Db {
             self.with_ingest("$4"),
             self.with_last_error("$5"),
         );
-        self.query(&statement)
-            .bind(key.video_id.to_string())
-            .bind(key.lesson_id.to_string())
+        self.query_for(&statement, key)
             .bind(format!("error: {reason}"))
             .bind(failed.to_string())
             .bind(last.to_string())
@@ -206,7 +252,7 @@ impl Db {
         Ok(())
     }
 
-    /// `metadata` with its key `ingest` replaced; what else is in it stays.
+    /// SQL for `metadata` with the key `ingest` replaced. The other keys belong to the app and are kept.
     fn with_ingest(&self, value: &str) -> String {
         match self.dialect {
             Dialect::Sqlite => {
@@ -219,7 +265,7 @@ impl Db {
         }
     }
 
-    /// `metadata` with `ingest.last_error` set; what else is in it stays.
+    /// SQL for `metadata` with `ingest.last_error` set. All other keys are kept.
     fn with_last_error(&self, value: &str) -> String {
         match self.dialect {
             Dialect::Sqlite => {
@@ -233,4 +279,12 @@ impl Db {
             ),
         }
     }
+}
+
+/// The key of a row, from its columns `id` and `lesson_id`; `None` if they are not UUIDs.
+fn row_key(row: &AnyRow) -> Option<VideoKey> {
+    Some(VideoKey {
+        lesson_id: row.get::<String, _>("lesson_id").parse().ok()?,
+        video_id: row.get::<String, _>("id").parse().ok()?,
+    })
 }

@@ -1,4 +1,8 @@
-//! Numbers about everything: bounded reads and an hourly rollup, however many videos there are.
+//! The tables `counts` and `hours`: statistics whose cost does not depend on the number of videos.
+//!
+//! `counts` holds the number of videos per state and is maintained by triggers. On Postgres, the triggers
+//! only insert, so that concurrent transactions do not wait for each other. The entries are compacted when
+//! they are read. `hours` holds counts per hour, and histograms of durations.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,73 +10,73 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::Row as _;
 
-use super::{Claim, Db, DbError, Unit};
+use super::{Claim, Db, DbError, Unit, duration};
 use crate::domain::failure::Failure;
 use crate::domain::plan::End;
 use crate::domain::report::SweepCounts;
 use crate::domain::state::VideoState;
 
-/// Entries of the counts that are left as they are: five states, and some changes.
+/// The number of entries in `counts` above which they are compacted.
 const COUNT_ENTRIES_MAX: i64 = 100;
 
-/// Entries of the counts that one statement folds.
-const FOLDED_ENTRIES_MAX: i64 = 100_000;
+/// The number of entries that one statement compacts.
+const COMPACTED_ENTRIES_MAX: i64 = 100_000;
 
-/// Buckets per doubling of a duration: what is read back is within a tenth of what was counted.
+/// Histogram buckets per doubling of the duration. Quantiles have an error of at most 10 %.
 const BUCKETS_PER_DOUBLING: f64 = 4.0;
 
-/// The name of the mark that the last sweep leaves.
+/// The mark that holds the counts of the last sweep.
 const LAST_SWEEP: &str = "last_sweep";
 
 const HOUR_MS: i64 = 3_600_000;
 
-/// Hours in the picture of a day.
+/// The number of hours in a [`Day`].
 const DAY_HOURS: i64 = 24;
 
-/// How things stand now.
+/// The current state of all videos.
 #[derive(Clone, Debug, Default)]
 pub struct Overview {
-    /// How many videos are in each state; nothing for `generating`, of which we have no records.
+    /// The number of videos per state. `generating` is missing, because these videos have no record.
     pub counts: HashMap<VideoState, i64>,
-    /// How long ago the oldest queued or running video was asked for.
+    /// The time since the oldest queued or running video was requested.
     pub oldest: Option<Duration>,
-    /// When the last push was accepted, in milliseconds since the Unix epoch.
+    /// The time of the last accepted push, in milliseconds since the Unix epoch.
     pub last_push_ms: Option<i64>,
-    /// When the last sweep ended, in milliseconds since the Unix epoch, and what it counted.
+    /// The end of the last sweep, in milliseconds since the Unix epoch, and its counts.
     pub last_sweep: Option<(i64, SweepCounts)>,
 }
 
-/// One hour of the picture.
+/// The counts of one hour.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hour {
-    /// Its beginning, in milliseconds since the Unix epoch.
+    /// The beginning of the hour, in milliseconds since the Unix epoch.
     pub start_ms: i64,
-    /// Videos that became ready.
+    /// The number of videos that became ready.
     pub ready: i64,
-    /// Verdicts that were given.
+    /// The number of videos that failed.
     pub failed: i64,
 }
 
-/// The last day, oldest hour first; its last hour is the running one.
+/// The last 24 hours, including the current one.
 #[derive(Clone, Debug, Default)]
 pub struct Day {
-    /// 24 of them.
+    /// The hours, oldest first.
     pub hours: Vec<Hour>,
-    /// From the push to ready: half were faster.
+    /// The median time from the request to the ready row.
     pub median: Option<Duration>,
-    /// From the push to ready: 95 % were faster.
+    /// The 95th percentile of the time from the request to the ready row.
     pub p95: Option<Duration>,
 }
 
 impl Overview {
-    /// How many videos are in this state.
+    /// The number of videos in this state.
     pub fn count(&self, state: VideoState) -> i64 {
         self.counts.get(&state).copied().unwrap_or(0)
     }
 }
 
 impl Db {
-    /// Counts by state, and when something last came in.
+    /// The counts per state and the times of the last events.
     pub async fn overview(&self) -> Result<Overview, DbError> {
         let mut overview = Overview::default();
         let mut unit = self.unit(&self.read).await?;
@@ -89,6 +93,7 @@ impl Db {
             entries += row.get::<i64, _>("entries");
             overview.counts.insert(super::state(row), n);
         }
+        // One subquery per state, because the index begins with the state.
         let oldest = |state: VideoState| {
             format!(
                 "select * from (select {{now}} - requested_at as age from video_ingest.videos
@@ -103,7 +108,7 @@ impl Db {
             ))
             .fetch_optional(unit.connection())
             .await?
-            .map(|row| Duration::from_millis(row.get::<i64, _>("age").max(0) as u64));
+            .map(|row| duration(&row, "age"));
         overview.last_push_ms = self
             .query("select received_at from video_ingest.deliveries order by received_at desc, guid desc limit 1")
             .fetch_optional(unit.connection())
@@ -123,43 +128,36 @@ impl Db {
             });
         unit.commit().await?;
         if entries > COUNT_ENTRIES_MAX {
-            self.fold_counts().await?;
+            self.compact_counts().await?;
         }
         Ok(overview)
     }
 
-    /// Puts what many changes added to the counts into one entry per state. Replicas may do so at the
-    /// same time: each takes entries that no other has taken.
-    async fn fold_counts(&self) -> Result<(), DbError> {
+    /// Replaces the entries of `counts` with one entry per state. Replicas may do this concurrently: each
+    /// locks other entries. Never called on SQLite, whose triggers update the counts in place.
+    async fn compact_counts(&self) -> Result<(), DbError> {
         let statement = "with taken as (
                 delete from video_ingest.counts where ctid in (
                     select ctid from video_ingest.counts limit $1 {skip_locked})
                 returning state, n)
             insert into video_ingest.counts select state, sum(n) from taken group by state";
-        let mut unit = self.unit(&self.write).await?;
-        self.query(statement)
-            .bind(FOLDED_ENTRIES_MAX)
-            .execute(unit.connection())
+        self.execute(self.query(statement).bind(COMPACTED_ENTRIES_MAX))
             .await?;
-        Ok(unit.commit().await?)
+        Ok(())
     }
 
-    /// Keeps what a sweep counted.
+    /// Stores the counts of a sweep.
     pub async fn note_sweep(&self, counts: SweepCounts) -> Result<(), DbError> {
         self.set_mark(LAST_SWEEP, &json!(counts).to_string()).await
     }
 
-    /// The last day, out of the rollup.
+    /// The counts of the last 24 hours.
     pub async fn day(&self) -> Result<Day, DbError> {
         let now = self.clock.now_ms();
         let first = now - now.rem_euclid(HOUR_MS) - (DAY_HOURS - 1) * HOUR_MS;
-        let mut unit = self.unit(&self.read).await?;
-        let rows = self
-            .query("select hour, what, bucket, n from video_ingest.hours where hour >= $1 order by bucket")
-            .bind(first)
-            .fetch_all(unit.connection())
-            .await?;
-        unit.commit().await?;
+        let statement =
+            "select hour, what, bucket, n from video_ingest.hours where hour >= $1 order by bucket";
+        let rows = self.fetch_all(self.query(statement).bind(first)).await?;
         let mut hours: Vec<Hour> = (0..DAY_HOURS)
             .map(|n| Hour {
                 start_ms: first + n * HOUR_MS,
@@ -185,7 +183,8 @@ impl Db {
         })
     }
 
-    /// Counts an end in the rollup. The last statements of their transaction: their rows are shared.
+    /// Counts the end of an attempt. Must be the last statements of the transaction, because all
+    /// transactions of an hour update the same rows.
     pub(super) async fn count_end(
         &self,
         tx: &mut Unit,
@@ -194,16 +193,18 @@ impl Db {
     ) -> Result<(), sqlx::Error> {
         match end {
             End::Ready { .. } => {
-                // In one order in every transaction, so that two of them never wait for each other.
-                let took = ("took", bucket(claim.asked_at.elapsed()));
+                // All transactions lock these rows in the same order, which prevents deadlocks.
+                let took = ("took", bucket(claim.requested_at.elapsed()));
                 self.count(tx, &[("ready", 0), took]).await
             }
-            End::Failed { failure, .. } if is_news(claim, failure) => self.count_failed(tx).await,
+            End::Failed { failure, .. } if is_new_failure(claim, failure) => {
+                self.count_failed(tx).await
+            }
             _ => Ok(()),
         }
     }
 
-    /// Counts a failure that no worker ended in, as [`Db::count_end`] does.
+    /// Counts a failed video. The same rule as for [`Db::count_end`] applies.
     pub(super) async fn count_failed(&self, tx: &mut Unit) -> Result<(), sqlx::Error> {
         self.count(tx, &[("failed", 0)]).await
     }
@@ -227,17 +228,19 @@ impl Db {
     }
 }
 
-/// A setting that is still wrong an hour later is no second failure.
-fn is_news(claim: &Claim, failure: &Failure) -> bool {
+/// Whether the video failed for another reason than before. The hourly retry of a configuration failure
+/// is not counted again.
+fn is_new_failure(claim: &Claim, failure: &Failure) -> bool {
     claim.history.code != Some(failure.code)
 }
 
+/// The histogram bucket of a duration.
 fn bucket(took: Duration) -> i64 {
     let ms = (took.as_millis() as f64).max(1.0);
     (ms.log2() * BUCKETS_PER_DOUBLING).round() as i64
 }
 
-/// `buckets`: (bucket, how many), the fastest first.
+/// The `q`-quantile of a histogram. `buckets`: (bucket, count), the shortest duration first.
 fn quantile(buckets: &[(i64, i64)], q: f64) -> Option<Duration> {
     let total: i64 = buckets.iter().map(|(_, n)| n).sum();
     let rank = (total as f64 * q).ceil() as i64;

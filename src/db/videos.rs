@@ -1,5 +1,12 @@
-//! A video's row: asked for, claimed, worked on, finished.
+//! The table `videos`: the records. A record is also the job: it is requested, claimed and finished here.
+//!
+//! `due_at` is the time from which a worker may claim the video. While it is running, `due_at` is the end
+//! of its lease, so one query finds queued videos and expired leases.
+//!
+//! `requested` counts the requests, `observed` is the count that the last completed attempt served. An
+//! attempt serves the requests that were counted when it was claimed; later ones queue the video again.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::json;
@@ -7,20 +14,26 @@ use sqlx::Row as _;
 use sqlx::any::AnyRow;
 use tokio::time::Instant;
 
-use super::{Db, DbError, Unit};
-use crate::domain::failure::Code;
+use super::{BATCH_ROWS, Db, DbError, RowOwner, Unit};
+use crate::domain::failure::{Code, Failure};
 use crate::domain::ids::{GitSha, VideoKey};
 use crate::domain::plan::{Blobs, End, History, Published};
 use crate::domain::request::Request;
 use crate::domain::state::VideoState;
 use crate::domain::timeline::Entry;
+use crate::domain::verdict::Record;
 
-/// How many characters of `wanted` are kept: the newest eight commits. A push that is older than
-/// seven others of the same video, all within the two minutes in which it matters, is not waited for.
+/// The longest `wanted`, in characters: the newest eight commits, separated by spaces. If more
+/// pushes of one video arrive within the two minutes for which a worker waits for a commit, the worker
+/// does not wait for the oldest ones.
 const WANTED_CHARS_MAX: usize = 8 * 41 - 1;
 
-/// Upserts requests. `$2`: JSON as [`to_json`] makes it. `{recorded}`: the deliveries that ask, with how
-/// often each was delivered again.
+/// Upserts requests. `$2`: an array of [`to_json`]. `{recorded}`: the deliveries that request the videos.
+///
+/// - `forced` is set by a redelivery, and is kept until an attempt has served it.
+/// - `wanted` collects the commits of all requests that no attempt has served yet.
+/// - A running video keeps its state and lease. The end of its attempt sees the increased `requested`.
+/// - Otherwise, the request starts the retry schedule from the beginning.
 pub(super) const UPSERT_REQUESTS: &str = "insert into video_ingest.videos as videos
         (video_id, lesson_id, state, source, due_at, requested, requested_at, wanted, forced, created_at, updated_at)
     select k.value ->> 'video_id', k.value ->> 'lesson_id', 'queued', k.value ->> 'source', {now}, 1, {now},
@@ -47,24 +60,14 @@ pub(super) const UPSERT_REQUESTS: &str = "insert into video_ingest.videos as vid
         state = case when videos.state = 'running' then 'running' else 'queued' end,
         updated_at = excluded.updated_at";
 
-/// Writes the requests into the timelines. `$2`: as for [`UPSERT_REQUESTS`].
-pub(super) const INSERT_TIMELINE: &str = "insert into video_ingest.events
-        (video_id, lesson_id, at, seq, step, detail, delivery)
-    select k.value ->> 'video_id', k.value ->> 'lesson_id', {now}, 0,
-        case when k.value ->> 'source' = 'push' then 'received' else 'requested' end,
-        k.value ->> 'detail', g.value ->> 'guid'
-    from {each}($2{jsonb}) as k left join {each}(k.value -> 'deliveries') as g on true";
-
-/// A request as [`UPSERT_REQUESTS`] and [`INSERT_TIMELINE`] read it.
+/// A request in the form that [`UPSERT_REQUESTS`] and [`INSERT_REQUESTS`](super::events::INSERT_REQUESTS)
+/// read.
 pub(super) fn to_json(request: &Request) -> serde_json::Value {
-    let wanted: Vec<String> = request.wanted.iter().map(GitSha::to_string).collect();
-    let mut wanted = wanted.join(" ");
+    let wanted = request.required_commits.iter().map(GitSha::to_string);
+    let mut wanted = wanted.collect::<Vec<_>>().join(" ");
     wanted.truncate(WANTED_CHARS_MAX);
-    let deliveries: Vec<_> = request
-        .deliveries
-        .iter()
-        .map(|guid| json!({"guid": guid}))
-        .collect();
+    let deliveries = request.deliveries.iter();
+    let deliveries: serde_json::Value = deliveries.map(|guid| json!({"guid": guid})).collect();
     json!({
         "video_id": request.key.video_id,
         "lesson_id": request.key.lesson_id,
@@ -76,49 +79,51 @@ pub(super) fn to_json(request: &Request) -> serde_json::Value {
     })
 }
 
-/// The right to work on one video until its lease ends, and what is known of it.
+/// A claim on a video, with the parts of the record that an attempt needs.
 #[derive(Clone, Debug)]
 pub struct Claim {
-    /// Which video.
+    /// The video.
     pub key: VideoKey,
     token: String,
-    /// The worker that had it before let its lease end.
+    /// Whether the claim took over an expired lease.
     pub expired: bool,
-    /// Up to which request this claim answers.
+    /// The count of requests that this attempt serves.
     requested: i64,
-    /// How long ago it was last asked for.
-    pub asked: Duration,
-    /// When that was, at the latest: a listing must have begun after it.
-    pub asked_at: Instant,
-    /// The pushes that the branch must contain.
-    pub wanted: Vec<GitSha>,
-    /// What is known of the video from earlier attempts.
+    /// The time since the last request.
+    pub requested_ago: Duration,
+    /// The time of the last request, or slightly later. A listing must have begun after it.
+    pub requested_at: Instant,
+    /// The commits that the branch must contain.
+    pub required_commits: Vec<GitSha>,
+    /// The results of earlier attempts.
     pub history: History,
 }
 
-/// Why the end of a claim was not written.
+/// Why a claim could not be renewed or finished.
 #[derive(Debug, thiserror::Error)]
-pub enum Lost {
-    /// Somebody else has the video now, or nobody: this worker must stop.
+pub enum ClaimError {
+    /// The lease has expired and another worker may have claimed the video. The worker must stop.
     #[error("the lease is lost")]
-    Lease,
-    /// The app's row is gone, or is no longer the one that was read.
-    #[error("the row is gone")]
-    Row,
-    /// Not written, as far as we know.
+    LeaseLost,
+    /// The app's row was deleted, or has another lesson, owner or kind than when it was read.
+    #[error("the row was deleted or changed")]
+    RowChanged,
+    /// The database is unavailable. Nothing was written, unless the connection broke during the commit.
     #[error(transparent)]
     Db(#[from] DbError),
 }
 
-impl From<sqlx::Error> for Lost {
+impl From<sqlx::Error> for ClaimError {
     fn from(error: sqlx::Error) -> Self {
         Self::Db(error.into())
     }
 }
 
 impl Db {
-    /// Takes the video that has been due for longest: queued ones and those whose worker let its lease
-    /// end, in one order, so that neither waits behind the other.
+    /// Claims the video that has been due for the longest time: a queued one, one whose waiting period is
+    /// over, or one whose lease has expired.
+    ///
+    /// `{skip_locked}` lets concurrent workers claim different videos instead of waiting for each other.
     pub async fn claim(&self, lease: Duration) -> Result<Option<Claim>, DbError> {
         let statement = "update video_ingest.videos set
                 state = 'running', due_at = {now} + $2,
@@ -127,12 +132,13 @@ impl Db {
                 select video_id, lesson_id from video_ingest.videos
                 where due_at <= {now}
                 order by due_at limit 1 {skip_locked})
-            returning video_id, lesson_id, lease_token, requested, {now} - requested_at as asked,
+            returning video_id, lesson_id, lease_token, requested, {now} - requested_at as requested_ago,
                 wanted, forced, attempts, {now} - failing_since as failing, code, message,
                 {now} - waiting_since as waited, mp4_sha, json_sha, stored_sha, commit_sha, sha256,
                 size_bytes, duration_ms, width, height, storage_path, metadata, warnings";
         let token = uuid::Uuid::new_v4().simple().to_string();
-        // Only the token can tell what the row's state was: a row is returned as it is afterwards.
+        // `returning` returns the new values only. Two tokens tell whether the video was running before,
+        // which means that its lease has expired.
         let token_if_expired = uuid::Uuid::new_v4().simple().to_string();
         let mut unit = self.unit(&self.write).await?;
         let row = self
@@ -152,54 +158,52 @@ impl Db {
         Ok(claim)
     }
 
-    /// Prolongs a lease. `Err(Lost::Lease)`: somebody else may have the video; stop.
-    pub async fn renew(&self, claim: &Claim, lease: Duration) -> Result<(), Lost> {
+    /// Extends the lease to `lease` from now.
+    ///
+    /// # Errors
+    /// [`ClaimError::LeaseLost`] if the claim is no longer valid, [`ClaimError::Db`].
+    pub async fn renew(&self, claim: &Claim, lease: Duration) -> Result<(), ClaimError> {
         let statement = "update video_ingest.videos set due_at = {now} + $4
             where video_id = $1 and lesson_id = $2 and lease_token = $3 and state = 'running'";
-        let mut unit = self.unit(&self.write).await?;
-        let done = self
-            .query(statement)
-            .bind(claim.key.video_id.to_string())
-            .bind(claim.key.lesson_id.to_string())
+        let query = self
+            .query_for(statement, claim.key)
             .bind(claim.token.as_str())
-            .bind(lease.as_millis() as i64)
-            .execute(unit.connection())
-            .await?;
-        unit.commit().await?;
-        match done.rows_affected() {
-            0 => Err(Lost::Lease),
+            .bind(lease.as_millis() as i64);
+        match self.execute(query).await? {
+            0 => Err(ClaimError::LeaseLost),
             _ => Ok(()),
         }
     }
 
-    /// Hands a video back untouched, for the next worker to take at once.
+    /// Releases a claim without an attempt. The video is due immediately.
     pub async fn hand_back(&self, claim: &Claim) -> Result<(), DbError> {
         let statement =
             "update video_ingest.videos set state = 'queued', due_at = {now}, lease_token = null
             where video_id = $1 and lesson_id = $2 and lease_token = $3 and state = 'running'";
-        let mut unit = self.unit(&self.write).await?;
-        self.query(statement)
-            .bind(claim.key.video_id.to_string())
-            .bind(claim.key.lesson_id.to_string())
-            .bind(claim.token.as_str())
-            .execute(unit.connection())
-            .await?;
-        unit.commit().await?;
+        let query = self
+            .query_for(statement, claim.key)
+            .bind(claim.token.as_str());
+        self.execute(query).await?;
         self.announce(claim.key.video_id, VideoState::Queued);
         Ok(())
     }
 
-    /// Writes how a claim ended: our row, the app's row and the timeline, in one commit, fenced by
-    /// the lease. If more was asked for meanwhile, the video is queued again.
+    /// Finishes a claim: writes the record, the app's row, the timeline and the counts in one transaction.
+    /// `listed`: the blobs that the branch contains, if the attempt got so far.
+    ///
+    /// The first statement checks the token and locks the record, so it fences all the others.
+    ///
+    /// # Errors
+    /// Nothing is written if the claim is no longer valid or the row has changed.
     pub async fn finish(
         &self,
         claim: &Claim,
-        pair: Option<Blobs>,
+        listed: Option<Blobs>,
         end: &End,
         steps: &[Entry],
-    ) -> Result<(), Lost> {
+    ) -> Result<(), ClaimError> {
         let mut tx = self.transaction().await?;
-        let state = self.finish_video(&mut tx, claim, pair, end).await?;
+        let state = self.finish_record(&mut tx, claim, listed, end).await?;
         match end {
             End::Ready {
                 published, user_id, ..
@@ -208,49 +212,36 @@ impl Db {
                     .await?;
             }
             End::Failed { failure, .. } => {
-                let blob = pair.unwrap_or(claim.history.observed).0;
-                self.report(&mut tx, claim.key, failure, blob).await?;
+                let blob = listed.unwrap_or(claim.history.observed).0;
+                self.make_row_failed(&mut tx, claim.key, failure, blob)
+                    .await?;
             }
             End::Unchanged | End::Waiting { .. } | End::Retry { .. } => {}
         }
-        if !steps.is_empty() {
-            let statement =
-                "insert into video_ingest.events (video_id, lesson_id, at, seq, step, detail, ms)
-                select $1, $2, cast(s.value ->> 'at' as bigint), cast(s.value ->> 'seq' as bigint),
-                    s.value ->> 'step', s.value ->> 'detail', cast(s.value ->> 'ms' as bigint)
-                from {each}($3{jsonb}) as s";
-            let steps: Vec<_> = steps
-                .iter()
-                .zip(1..)
-                .map(|(s, seq): (_, i64)| {
-                    json!({"at": s.at, "seq": seq, "step": s.step, "detail": s.detail, "ms": s.ms})
-                })
-                .collect();
-            self.query(statement)
-                .bind(claim.key.video_id.to_string())
-                .bind(claim.key.lesson_id.to_string())
-                .bind(serde_json::Value::from(steps).to_string())
-                .execute(tx.connection())
-                .await?;
-        }
+        self.insert_attempt(&mut tx, claim.key, steps).await?;
         self.count_end(&mut tx, claim, end).await?;
         tx.commit().await?;
         self.announce(claim.key.video_id, state);
         Ok(())
     }
 
-    /// The state that the video has now: queued if more was asked for meanwhile.
-    async fn finish_video(
+    /// Writes the end to the record and returns the new state.
+    ///
+    /// `requested > $4` means that the video was requested during the attempt. It is then queued again and
+    /// keeps `forced`, which may belong to the new request. After a retryable failure (`$7 = 1`), the
+    /// requests are not served yet: `observed` and `forced` are kept. `waiting_since` restarts when the
+    /// video waits for something else than before.
+    async fn finish_record(
         &self,
         tx: &mut Unit,
         claim: &Claim,
-        pair: Option<Blobs>,
+        listed: Option<Blobs>,
         end: &End,
-    ) -> Result<VideoState, Lost> {
+    ) -> Result<VideoState, ClaimError> {
         let state = end.state();
         let (code, message) = end.reason().unzip();
-        let again = matches!(end, End::Retry { .. });
-        let observed = pair.unwrap_or(claim.history.observed);
+        let is_retry = matches!(end, End::Retry { .. });
+        let observed = listed.unwrap_or(claim.history.observed);
         let statement = "update video_ingest.videos set
                 state = case when requested > $4 then 'queued' else $5 end,
                 due_at = case when requested > $4 then {now} when $6 < 0 then null else {now} + $6 end,
@@ -271,14 +262,12 @@ impl Db {
             where video_id = $1 and lesson_id = $2 and lease_token = $3 and state = 'running'
             returning requested";
         let done = self
-            .query(statement)
-            .bind(claim.key.video_id.to_string())
-            .bind(claim.key.lesson_id.to_string())
+            .query_for(statement, claim.key)
             .bind(claim.token.as_str())
             .bind(claim.requested)
             .bind(state.as_str())
-            .bind(end.look_again().map_or(-1, |wait| wait.as_millis() as i64))
-            .bind(i64::from(again))
+            .bind(end.recheck_in().map_or(-1, |wait| wait.as_millis() as i64))
+            .bind(i64::from(is_retry))
             .bind(i64::from(end.is_counted()))
             .bind(code.map(Code::as_str))
             .bind(message)
@@ -287,29 +276,27 @@ impl Db {
             .fetch_optional(tx.connection())
             .await?;
         match done {
-            None => Err(Lost::Lease),
+            None => Err(ClaimError::LeaseLost),
             Some(row) if row.get::<i64, _>("requested") > claim.requested => Ok(VideoState::Queued),
             Some(_) => Ok(state),
         }
     }
 
-    /// The app's row and our record of it. The lease was checked in this transaction.
+    /// Writes the published video to the record and makes the app's row ready.
     async fn publish(
         &self,
         tx: &mut Unit,
         key: VideoKey,
         published: &Published,
         user_id: uuid::Uuid,
-    ) -> Result<(), Lost> {
+    ) -> Result<(), ClaimError> {
         let statement = "update video_ingest.videos set
                 stored_sha = $3, commit_sha = $4, sha256 = $5, size_bytes = $6, duration_ms = $7,
                 width = $8, height = $9, storage_path = $10, metadata = $11, warnings = $12,
                 ready_at = {now}
             where video_id = $1 and lesson_id = $2";
         let warnings = json!(published.warnings);
-        self.query(statement)
-            .bind(key.video_id.to_string())
-            .bind(key.lesson_id.to_string())
+        self.query_for(statement, key)
             .bind(published.blob_sha.to_string())
             .bind(published.commit.to_string())
             .bind(published.sha256.as_str())
@@ -322,22 +309,169 @@ impl Db {
             .bind(warnings.to_string())
             .execute(tx.connection())
             .await?;
-        match self.make_row_ready(tx, key, published, user_id).await? {
-            true => Ok(()),
-            false => Err(Lost::Row),
+        if self.make_row_ready(tx, key, published, user_id).await? {
+            Ok(())
+        } else {
+            Err(ClaimError::RowChanged)
         }
+    }
+
+    /// Queues the videos that wait for a row which exists now, or which can be inserted now because its
+    /// lesson exists. Returns the number of videos.
+    pub async fn queue_videos_with_rows(
+        &self,
+        missing_rows_owner: Option<RowOwner>,
+    ) -> Result<u64, DbError> {
+        let lesson = match missing_rows_owner {
+            Some(RowOwner::OfLesson) => {
+                "or exists (select 1 from lessons as l where l.id = videos.lesson_id{uuid})"
+            }
+            Some(RowOwner::Fixed(_)) | None => "",
+        };
+        let statement = format!(
+            "update video_ingest.videos set state = 'queued', due_at = {{now}}
+            where state = 'waiting' and code = 'no_row'
+              and (exists (select 1 from lesson_assets as a where a.id = videos.video_id{{uuid}}) {lesson})"
+        );
+        Ok(self.execute(self.query(&statement)).await?)
+    }
+
+    /// All records.
+    pub async fn records(&self) -> Result<HashMap<VideoKey, Record>, DbError> {
+        let statement =
+            "select video_id, lesson_id, state, code, message, mp4_sha, json_sha, requested
+            from video_ingest.videos where (video_id, lesson_id) > ($1, $2)
+            order by video_id, lesson_id limit $3";
+        let mut all = HashMap::new();
+        let mut last = (String::new(), String::new());
+        loop {
+            let query = self
+                .query(statement)
+                .bind(last.0.as_str())
+                .bind(last.1.as_str())
+                .bind(BATCH_ROWS);
+            let rows = self.fetch_all(query).await?;
+            for row in &rows {
+                last = (row.get("video_id"), row.get("lesson_id"));
+                if let Ok(key) = key(row) {
+                    all.insert(key, record(row)?);
+                }
+            }
+            if rows.len() < BATCH_ROWS as usize {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Adds records for videos whose rows were ready before this server was installed. Their files are
+    /// not downloaded.
+    pub async fn adopt(&self, videos: &[(VideoKey, Blobs)]) -> Result<(), DbError> {
+        let statement = "insert into video_ingest.videos
+                (video_id, lesson_id, state, source, requested, observed, requested_at, mp4_sha, json_sha, created_at, updated_at)
+            select k.value ->> 'video_id', k.value ->> 'lesson_id', 'ready', 'sweep', 1, 1, {now},
+                k.value ->> 'mp4', k.value ->> 'json', {now}, {now}
+            from {each}($1{jsonb}) as k where true
+            on conflict (video_id, lesson_id) do nothing";
+        let rows: serde_json::Value = videos
+            .iter()
+            .map(|(key, (mp4, json))| {
+                json!({"video_id": key.video_id, "lesson_id": key.lesson_id, "mp4": mp4, "json": json})
+            })
+            .collect();
+        self.execute(self.query(statement).bind(rows.to_string()))
+            .await?;
+        Ok(())
+    }
+
+    /// Fails a video that has a pending row and no files, in the record and in the row. `requested`: the
+    /// record's count of requests when the sweep read it; `None`: there was no record.
+    ///
+    /// Has no effect if the video was requested since then or if the row is ready. The sweep calls the
+    /// OpenHands API before it decides, which takes long enough for a push to be ingested.
+    pub async fn fail_pending(
+        &self,
+        key: VideoKey,
+        requested: Option<i64>,
+        failure: &Failure,
+    ) -> Result<(), DbError> {
+        let statement = "insert into video_ingest.videos as videos
+                (video_id, lesson_id, state, source, requested, observed, requested_at, code, message, created_at, updated_at)
+            select $1, $2, 'failed', 'sweep', 1, 1, {now}, $3, $4, {now}, {now}
+            from lesson_assets as a
+            where a.id = $1{uuid} and a.lesson_id = $2{uuid} and a.kind = 'video' and a.storage_path is null
+            on conflict (video_id, lesson_id) do update set
+                state = 'failed', code = excluded.code, message = excluded.message, due_at = null,
+                mp4_sha = null, json_sha = null, updated_at = excluded.updated_at
+            where videos.requested = $5 and videos.state not in ('queued', 'running')";
+        let mut tx = self.transaction().await?;
+        let done = self
+            .query_for(statement, key)
+            .bind(failure.code.as_str())
+            .bind(failure.message.as_str())
+            // No record has a count of 0.
+            .bind(requested.unwrap_or(0))
+            .execute(tx.connection())
+            .await?;
+        if done.rows_affected() == 0 {
+            return Ok(());
+        }
+        self.make_row_failed(&mut tx, key, failure, None).await?;
+        self.insert_failure(&mut tx, key, failure).await?;
+        self.count_failed(&mut tx).await?;
+        tx.commit().await?;
+        self.announce(key.video_id, VideoState::Failed);
+        Ok(())
+    }
+
+    /// The number of these videos that are queued or running.
+    pub async fn count_busy(&self, keys: &[VideoKey]) -> Result<usize, DbError> {
+        let statement = "select count(*) as busy from {each}($1{jsonb}) as k
+            join video_ingest.videos as v
+                on v.video_id = k.value ->> 'video_id' and v.lesson_id = k.value ->> 'lesson_id'
+            where v.state in ('queued', 'running')";
+        let keys: serde_json::Value = keys
+            .iter()
+            .map(|key| json!({"video_id": key.video_id, "lesson_id": key.lesson_id}))
+            .collect();
+        let query = self.query(statement).bind(keys.to_string());
+        let row = self.fetch_optional(query).await?;
+        Ok(row.map_or(0, |row| row.get::<i64, _>("busy") as usize))
     }
 }
 
-fn claimed(row: &AnyRow, token_if_expired: &str) -> Result<Claim, sqlx::Error> {
+fn key(row: &AnyRow) -> Result<VideoKey, sqlx::Error> {
     let id = |column: &str| -> Result<uuid::Uuid, sqlx::Error> {
         let text: String = row.try_get(column)?;
         uuid::Uuid::try_parse(&text).map_err(|e| sqlx::Error::Decode(e.into()))
     };
-    let sha = |column: &str| -> Result<Option<GitSha>, sqlx::Error> {
-        let text: Option<String> = row.try_get(column)?;
-        Ok(text.and_then(|t| t.parse().ok()))
-    };
+    Ok(VideoKey {
+        lesson_id: id("lesson_id")?,
+        video_id: id("video_id")?,
+    })
+}
+
+fn sha(row: &AnyRow, column: &str) -> Result<Option<GitSha>, sqlx::Error> {
+    let text: Option<String> = row.try_get(column)?;
+    Ok(text.and_then(|text| text.parse().ok()))
+}
+
+fn code(row: &AnyRow) -> Result<Option<Code>, sqlx::Error> {
+    Ok(row
+        .try_get::<Option<&str>, _>("code")?
+        .and_then(Code::parse))
+}
+
+fn record(row: &AnyRow) -> Result<Record, sqlx::Error> {
+    Ok(Record {
+        state: super::state(row),
+        code: code(row)?,
+        message: row.get::<Option<String>, _>("message").unwrap_or_default(),
+        observed: (sha(row, "mp4_sha")?, sha(row, "json_sha")?),
+        requested: row.get("requested"),
+    })
+}
+
+fn claimed(row: &AnyRow, token_if_expired: &str) -> Result<Claim, sqlx::Error> {
     let ago = |column: &str| -> Result<Option<Duration>, sqlx::Error> {
         let ms: Option<i64> = row.try_get(column)?;
         Ok(ms.map(|ms| Duration::from_millis(ms.max(0) as u64)))
@@ -350,7 +484,7 @@ fn claimed(row: &AnyRow, token_if_expired: &str) -> Result<Claim, sqlx::Error> {
         row.try_get::<Option<String>, _>(column)
             .map(Option::unwrap_or_default)
     };
-    let stored = match (sha("stored_sha")?, sha("commit_sha")?) {
+    let stored = match (sha(row, "stored_sha")?, sha(row, "commit_sha")?) {
         (Some(blob_sha), Some(commit)) => {
             let metadata: serde_json::Value =
                 serde_json::from_str(&text("metadata")?).unwrap_or_default();
@@ -374,32 +508,27 @@ fn claimed(row: &AnyRow, token_if_expired: &str) -> Result<Claim, sqlx::Error> {
     };
     let token: String = row.try_get("lease_token")?;
     let wanted: String = row.try_get("wanted")?;
-    let asked = ago("asked")?.unwrap_or_default();
+    let requested_ago = ago("requested_ago")?.unwrap_or_default();
     let now = Instant::now();
     Ok(Claim {
-        key: VideoKey {
-            lesson_id: id("lesson_id")?,
-            video_id: id("video_id")?,
-        },
+        key: key(row)?,
         expired: token == token_if_expired,
         token,
         requested: row.try_get("requested")?,
-        asked,
-        asked_at: now.checked_sub(asked).unwrap_or(now),
-        wanted: wanted
+        requested_ago,
+        requested_at: now.checked_sub(requested_ago).unwrap_or(now),
+        required_commits: wanted
             .split(' ')
             .filter_map(|sha| sha.parse().ok())
             .collect(),
         history: History {
             forced: row.try_get::<i64, _>("forced")? == 1,
             attempts: row.try_get::<i64, _>("attempts")? as u32,
-            failing: ago("failing")?,
-            code: row
-                .try_get::<Option<&str>, _>("code")?
-                .and_then(Code::parse),
+            failing_for: ago("failing")?,
+            code: code(row)?,
             message: row.try_get("message")?,
             waited: ago("waited")?.unwrap_or_default(),
-            observed: (sha("mp4_sha")?, sha("json_sha")?),
+            observed: (sha(row, "mp4_sha")?, sha(row, "json_sha")?),
             stored,
         },
     })

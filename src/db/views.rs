@@ -1,4 +1,4 @@
-//! What people and pages read. Nothing here writes.
+//! Read-only queries for the API and the status page.
 
 use std::collections::HashMap;
 
@@ -15,43 +15,40 @@ use crate::domain::request::Source;
 use crate::domain::state::VideoState;
 use crate::domain::timeline::Step;
 
-/// The most rows that one page holds.
+/// The maximum page size, in rows.
 pub const PAGE_ROWS_MAX: i64 = 200;
 
-/// As many as one page holds unless asked otherwise.
+/// The default page size, in rows.
 const PAGE_ROWS: i64 = 50;
 
-/// Of an id's beginning that many ids share, so many matches are shown by video and so many by lesson.
-const BEGINNING_ROWS_MAX: i64 = 20;
+/// The maximum number of results for an id prefix, by video and by lesson each.
+const PREFIX_ROWS_MAX: i64 = 20;
 
-/// Timeline entries that one video's answer holds; older ones are left out.
-const TIMELINE_ENTRIES_MAX: i64 = 150;
-
-/// A page of results and where the next one begins.
+/// A page of results.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
     /// Newest first.
     pub items: Vec<T>,
-    /// Opaque; `None` on the last page.
+    /// The opaque cursor of the next page; `None` on the last page.
     pub next: Option<String>,
 }
 
-/// Which videos to list.
+/// Parameters of a list of videos.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// One state.
+    /// Only videos in this state.
     pub state: Option<VideoState>,
-    /// An id of a video or a lesson, the beginning of one, or a file name.
+    /// Only videos that match this id of a video or lesson, id prefix or file name.
     pub q: Option<String>,
-    /// From the page before.
+    /// [`Page::next`] of the previous page.
     pub cursor: Option<String>,
-    /// At most this many.
+    /// The page size, at most [`PAGE_ROWS_MAX`].
     pub limit: Option<i64>,
 }
 
-/// A video as the API shows it.
+/// A video in the API.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
-#[expect(missing_docs, reason = "the names are the contract's")]
+#[expect(missing_docs, reason = "the names are those of the API")]
 pub struct VideoView {
     pub video_id: Uuid,
     pub lesson_id: Uuid,
@@ -72,7 +69,7 @@ pub struct VideoView {
 }
 
 impl VideoView {
-    /// Its ids.
+    /// The video's ids.
     pub fn key(&self) -> VideoKey {
         VideoKey {
             lesson_id: self.lesson_id,
@@ -81,9 +78,9 @@ impl VideoView {
     }
 }
 
-/// One entry of a timeline.
+/// An entry of a timeline in the API.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
-#[expect(missing_docs, reason = "the names are the contract's")]
+#[expect(missing_docs, reason = "the names are those of the API")]
 pub struct EventView {
     pub at: String,
     #[schema(value_type = String)]
@@ -92,9 +89,9 @@ pub struct EventView {
     pub ms: Option<i64>,
 }
 
-/// A video with everything that may be shown of it.
+/// A video in the API, with its metadata and timeline.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
-#[expect(missing_docs, reason = "the names are the contract's")]
+#[expect(missing_docs, reason = "the names are those of the API")]
 pub struct VideoDetail {
     #[serde(flatten)]
     pub video: VideoView,
@@ -104,9 +101,9 @@ pub struct VideoDetail {
     pub deliveries: Vec<String>,
 }
 
-/// A delivery as the API shows it.
+/// A delivery in the API.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
-#[expect(missing_docs, reason = "the names are the contract's")]
+#[expect(missing_docs, reason = "the names are those of the API")]
 pub struct DeliveryView {
     pub delivery: String,
     pub event: String,
@@ -124,20 +121,20 @@ const COLUMNS: &str = "video_id, lesson_id, state, code, message, source, attemp
     duration_ms, storage_path, commit_sha, updated_at, created_at";
 
 impl Db {
-    /// Videos, the last changed first; rows that wait for their first push are there as `generating`.
+    /// Videos, the most recently changed first. Pending rows without a record are included as `generating`.
     ///
-    /// However many there are, little more is read than is shown, with the index of
-    /// `deploy/supabase/indexes.sql` for the app's rows.
+    /// Each half of the union is sorted and limited by an index, so the cost depends on the page size
+    /// only. For the app's rows, this requires the index of `deploy/supabase/indexes.sql`.
     pub async fn videos(&self, filter: &Filter) -> Result<Page<VideoView>, DbError> {
         let limit = filter.limit.unwrap_or(PAGE_ROWS).clamp(1, PAGE_ROWS_MAX);
-        let sought = match filter.q.as_deref().map(Sought::parse) {
-            // What is not even the beginning of an id is in no record.
+        let search = match filter.q.as_deref().map(Search::parse) {
+            // Neither an id nor the prefix of one, so no video can match.
             Some(None) => return Ok(page(&[], limit, video_view, next_video)),
-            sought => sought.flatten(),
+            search => search.flatten(),
         };
         let cursor = filter.cursor.as_deref().and_then(Cursor::parse);
-        let recorded = self.recorded(filter, cursor.is_some(), sought);
-        let pending = self.pending(cursor.is_some(), sought);
+        let recorded = self.recorded(filter, cursor.is_some(), search);
+        let pending = self.pending(cursor.is_some(), search);
         let parts = match filter.state {
             None => format!("{recorded} union all {pending}"),
             Some(VideoState::Generating) => pending,
@@ -146,9 +143,8 @@ impl Db {
         let statement = format!("{parts} order by sorted_at desc, video_id desc limit $1");
         let cursor = cursor.unwrap_or_default();
         let (recorded_at, recorded_id) = cursor.in_milliseconds();
-        let Sought { video, lesson, .. } = sought.unwrap_or_default();
-        let mut unit = self.unit(&self.read).await?;
-        let rows = self
+        let Search { video, lesson, .. } = search.unwrap_or_default();
+        let query = self
             .query(&statement)
             .bind(limit + 1)
             .bind(filter.state.map_or("", VideoState::as_str))
@@ -160,20 +156,18 @@ impl Db {
             .bind(video.last.to_string())
             .bind(lesson.first.to_string())
             .bind(lesson.last.to_string())
-            .bind(sought.map_or(0, Sought::rows_max))
-            .fetch_all(unit.connection())
-            .await?;
-        unit.commit().await?;
+            .bind(search.map_or(0, Search::rows_max));
+        let rows = self.fetch_all(query).await?;
         Ok(page(&rows, limit, video_view, next_video))
     }
 
-    /// The half of a page that we have records of.
-    fn recorded(&self, filter: &Filter, goes_on: bool, sought: Option<Sought>) -> String {
-        let videos = match sought {
+    /// The SQL of the videos that have a record.
+    fn recorded(&self, filter: &Filter, has_cursor: bool, search: Option<Search>) -> String {
+        let videos = match search {
             None => "video_ingest.videos".to_owned(),
-            Some(Sought { both: true, .. }) => "(select * from video_ingest.videos
+            Some(Search { both: true, .. }) => "(select * from video_ingest.videos
                 where video_id between $7 and $8 and lesson_id between $9 and $10
-                order by video_id limit $11) as sought"
+                order by video_id limit $11) as search"
                 .to_owned(),
             Some(_) => {
                 let by = |id: &str, first: u8, last: u8| {
@@ -183,16 +177,17 @@ impl Db {
                     )
                 };
                 let (video, lesson) = (by("video_id", 7, 8), by("lesson_id", 9, 10));
-                format!("({video} union {lesson}) as sought")
+                format!("({video} union {lesson}) as search")
             }
         };
         let state = match filter.state {
             None => "true",
             Some(_) => "state = $2",
         };
-        let before = match goes_on {
-            false => "true",
-            true => "(updated_at, video_id) < ($3, $4)",
+        let before = if has_cursor {
+            "(updated_at, video_id) < ($3, $4)"
+        } else {
+            "true"
         };
         format!(
             "select * from (
@@ -202,9 +197,10 @@ impl Db {
         )
     }
 
-    /// The half of a page that only the app knows.
-    fn pending(&self, goes_on: bool, sought: Option<Sought>) -> String {
-        // The app's rows have microseconds, where its database has: the order of a page is as exact.
+    /// The SQL of the pending rows that have no record.
+    fn pending(&self, has_cursor: bool, search: Option<Search>) -> String {
+        // Postgres stores `created_at` in microseconds. With a cursor in milliseconds, rows of the same
+        // millisecond would be skipped or repeated.
         let (created, created_us, before) = match self.dialect {
             Dialect::Sqlite => (
                 "a.created_at",
@@ -217,8 +213,8 @@ impl Db {
                 "(a.created_at, a.id) < ('epoch'::timestamptz + $5 * interval '1 microsecond', $6::uuid)",
             ),
         };
-        let before = if goes_on { before } else { "true" };
-        let matches = match sought.map(|sought| sought.both) {
+        let before = if has_cursor { before } else { "true" };
+        let matches = match search.map(|search| search.both) {
             None => "true",
             Some(true) => {
                 "a.id between $7{uuid} and $8{uuid} and a.lesson_id between $9{uuid} and $10{uuid}"
@@ -244,9 +240,10 @@ impl Db {
         )
     }
 
-    /// One video with its timeline; `None` if neither we nor the app know it.
+    /// A video with its timeline; `None` if it has neither a record nor a pending row.
     pub async fn video(&self, video_id: Uuid) -> Result<Option<VideoDetail>, DbError> {
-        // A file may name a video under another lesson than its row does: the one that got further counts.
+        // A video has several records if files name it with different lessons. The record that was
+        // published, or else the one that matches the row's lesson, takes precedence.
         let statement = format!(
             "select {COLUMNS}, metadata, warnings from video_ingest.videos where video_id = $1
             order by case when stored_sha is null then 1 else 0 end, code = 'row_mismatch', updated_at desc limit 1"
@@ -260,7 +257,7 @@ impl Db {
         let Some(row) = found else {
             drop(unit);
             let filter = Filter {
-                // Of whatever lesson.
+                // Of any lesson.
                 q: Some(format!("_{video_id}")),
                 state: Some(VideoState::Generating),
                 ..Filter::default()
@@ -275,32 +272,8 @@ impl Db {
             }));
         };
         let video = video_view(&row);
-        let events = self
-            .query(
-                "select at, step, detail, ms, delivery from video_ingest.events
-                where video_id = $1 and lesson_id = $2 order by at desc, seq desc limit $3",
-            )
-            .bind(video.video_id.to_string())
-            .bind(video.lesson_id.to_string())
-            .bind(TIMELINE_ENTRIES_MAX)
-            .fetch_all(unit.connection())
-            .await?;
+        let (timeline, deliveries) = self.timeline(&mut unit, video.key()).await?;
         unit.commit().await?;
-        let mut deliveries = Vec::new();
-        let mut timeline = Vec::new();
-        for event in events.iter().rev() {
-            if let Some(guid) = event.get::<Option<String>, _>("delivery")
-                && !deliveries.contains(&guid)
-            {
-                deliveries.push(guid);
-            }
-            timeline.push(EventView {
-                at: timestamp(event.get("at")),
-                step: Step::parse(&event.get::<String, _>("step")).unwrap_or(Step::Requested),
-                detail: event.get("detail"),
-                ms: event.get("ms"),
-            });
-        }
         Ok(Some(VideoDetail {
             video,
             metadata: json_column(&row, "metadata"),
@@ -310,7 +283,7 @@ impl Db {
         }))
     }
 
-    /// The states of these videos, by their ids; of two records of one id, the one that got further.
+    /// The states of these videos, by id. If a video has several records, the published one counts.
     pub async fn states(
         &self,
         video_ids: Vec<String>,
@@ -321,17 +294,10 @@ impl Db {
                     order by case when v.stored_sha is null then 1 else 0 end limit 1) as state
                 from {each}($1{jsonb}) as k) as found
             where state is not null";
-        let ids: Vec<_> = video_ids
-            .into_iter()
-            .map(|id| serde_json::json!({"id": id}))
-            .collect();
-        let mut unit = self.unit(&self.read).await?;
-        let rows = self
-            .query(statement)
-            .bind(serde_json::Value::from(ids).to_string())
-            .fetch_all(unit.connection())
-            .await?;
-        unit.commit().await?;
+        let ids = video_ids.iter().map(|id| serde_json::json!({"id": id}));
+        let ids: serde_json::Value = ids.collect();
+        let query = self.query(statement).bind(ids.to_string());
+        let rows = self.fetch_all(query).await?;
         let pair = |row: &AnyRow| (row.get("video_id"), super::state(row));
         Ok(rows.iter().map(pair).collect())
     }
@@ -343,15 +309,12 @@ impl Db {
             from video_ingest.deliveries where (received_at, guid) < ($1, $2)
             order by received_at desc, guid desc limit $3";
         let limit = PAGE_ROWS;
-        let mut unit = self.unit(&self.read).await?;
-        let rows = self
+        let query = self
             .query(statement)
             .bind(before_at)
             .bind(before_id)
-            .bind(limit + 1)
-            .fetch_all(unit.connection())
-            .await?;
-        unit.commit().await?;
+            .bind(limit + 1);
+        let rows = self.fetch_all(query).await?;
         Ok(page(&rows, limit, delivery_view, |row| {
             let (at, id): (i64, String) = (row.get("received_at"), row.get("guid"));
             format!("{at}.{id}")
@@ -359,20 +322,16 @@ impl Db {
     }
 }
 
-/// Postgres takes a NUL in no text, not even to compare it with others.
-fn storable(text: &str) -> String {
-    text.replace('\0', "")
-}
-
-/// Where the page before ended; what is no cursor is the beginning.
+/// The position of a cursor in the list of deliveries. An invalid cursor means the first page.
 fn before(cursor: Option<&str>) -> (i64, String) {
     cursor
         .and_then(|cursor| cursor.split_once('.'))
-        .and_then(|(at, id)| Some((at.parse().ok()?, storable(id))))
+        // Postgres rejects text that contains NUL.
+        .and_then(|(at, id)| Some((at.parse().ok()?, id.replace('\0', ""))))
         .unwrap_or((i64::MAX, String::new()))
 }
 
-/// Where a page ends: the time in microseconds since the Unix epoch, and the id, of its last video.
+/// The position of the last video of a page: its time, in microseconds since the Unix epoch, and its id.
 #[derive(Clone, Copy, Default)]
 struct Cursor {
     at_us: i64,
@@ -388,7 +347,8 @@ impl Cursor {
         })
     }
 
-    /// The same place among records, whose times are in milliseconds.
+    /// The same position among the records, whose times are in milliseconds. Within a millisecond, it is
+    /// rounded up, so that no record is skipped.
     fn in_milliseconds(self) -> (i64, String) {
         match self.at_us.rem_euclid(1000) {
             0 => (self.at_us / 1000, self.id.to_string()),
@@ -397,23 +357,23 @@ impl Cursor {
     }
 }
 
-/// What a person who searches has pasted: ids or their beginnings.
+/// A search term: ids or id prefixes.
 #[derive(Clone, Copy, Default)]
-struct Sought {
-    video: Ids,
-    lesson: Ids,
-    /// Both must match, as in a file's name; else either.
+struct Search {
+    video: IdRange,
+    lesson: IdRange,
+    /// Whether both must match, as for a file name. Otherwise, one of them is sufficient.
     both: bool,
 }
 
-/// All ids that begin alike.
+/// All ids with a common prefix.
 #[derive(Clone, Copy, Default, PartialEq)]
-struct Ids {
+struct IdRange {
     first: Uuid,
     last: Uuid,
 }
 
-impl Sought {
+impl Search {
     fn parse(text: &str) -> Option<Self> {
         let name = text.trim().rsplit('/').next().unwrap_or_default();
         let stem = name
@@ -422,23 +382,24 @@ impl Sought {
             .unwrap_or(name);
         let (lesson, video) = stem.split_once('_').unwrap_or((stem, stem));
         Some(Self {
-            video: Ids::beginning_with(video)?,
-            lesson: Ids::beginning_with(lesson)?,
+            video: IdRange::with_prefix(video)?,
+            lesson: IdRange::with_prefix(lesson)?,
             both: stem.contains('_'),
         })
     }
 
-    /// How many matches are looked at.
+    /// The maximum number of matches.
     fn rows_max(self) -> i64 {
-        match self.lesson.first == self.lesson.last {
-            true => PAGE_ROWS_MAX,
-            false => BEGINNING_ROWS_MAX,
+        if self.lesson.first == self.lesson.last {
+            PAGE_ROWS_MAX
+        } else {
+            PREFIX_ROWS_MAX
         }
     }
 }
 
-impl Ids {
-    fn beginning_with(text: &str) -> Option<Self> {
+impl IdRange {
+    fn with_prefix(text: &str) -> Option<Self> {
         let digits = text.replace('-', "");
         Some(Self {
             first: Uuid::try_parse(&format!("{digits:0<32}")).ok()?,
@@ -452,6 +413,7 @@ fn next_video(row: &AnyRow) -> String {
     format!("{at_us}.{id}")
 }
 
+/// Builds a page from up to `limit + 1` rows. The additional row only shows that there is a next page.
 fn page<T>(
     rows: &[AnyRow],
     limit: i64,
@@ -472,12 +434,11 @@ fn video_view(row: &AnyRow) -> VideoView {
     let text = |column| row.get::<Option<String>, _>(column);
     let state = super::state(row);
     let (code, message) = if state == VideoState::Generating {
-        // The two columns hold what OpenHands said last, see `pending`.
-        let kind = text("code");
-        let said = kind.map(|kind| {
-            GenerationStatus::stored(&kind, text("message").unwrap_or_default()).sentence()
+        // The two columns contain the status that OpenHands last reported, see `pending`.
+        let message = text("code").map(|kind| {
+            GenerationStatus::from_stored(&kind, text("message").unwrap_or_default()).sentence()
         });
-        (None, said)
+        (None, message)
     } else {
         (
             text("code").as_deref().and_then(Code::parse),
@@ -522,12 +483,12 @@ fn json_column(row: &AnyRow, column: &str) -> serde_json::Value {
         .unwrap_or_default()
 }
 
-/// An id, which only we write here.
 fn uuid(row: &AnyRow, column: &str) -> Uuid {
     row.get::<String, _>(column).parse().unwrap_or_default()
 }
 
-fn timestamp(ms: i64) -> String {
+/// RFC 3339, from milliseconds since the Unix epoch.
+pub(super) fn timestamp(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms)
         .map(|t| t.to_string())
         .unwrap_or_default()

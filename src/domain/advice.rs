@@ -1,8 +1,8 @@
-//! What to do about a failure: one sentence, the same on the command line, the page and in the documentation.
+//! Advice for each failure code: one sentence for the command line, the status page and the documentation.
 
 use super::failure::Code;
 
-/// What to do next. The sentence stands on its own; the failure's message says what happened.
+/// What to do about a failure. The failure's message describes the cause.
 pub const fn advice(code: Code) -> &'static str {
     match code {
         Code::BadMetadata => "Correct the JSON file next to the video and push it again.",

@@ -1,87 +1,89 @@
-//! What can go wrong with a video, classed by what to do about it, and when to try again.
+//! Failures of a video, their classes and the retry schedule.
 
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use super::spelled::spelled;
+use super::string_enum::string_enum;
 
-spelled! {
-/// What may be done about a failure.
+string_enum! {
+/// The class of a failure, which determines when the video is retried.
 pub enum Class {
-    /// The pushed files are wrong: tried again when one of their blobs changes, on redelivery or retry.
+    /// The content of the pushed files is invalid. Retried when one of their blobs changes, on a redelivery
+    /// and on request.
     Invalid = "invalid",
-    /// Something around the files is configured wrong: reported at once, tried again hourly and by every sweep.
+    /// A setting or a resource outside of the files is wrong. Reported immediately, retried hourly and by
+    /// every sweep.
     Configuration = "configuration",
-    /// Likely to go away without a change: tried again on [`retry_delay`]'s schedule.
+    /// Likely to resolve without a change. Retried according to [`retry_delay`].
     Transient = "transient",
-    /// Something that was expected did not arrive in time: tried again when something is pushed.
+    /// Something that was expected did not arrive in time. Retried when a file is pushed.
     Expired = "expired",
 }
 }
 
-spelled! {
-    /// Why a video is not ready. The spellings are part of the API.
+string_enum! {
+    /// Why a video is not ready. The strings are part of the API.
     pub enum Code {
-        /// The JSON is no object with the agreed fields, or is over 64 KiB.
+        /// The JSON is not an object with the required fields, or is larger than 64 KiB.
         BadMetadata = "bad_metadata",
-        /// The JSON names another lesson or video than the file's name.
+        /// The JSON names another lesson or video than the file name.
         MetadataMismatch = "metadata_mismatch",
-        /// Under 8 bytes, or the first box is not `ftyp`.
+        /// The file has fewer than 8 bytes, or its first box is not `ftyp`.
         NotAnMp4 = "not_an_mp4",
-        /// A top-level box passes the end of the file, or the index is missing.
+        /// A box extends beyond the end of the file, or the index is missing or damaged.
         Truncated = "truncated",
-        /// No track with pictures in it.
+        /// The file has no video track.
         NoVideoTrack = "no_video_track",
-        /// The row of that id is another lesson's, or is not a video.
+        /// The row with this id belongs to another lesson or is not a video.
         RowMismatch = "row_mismatch",
         /// The storage bucket does not exist.
         BucketMissing = "bucket_missing",
-        /// The bucket's allowed types lack `video/mp4`.
+        /// The bucket's allowed MIME types do not include `video/mp4`.
         MimeNotAllowed = "mime_not_allowed",
-        /// The storage refuses our key.
+        /// The storage rejects our key.
         StorageDenied = "storage_denied",
-        /// GitHub refuses our token, or shows us no such repository.
+        /// GitHub rejects our token, or the repository is not visible to it.
         GithubDenied = "github_denied",
-        /// Over the bucket's or our own limit.
+        /// The video exceeds the bucket's limit or `MAX_VIDEO_BYTES`.
         TooLarge = "too_large",
-        /// The pointer is there, the object is not.
+        /// The branch contains an LFS pointer whose object does not exist.
         LfsObjectMissing = "lfs_object_missing",
-        /// The bytes that came are not the bytes that were pushed.
+        /// The downloaded bytes differ from the pushed ones.
         CorruptDownload = "corrupt_download",
-        /// GitHub (or its LFS storage) did not answer as it should.
+        /// GitHub or its LFS storage is unavailable or returned an unexpected response.
         GithubUnavailable = "github_unavailable",
-        /// GitHub asked us to wait.
+        /// GitHub limited the rate of our requests.
         RateLimited = "rate_limited",
-        /// The storage did not answer as it should.
+        /// The storage is unavailable or returned an unexpected response.
         StorageUnavailable = "storage_unavailable",
-        /// Our own database did not answer as it should.
+        /// The database is unavailable or returned an error.
         DatabaseUnavailable = "database_unavailable",
-        /// Too little room for a download in `DATA_DIR`.
+        /// `DATA_DIR` has too little free space for the download.
         DiskFull = "disk_full",
-        /// The process that had the video stopped before it was done.
+        /// The process that held the lease stopped before it finished.
         LeaseExpired = "lease_expired",
-        /// A defect of ours; the log has the details.
+        /// A bug in this server. The log contains the details.
         Internal = "internal",
-        /// A transient failure that lasted for [`GIVE_UP_AFTER`].
+        /// Transient failures lasted for [`GIVE_UP_AFTER`].
         GaveUp = "gave_up",
-        /// No row with that id.
+        /// No row with this id exists.
         NoRow = "no_row",
-        /// The MP4 was not pushed, or is gone again.
+        /// The MP4 was not pushed or was deleted.
         VideoMissing = "video_missing",
-        /// Waiting for the JSON beside the MP4.
+        /// The JSON has not been pushed yet.
         MetadataMissing = "metadata_missing",
-        /// The agent failed.
+        /// The agent reported a failure.
         GenerationFailed = "generation_failed",
-        /// The deadline passed and nothing was pushed.
+        /// Nothing was pushed before the deadline.
         GenerationTimeout = "generation_timeout",
-        /// The agent finished and nothing was pushed.
+        /// The agent finished, but nothing was pushed.
         FinishedWithoutVideo = "finished_without_video",
     }
 }
 
 impl Code {
-    /// What may be done about it.
+    /// The class of this code.
     pub const fn class(self) -> Class {
         match self {
             Self::BadMetadata
@@ -115,21 +117,22 @@ impl Code {
     }
 }
 
-/// Why one attempt at a video ended without it: the code says what to do, the message says it to a person.
+/// A failed attempt.
 ///
-/// The message may be shown to anybody who may see the video: no secret, no address of ours.
+/// The message is shown to all users who may see the video. It must not contain secrets or internal
+/// addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What to do about it.
+    /// The code, which determines the class.
     pub code: Code,
-    /// One sentence for a person, with what to do next where that is not obvious.
+    /// The cause and, where it is not obvious, what to do. Full sentences.
     pub message: String,
-    /// How long the other side asked us to wait; such a wait is not an attempt.
+    /// The wait that the service requested. A retry after it does not count as an attempt.
     pub retry_after: Option<Duration>,
 }
 
 impl Failure {
-    /// A failure without a wait asked for by the other side.
+    /// Creates a failure without a requested wait.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -138,7 +141,7 @@ impl Failure {
         }
     }
 
-    /// The same failure, not to be tried again before `wait` has passed.
+    /// Sets the wait that the service requested, clamped to [`RETRY_AFTER_MIN`] and [`RETRY_AFTER_MAX`].
     pub fn after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(clamp_retry_after(wait));
         self
@@ -153,38 +156,38 @@ impl fmt::Display for Failure {
 
 impl Error for Failure {}
 
-/// The shortest wait: a service that asks for none, again and again, would be called in a loop.
+/// The shortest wait that a service can request. Without it, `Retry-After: 0` would cause a busy loop.
 pub const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 
-/// The longest wait another service may ask of us.
+/// The longest wait that a service can request.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(6 * 3600);
 
-/// Bounds a wait that another service asked for to [`RETRY_AFTER_MIN`]..=[`RETRY_AFTER_MAX`].
+/// Limits a wait that a service requested to [`RETRY_AFTER_MIN`]..=[`RETRY_AFTER_MAX`].
 pub fn clamp_retry_after(wait: Duration) -> Duration {
     wait.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX)
 }
 
-/// How long transient failures are tried again before a human must look.
+/// The period after which transient failures are no longer retried automatically.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-/// How often a configuration failure is tried again.
+/// The interval between retries of a configuration failure.
 pub const CONFIGURATION_RETRY: Duration = Duration::from_secs(3600);
 
-/// The waits after the first, second, … counted attempt, in seconds; the last one repeats.
+/// The waits after the first, second, … counted attempt, in seconds. The last one repeats.
 const RETRY_SECONDS: [u64; 6] = [5, 15, 60, 300, 900, 3600];
 
-/// A wait up to a tenth longer or shorter, by `random` in `[0, 1)`: what failed together must not come
-/// back together.
-pub fn spread(wait: Duration, random: f64) -> Duration {
+/// Adds jitter of up to 10 % in both directions, so that videos that failed together are not retried
+/// together. `random` is in `[0, 1)`.
+pub fn jittered(wait: Duration, random: f64) -> Duration {
     wait.mul_f64(0.9 + random * 0.2)
 }
 
-/// How long to wait after the `attempts`-th attempt (from 1) ended in a transient failure.
+/// The wait after a transient failure of the `attempts`-th attempt, counted from 1, with jitter.
 ///
-/// `random` in `[0, 1)` spreads the wait.
+/// `random` is in `[0, 1)`.
 pub fn retry_delay(attempts: u32, random: f64) -> Duration {
     let step = (attempts.max(1) as usize - 1).min(RETRY_SECONDS.len() - 1);
-    spread(Duration::from_secs(RETRY_SECONDS[step]), random)
+    jittered(Duration::from_secs(RETRY_SECONDS[step]), random)
 }
 
 /// An error and its causes in one line, for a field of a log line: JSON would show the error alone.
@@ -218,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_schedule_is_the_contracts() {
+    fn waits_grow_to_an_hour() {
         let seconds: Vec<u64> = (1..=8)
             .map(|n| retry_delay(n, 0.5).as_secs_f64().round() as u64)
             .collect();
@@ -232,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_are_spelled_once() {
+    fn codes_are_unique() {
         let mut texts: Vec<_> = Code::ALL.iter().map(|c| c.as_str()).collect();
         texts.sort_unstable();
         texts.dedup();

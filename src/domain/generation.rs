@@ -1,7 +1,7 @@
-//! What the agent's API (OpenHands, V1 and V0) says about a generation, read into four answers.
+//! Responses of the OpenHands API (V1 and V0), and the generation status that follows from them.
 //!
-//! `Finished` never means that a video exists: the pushed file is the deliverable. What the server
-//! sends beside the fields here (prompts, session keys) is never deserialised.
+//! `Finished` does not mean that a video exists, only a push does. Fields that are not listed here, such as
+//! prompts and session keys, are never deserialized.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,37 +9,37 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 
-/// Generations of the OpenHands API.
+/// Versions of the OpenHands API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenHandsVersion {
-    /// `/api/conversations`: self-hosted servers only, the cloud removed it.
+    /// `/api/conversations`. Available on self-hosted servers only.
     V0,
     /// `/api/v1/app-conversations`
     V1,
 }
 
-/// What is known about one generation. Reasons are short and for people.
+/// The status of a generation. Reasons are short phrases for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GenerationStatus {
-    /// The agent is at work.
+    /// The agent is working.
     Generating,
-    /// The agent says it is done; whether there is a video, the repository tells.
+    /// The agent has finished. The video may not have been pushed.
     Finished,
-    /// The agent will not deliver.
+    /// The agent has failed.
     Failed {
-        /// What happened.
+        /// The cause.
         reason: String,
     },
-    /// The answer decides nothing.
+    /// The response does not determine the status.
     Unknown {
-        /// Why not; `blocked: …` where a person must act.
+        /// The cause. Begins with `blocked: ` if a user has to act.
         reason: String,
     },
 }
 
 impl GenerationStatus {
-    /// Reads what the database keeps; an unfamiliar spelling is unknown.
-    pub fn stored(kind: &str, reason: String) -> Self {
+    /// Parses the database's form. An unrecognized kind is unknown.
+    pub fn from_stored(kind: &str, reason: String) -> Self {
         match kind {
             "generating" => Self::Generating,
             "finished" => Self::Finished,
@@ -48,12 +48,12 @@ impl GenerationStatus {
         }
     }
 
-    /// Whether two statuses say the same, apart from the reason.
+    /// Whether two statuses are equal except for the reason.
     pub fn is_same_kind(&self, other: &Self) -> bool {
         self.as_str() == other.as_str()
     }
 
-    /// The status in a sentence.
+    /// The status as a sentence.
     pub fn sentence(&self) -> String {
         match self {
             Self::Generating => "The agent is working on it.".to_owned(),
@@ -65,7 +65,7 @@ impl GenerationStatus {
         }
     }
 
-    /// The kind as the database spells it.
+    /// The kind in the form of the database.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Generating => "generating",
@@ -75,7 +75,7 @@ impl GenerationStatus {
         }
     }
 
-    /// Why it failed or is unknown; empty otherwise.
+    /// The cause of a failed or unknown status; empty otherwise.
     pub fn reason(&self) -> &str {
         match self {
             Self::Generating | Self::Finished => "",
@@ -83,58 +83,58 @@ impl GenerationStatus {
         }
     }
 
-    /// A failure with this reason.
+    /// Creates a failed status.
     pub fn failed(reason: impl Into<String>) -> Self {
         Self::Failed {
             reason: reason.into(),
         }
     }
 
-    /// An answer that decides nothing, for this reason.
+    /// Creates an unknown status.
     pub fn unknown(reason: impl Into<String>) -> Self {
         Self::Unknown {
             reason: reason.into(),
         }
     }
 
-    /// The API knows neither a conversation nor a start task of that id.
+    /// The status if the API has neither a conversation nor a start task with the id.
     pub fn not_known() -> Self {
-        Self::unknown("the agent's API does not know this conversation")
+        Self::unknown("OpenHands has no conversation with this id")
     }
 
-    fn waits_for_confirmation() -> Self {
-        Self::unknown("blocked: waits for a confirmation")
+    fn awaiting_confirmation() -> Self {
+        Self::unknown("blocked: the agent waits for a confirmation")
     }
 
-    fn unfamiliar(word: &str) -> Self {
-        Self::unknown(format!("unfamiliar status {}", Word(word)))
+    fn unrecognized(word: &str) -> Self {
+        Self::unknown(format!("unrecognized status {}", Word(word)))
     }
 }
 
-/// What a status tells, before the stored events are looked at.
+/// What a conversation's response determines before its stored events are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// All there is to know.
+    /// The status. The events are not needed.
     Says(GenerationStatus),
-    /// The agent is alive: its newest state is what it is doing.
+    /// The agent is running. Its newest state is the status.
     Live,
-    /// The agent's machine is off: its last state counts if it decides something, else this.
+    /// The sandbox is off. The last state counts if it is final; otherwise, this status applies.
     Over(GenerationStatus),
 }
 
-/// The newest state among a conversation's stored events.
+/// The newest state in the stored events of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LastState {
-    /// It says this.
+    /// The newest state.
     Is(GenerationStatus),
-    /// No event names a state.
+    /// No event contains a state.
     Never,
-    /// None within the pages that one look-up may read.
+    /// No event within the page limit of one look-up contains a state.
     OutOfReach,
 }
 
 impl Status {
-    /// The reading, given the newest state.
+    /// The generation status, given the newest state.
     pub fn settle(self, last: LastState) -> GenerationStatus {
         match (self, last) {
             (Self::Says(reading), _) => reading,
@@ -143,13 +143,13 @@ impl Status {
             }
             (Self::Live, LastState::Is(reading)) => reading,
             (Self::Live, LastState::Never) => {
-                GenerationStatus::unknown("the agent has not said what it is doing")
+                GenerationStatus::unknown("the agent has not reported its state")
             }
             (
                 Self::Over(_),
                 LastState::Is(end @ (GenerationStatus::Finished | GenerationStatus::Failed { .. })),
             ) => end,
-            // A machine that is paused while it waits for somebody still waits for somebody.
+            // The reason for which the agent was waiting is more helpful than "paused".
             (
                 Self::Over(GenerationStatus::Unknown { .. }),
                 LastState::Is(why @ GenerationStatus::Unknown { .. }),
@@ -159,10 +159,11 @@ impl Status {
     }
 }
 
-/// How long a running machine may show `idle` or no execution status and still count as generating.
+/// The time for which a running sandbox counts as generating although its execution status is `idle` or
+/// missing.
 pub const QUIET_GRACE: Duration = Duration::from_secs(10 * 60);
 
-/// One row of V1's `GET /api/v1/app-conversations?ids=…`.
+/// An item of `GET /api/v1/app-conversations?ids=…` (V1).
 #[derive(Debug, Default, Deserialize)]
 pub struct Conversation {
     /// 32 hexadecimal digits.
@@ -171,19 +172,19 @@ pub struct Conversation {
     /// `STARTING`, `RUNNING`, `PAUSED`, `ERROR` or `MISSING`.
     #[serde(default, deserialize_with = "lenient")]
     pub sandbox_status: Option<String>,
-    /// Live only while the sandbox runs.
+    /// Up to date only while the sandbox is running.
     #[serde(default, deserialize_with = "lenient")]
     pub execution_status: Option<String>,
-    /// ISO 8601; without an offset it is UTC.
+    /// ISO 8601. Without an offset, the time is in UTC.
     #[serde(default, deserialize_with = "lenient")]
     pub created_at: Option<String>,
-    /// Like `created_at`.
+    /// In the format of `created_at`.
     #[serde(default, deserialize_with = "lenient")]
     pub updated_at: Option<String>,
 }
 
 impl Conversation {
-    /// What the row tells at `now_ms` (milliseconds since the Unix epoch).
+    /// The status at `now_ms`, in milliseconds since the Unix epoch.
     pub fn status(&self, now_ms: i64) -> Status {
         let sandbox = self.sandbox_status.as_deref().unwrap_or_default();
         match sandbox.to_ascii_uppercase().as_str() {
@@ -194,7 +195,7 @@ impl Conversation {
             )),
             "ERROR" => Status::Over(GenerationStatus::failed("the agent's sandbox failed")),
             "MISSING" => Status::Over(GenerationStatus::failed("the agent's sandbox is gone")),
-            _ => Status::Says(GenerationStatus::unfamiliar(sandbox)),
+            _ => Status::Says(GenerationStatus::unrecognized(sandbox)),
         }
     }
 
@@ -203,11 +204,11 @@ impl Conversation {
             Some(word) if !word.eq_ignore_ascii_case("idle") => execution(word),
             _ if self.is_fresh(now_ms) => GenerationStatus::Generating,
             Some(_) => GenerationStatus::unknown("the agent is idle and has not finished"),
-            None => GenerationStatus::unknown("the agent has not said what it is doing"),
+            None => GenerationStatus::unknown("the agent has not reported its state"),
         }
     }
 
-    /// Changed less than [`QUIET_GRACE`] ago; a row without times is not.
+    /// Whether the conversation changed less than [`QUIET_GRACE`] ago. Without times, it did not.
     fn is_fresh(&self, now_ms: i64) -> bool {
         let times = [&self.created_at, &self.updated_at];
         let newest = times.into_iter().flatten().filter_map(|t| time_ms(t)).max();
@@ -215,7 +216,7 @@ impl Conversation {
     }
 }
 
-/// V1's execution status, from a row or from a stored event. Its case differs between the two.
+/// Parses an execution status of V1. Conversations and events use different case.
 fn execution(word: &str) -> GenerationStatus {
     match word.to_ascii_lowercase().as_str() {
         "running" | "idle" => GenerationStatus::Generating,
@@ -224,28 +225,28 @@ fn execution(word: &str) -> GenerationStatus {
         "stuck" => GenerationStatus::failed("the agent got stuck"),
         "paused" => GenerationStatus::unknown("the agent was paused"),
         "deleting" => GenerationStatus::unknown("the conversation is being deleted"),
-        "waiting_for_confirmation" => GenerationStatus::waits_for_confirmation(),
-        _ => GenerationStatus::unfamiliar(word),
+        "waiting_for_confirmation" => GenerationStatus::awaiting_confirmation(),
+        _ => GenerationStatus::unrecognized(word),
     }
 }
 
-/// One page of V1's `…/events/search?kind__eq=ConversationStateUpdateEvent`, newest first.
+/// A page of `…/events/search?kind__eq=ConversationStateUpdateEvent` (V1), newest event first.
 #[derive(Debug, Deserialize)]
 pub struct EventPage {
-    /// Required, so that some other object is not taken for "no events".
+    /// Required, so that an unrelated object is not parsed as an empty page.
     pub items: Vec<StateUpdate>,
     /// Absent on the last page.
     #[serde(default, deserialize_with = "lenient")]
     pub next_page_id: Option<String>,
 }
 
-/// A changed field of the conversation's state.
+/// A change of a field of the conversation's state.
 #[derive(Debug, Deserialize)]
 pub struct StateUpdate {
     /// The field's name.
     #[serde(default, deserialize_with = "lenient")]
     pub key: Option<String>,
-    /// Its value, where that is text.
+    /// The new value, if it is a string.
     #[serde(default, deserialize_with = "lenient")]
     pub value: Option<String>,
 }
@@ -259,7 +260,7 @@ impl EventPage {
     }
 }
 
-/// V1's record of how a conversation is being started; its id is not the conversation's.
+/// A task that starts a conversation (V1). Its id differs from that of the conversation.
 #[derive(Debug, Default, Deserialize)]
 pub struct StartTask {
     /// 32 hexadecimal digits.
@@ -268,25 +269,25 @@ pub struct StartTask {
     /// `WORKING` … `READY`, or `ERROR`.
     #[serde(default, deserialize_with = "lenient")]
     pub status: Option<String>,
-    /// What went wrong.
+    /// The description of an error.
     #[serde(default, deserialize_with = "lenient")]
     pub detail: Option<String>,
-    /// Set once `READY`.
+    /// The id of the conversation, once the status is `READY`.
     #[serde(default, deserialize_with = "lenient")]
     pub app_conversation_id: Option<String>,
 }
 
-/// Where a start task leads.
+/// The result of a start task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// No further than this.
+    /// There is no conversation. This is the status.
     Says(GenerationStatus),
-    /// To this conversation.
+    /// The conversation that was started.
     Conversation(Uuid),
 }
 
 impl StartTask {
-    /// What the task tells.
+    /// The result of the task.
     pub fn outcome(&self) -> Start {
         let status = self.status.as_deref().unwrap_or_default();
         Start::Says(match status.to_ascii_uppercase().as_str() {
@@ -307,18 +308,18 @@ impl StartTask {
                     GenerationStatus::unknown("the agent started without naming its conversation")
                 }
             },
-            "ERROR" => match self.detail.as_deref().and_then(for_people) {
+            "ERROR" => match self.detail.as_deref().and_then(displayable) {
                 Some(detail) => {
                     GenerationStatus::failed(format!("the agent could not start: {detail}"))
                 }
                 None => GenerationStatus::failed("the agent could not start"),
             },
-            _ => GenerationStatus::unfamiliar(status),
+            _ => GenerationStatus::unrecognized(status),
         })
     }
 }
 
-/// V0's `GET /api/conversations/{id}`.
+/// The response of `GET /api/conversations/{id}` (V0).
 #[derive(Debug, Default, Deserialize)]
 pub struct V0Conversation {
     /// `STARTING`, `RUNNING`, `STOPPED`, `ARCHIVED` or `ERROR`.
@@ -327,7 +328,7 @@ pub struct V0Conversation {
 }
 
 impl V0Conversation {
-    /// What the answer tells. `RUNNING` covers working, waiting and finished alike.
+    /// The status. `RUNNING` means that the agent is working, waiting or has finished.
     pub fn status(&self) -> Status {
         let status = self.status.as_deref().unwrap_or_default();
         match status.to_ascii_uppercase().as_str() {
@@ -337,25 +338,25 @@ impl V0Conversation {
                 "the agent was stopped before it finished",
             )),
             "ERROR" => Status::Over(GenerationStatus::failed("the agent stopped with an error")),
-            _ => Status::Says(GenerationStatus::unfamiliar(status)),
+            _ => Status::Says(GenerationStatus::unrecognized(status)),
         }
     }
 }
 
-/// One page of V0's `…/events?reverse=true`, newest first.
+/// A page of `…/events?reverse=true` (V0), newest event first.
 #[derive(Debug, Deserialize)]
 pub struct V0EventPage {
-    /// Required, so that some other object is not taken for "no events".
+    /// Required, so that an unrelated object is not parsed as an empty page.
     pub events: Vec<V0Event>,
-    /// Whether there are older ones.
+    /// Whether there are older events.
     #[serde(default, deserialize_with = "lenient")]
     pub has_more: Option<bool>,
 }
 
-/// One event of any kind.
+/// An event of any kind (V0).
 #[derive(Debug, Deserialize)]
 pub struct V0Event {
-    /// Counts up from 0 within its conversation.
+    /// Increases from 0 within a conversation.
     #[serde(default, deserialize_with = "lenient")]
     pub id: Option<i64>,
     #[serde(default, deserialize_with = "lenient")]
@@ -385,31 +386,32 @@ fn agent_state(word: &str) -> GenerationStatus {
         "loading" | "running" | "user_confirmed" | "user_rejected" | "rate_limited" => {
             GenerationStatus::Generating
         }
-        // V0 asks "anything else?" at the end of a run instead of finishing it.
+        // At the end of a run, V0 waits for further instructions instead of finishing.
         "finished" | "awaiting_user_input" => GenerationStatus::Finished,
         "error" => GenerationStatus::failed("the agent stopped with an error"),
         "rejected" => GenerationStatus::failed("the agent rejected the task"),
         "paused" | "stopped" => GenerationStatus::unknown("the agent was paused"),
-        "awaiting_user_confirmation" => GenerationStatus::waits_for_confirmation(),
-        _ => GenerationStatus::unfamiliar(word),
+        "awaiting_user_confirmation" => GenerationStatus::awaiting_confirmation(),
+        _ => GenerationStatus::unrecognized(word),
     }
 }
 
-/// A conversation's id in either of its spellings, 32 hexadecimal digits or a UUID; nothing else.
+/// Parses the id of a conversation: 32 hexadecimal digits or a hyphenated UUID.
 pub fn conversation_id(text: &str) -> Option<Uuid> {
     matches!(text.len(), 32 | 36).then(|| Uuid::try_parse(text).ok())?
 }
 
-/// Most characters of the server's own words that a reason takes in.
+/// The longest text of the server that a reason contains, in characters.
 const DETAIL_CHARS_MAX: usize = 80;
 
-/// Longest word that can be somebody's language; longer ones are keys, hashes and paths.
+/// The longest word that is shown, in characters. Longer ones are likely keys, hashes or paths.
 const WORD_CHARS_MAX: usize = 30;
 
-/// What of the server's text can be shown: its first line without markup, addresses or keys.
+/// The part of a text of the server that can be shown: the first line without addresses and keys; `None` if
+/// it contains markup.
 ///
-/// The first line, because validation errors repeat their input, and with it prompts, below it.
-fn for_people(text: &str) -> Option<String> {
+/// Only the first line, because the following lines of validation errors repeat the input, such as prompts.
+fn displayable(text: &str) -> Option<String> {
     let line = text.trim().lines().next()?;
     if line.contains(['<', '>', '{']) {
         return None;
@@ -425,7 +427,7 @@ fn for_people(text: &str) -> Option<String> {
     .filter(|text| !text.is_empty())
 }
 
-/// A status that this version does not know, shown only if it looks like one.
+/// An unrecognized status. Displayed only if it has the form of a status.
 struct Word<'a>(&'a str);
 
 impl fmt::Display for Word<'_> {
@@ -448,7 +450,7 @@ fn time_ms(text: &str) -> Option<i64> {
     with_offset.or_else(in_utc).map(|t| t.as_millisecond())
 }
 
-/// A field of a type that we do not expect counts as absent: the API changes between releases.
+/// Treats a field of an unexpected type as absent, because the API changes between releases.
 fn lenient<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -470,7 +472,7 @@ where
 mod tests {
     use super::*;
 
-    /// One row of a table of what the API says and what that means.
+    /// A file of test cases.
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Row {
@@ -479,7 +481,7 @@ mod tests {
         cases: Vec<Case>,
     }
 
-    /// One answer, verbatim, and the reading it leads to.
+    /// Responses of the API and the expected status.
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Case {
@@ -493,7 +495,7 @@ mod tests {
     }
 
     impl Case {
-        /// What we make of it, and whether the events had to be asked for.
+        /// The status, and whether the events are required for it.
         fn read(&self, now_ms: i64) -> (GenerationStatus, bool) {
             let status = match (&self.conversation, &self.start_task, &self.v0_conversation) {
                 (Some(row), None, None) => row.status(now_ms),
@@ -504,20 +506,20 @@ mod tests {
                     }
                 },
                 (None, None, Some(row)) => row.status(),
-                _ => panic!("a case is about one answer"),
+                _ => panic!("a case has one response"),
             };
-            let asks = !matches!(status, Status::Says(_));
+            let needs_events = !matches!(status, Status::Says(_));
             let v1 = self.events.as_ref().and_then(EventPage::state);
             let last = v1.or_else(|| self.v0_events.as_ref().and_then(V0EventPage::state));
             (
                 status.settle(last.map_or(LastState::Never, LastState::Is)),
-                asks,
+                needs_events,
             )
         }
     }
 
     #[test]
-    fn every_row_of_the_tables_reads_as_it_means() {
+    fn every_fixture_has_its_expected_status() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/openhands");
         let mut cases = 0;
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -526,24 +528,24 @@ mod tests {
             let row: Row = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path:?}: {e}"));
             for (number, case) in row.cases.iter().enumerate() {
                 let at = format!("{path:?}, case {number} ({})", row.meaning);
-                let (reading, asks) = case.read(row.now.as_millisecond());
-                let said = (reading.as_str(), reading.reason());
-                assert_eq!(said, (&*case.reading, &*case.reason), "{at}");
+                let (reading, needs_events) = case.read(row.now.as_millisecond());
+                let actual = (reading.as_str(), reading.reason());
+                assert_eq!(actual, (&*case.reading, &*case.reason), "{at}");
                 let has_events = case.events.is_some() || case.v0_events.is_some();
                 assert_eq!(
-                    asks, has_events,
-                    "{at}: events are asked for where they decide"
+                    needs_events, has_events,
+                    "{at}: events are read only if required"
                 );
                 cases += 1;
             }
         }
-        assert_eq!(cases, FIXTURE_CASES, "no row got lost");
+        assert_eq!(cases, FIXTURE_CASES, "a fixture is missing");
     }
 
     const FIXTURE_CASES: usize = 74;
 
     #[test]
-    fn a_state_out_of_reach_fails_nothing() {
+    fn a_state_beyond_the_page_limit_is_unknown() {
         for status in [Status::Live, Status::Over(GenerationStatus::failed("gone"))] {
             let reading = status.settle(LastState::OutOfReach);
             assert_eq!(reading.as_str(), "unknown");
@@ -551,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_other_types_are_absent_fields() {
+    fn fields_of_unexpected_types_are_absent() {
         let text = r#"{"id":7,"sandbox_status":"RUNNING","execution_status":{"a":1},"extra":[]}"#;
         let row: Conversation = serde_json::from_str(text).unwrap();
         assert_eq!(row.id, None);
@@ -566,8 +568,8 @@ mod tests {
     }
 
     #[test]
-    fn only_the_servers_plain_words_are_shown() {
-        let shown = |text: &str| for_people(text).unwrap_or_default();
+    fn only_plain_text_of_the_server_is_shown() {
+        let shown = |text: &str| displayable(text).unwrap_or_default();
         assert_eq!(shown("Sandbox quota reached"), "Sandbox quota reached");
         assert_eq!(
             shown("1 validation error\n  input_value='Make a video'"),
@@ -588,7 +590,7 @@ mod tests {
             "<html><body>502</body></html>",
             "{\"prompt\":\"x\"}",
         ] {
-            assert_eq!(for_people(nothing), None, "{nothing}");
+            assert_eq!(displayable(nothing), None, "{nothing}");
         }
     }
 

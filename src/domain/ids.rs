@@ -1,13 +1,14 @@
-//! The names things go by. Each type can only be made by parsing, so a value that exists is valid.
+//! Identifiers of videos and git objects. Values are created by parsing, so every value is valid.
 
 use std::fmt;
 use std::str::FromStr;
 
 use uuid::Uuid;
 
-/// A video and the lesson it belongs to: what the name of a pushed file says.
+/// The ids of a video and its lesson, as in the name of a pushed file.
 ///
-/// Both ids are canonical lower-case UUIDs, so a key spells exactly one file name.
+/// Only the canonical lower-case form of both UUIDs is accepted, so each key has exactly one file name per
+/// kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VideoKey {
     /// `lessons.id`.
@@ -16,7 +17,7 @@ pub struct VideoKey {
     pub video_id: Uuid,
 }
 
-/// Which of a video's two files a name belongs to.
+/// The kind of one of the two files of a video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FileKind {
     /// `.mp4`
@@ -25,11 +26,11 @@ pub enum FileKind {
     Metadata,
 }
 
-/// Why a file name names no video; worded for GitHub's *Recent deliveries*.
+/// The reason why a file is ignored, shown in GitHub's *Recent deliveries*.
 pub const NOT_A_VIDEO_NAME: &str = "not <lesson_id>_<video_id>.mp4 or .json";
 
 impl VideoKey {
-    /// Reads `<lesson_id>_<video_id>` with two canonical lower-case UUIDs; nothing else.
+    /// Parses `<lesson_id>_<video_id>` with two canonical lower-case UUIDs.
     pub fn parse_stem(stem: &str) -> Option<Self> {
         let (lesson, video) = stem.split_once('_')?;
         Some(Self {
@@ -38,7 +39,7 @@ impl VideoKey {
         })
     }
 
-    /// Reads a file name: the stem and one of the two extensions, lower case.
+    /// Parses a file name: the stem and a lower-case extension.
     pub fn parse_file_name(name: &str) -> Option<(Self, FileKind)> {
         let (stem, kind) = match name.strip_suffix(".mp4") {
             Some(stem) => (stem, FileKind::Video),
@@ -47,7 +48,7 @@ impl VideoKey {
         Some((Self::parse_stem(stem)?, kind))
     }
 
-    /// The file name of one of the video's two files, without its folder.
+    /// The name of the video's file of this kind, without the folder.
     pub fn file_name(&self, kind: FileKind) -> String {
         match kind {
             FileKind::Video => format!("{self}.mp4"),
@@ -62,29 +63,29 @@ impl fmt::Display for VideoKey {
     }
 }
 
-/// A UUID in the one spelling that the app's tables print: 36 characters, lower case, hyphens.
+/// Parses a UUID in canonical form: 36 characters, lower case, with hyphens.
 pub fn canonical_uuid(text: &str) -> Option<Uuid> {
     let id = Uuid::try_parse(text).ok()?;
     let mut buffer = [0u8; uuid::fmt::Hyphenated::LENGTH];
     (id.hyphenated().encode_lower(&mut buffer) == text).then_some(id)
 }
 
-/// The name of a git object: a SHA-1 over its type, length and content.
+/// The id of a git object: the SHA-1 of its type, length and content.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GitSha([u8; 20]);
 
 impl GitSha {
-    /// From the 20 raw bytes of a finished hash.
+    /// Creates an id from the 20 raw bytes of the hash.
     pub const fn from_bytes(bytes: [u8; 20]) -> Self {
         Self(bytes)
     }
 
-    /// The first seven digits, as git and GitHub abbreviate it.
+    /// The first seven digits, the usual abbreviation in git and GitHub.
     pub fn short(&self) -> String {
         hex::encode(self.0)[..7].to_owned()
     }
 
-    /// Forty zeros: how a push payload says "there is no such commit".
+    /// Whether all digits are zero, which means "no commit" in a push payload.
     /// Source: GitHub's webhook documentation of `push` (`before`, `after`).
     pub fn is_zero(&self) -> bool {
         self.0 == [0; 20]
@@ -104,9 +105,9 @@ impl FromStr for GitSha {
     }
 }
 
-/// The text was not forty lower-case hexadecimal digits.
+/// The text is not 40 lower-case hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a git object name (forty lower-case hexadecimal digits)")]
+#[error("not a git object id (40 lower-case hexadecimal digits)")]
 pub struct NotAGitSha;
 
 impl fmt::Display for GitSha {
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn every_other_spelling_is_refused() {
+    fn other_file_names_are_rejected() {
         for name in [
             String::new(),
             "notes.json".into(),

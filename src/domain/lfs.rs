@@ -1,26 +1,26 @@
-//! Git LFS pointers: the few lines of text that a repository holds in place of a large file.
+//! Git LFS pointers: short text files that represent large files in a repository.
 //!
 //! Format: "The Pointer" in git-lfs's `docs/spec.md`.
 
 use std::fmt;
 
-/// Pointers are shorter than this, in bytes; git-lfs looks for none in a longer file.
+/// Pointers are shorter than this, in bytes. git-lfs does not parse longer files as pointers.
 pub const POINTER_BYTES_MAX: usize = 1024;
 
-/// The first line of every pointer. The specification demands plain string comparison.
+/// The first line of every pointer. The specification requires a plain string comparison.
 const VERSION_LINE: &str = "version https://git-lfs.github.com/spec/v1";
 
-/// The SHA-256 of a file's content: what an LFS object is called, and what is stored with each video.
+/// The SHA-256 of a file's content, which identifies an LFS object and is stored with each video.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sha256([u8; 32]);
 
 impl Sha256 {
-    /// From the raw bytes of a finished hash.
+    /// Creates a hash from its raw bytes.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// Reads 64 lower-case hexadecimal digits.
+    /// Parses 64 lower-case hexadecimal digits.
     pub fn parse(text: &str) -> Option<Self> {
         let mut bytes = [0; 32];
         hex::decode_to_slice(text, &mut bytes).ok()?;
@@ -40,25 +40,25 @@ impl fmt::Debug for Sha256 {
     }
 }
 
-/// Which object a pointer stands for.
+/// A pointer to an LFS object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pointer {
-    /// The object's name.
+    /// The object's id.
     pub oid: Sha256,
     /// The object's length in bytes.
     pub size: u64,
 }
 
 impl Pointer {
-    /// Reads a whole file as a pointer; `None` if it is anything else.
+    /// Parses a whole file; `None` if it is not a pointer.
     ///
-    /// Lines with other keys (extensions) are allowed after the first, as the specification asks.
+    /// Lines with other keys (extensions) are allowed after the first, as the specification requires.
     pub fn parse(file: &[u8]) -> Option<Self> {
         if file.len() >= POINTER_BYTES_MAX {
             return None;
         }
         let text = str::from_utf8(file).ok()?;
-        // Not `lines()`, which would let a carriage return pass.
+        // `lines()` would accept carriage returns.
         let mut lines = text.strip_suffix('\n').unwrap_or(text).split('\n');
         if lines.next() != Some(VERSION_LINE) {
             return None;
@@ -81,7 +81,7 @@ impl Pointer {
     }
 }
 
-/// As git-lfs writes it, so that two pointers to the same object are the same blob.
+/// The canonical form that git-lfs writes, so that pointers to the same object are identical blobs.
 impl fmt::Display for Pointer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { oid, size } = self;
@@ -89,7 +89,7 @@ impl fmt::Display for Pointer {
     }
 }
 
-/// Like `str::parse`, but a sign is no digit.
+/// Like `str::parse`, but rejects a sign.
 fn parse_digits(text: &str) -> Option<u64> {
     text.bytes()
         .all(|byte| byte.is_ascii_digit())
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_no_pointer() {
+    fn other_files_are_not_pointers() {
         let good = pointer().to_string();
         let long = format!("{good}x-note {}\n", "a".repeat(POINTER_BYTES_MAX));
         for (why, text) in [

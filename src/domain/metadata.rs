@@ -1,62 +1,63 @@
-//! The JSON beside a video: strict about which video it is for, lenient about the rest.
+//! The JSON file of a video. The ids are required and must match; all other fields are optional.
 
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::failure::{Code, Failure};
+use super::generation::conversation_id;
 use super::ids::VideoKey;
 use super::mp4::{Probe, grouped};
 
-/// The largest JSON that is read, in bytes.
+/// The largest accepted JSON, in bytes.
 pub const METADATA_BYTES_MAX: usize = 64 * 1024;
 
-/// The longest text that is kept of a field, in bytes; every value that we know is shorter.
+/// The longest accepted value of a field, in bytes. All known values are shorter.
 const FIELD_BYTES_MAX: usize = 100;
 
-/// How far `duration_sec` may be from the video's own duration, in milliseconds.
+/// The accepted difference between `duration_sec` and the duration of the MP4, in milliseconds.
 const DURATION_TOLERANCE_MS: f64 = 500.0;
 
-/// What the agent says about the video it rendered. Nothing of it is trusted over the video itself.
+/// The agent's description of the video. Where it differs from the MP4, the MP4 takes precedence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metadata {
-    /// The video it is for: the one that it was parsed for.
+    /// The video.
     pub key: VideoKey,
-    /// When the video was rendered: RFC 3339, as it was written.
+    /// The time when the video was rendered, unchanged RFC 3339.
     pub generated_at: Option<String>,
-    /// How long the video should be, in seconds.
+    /// Duration, in seconds.
     pub duration_sec: Option<f64>,
-    /// The container, such as `mp4`.
+    /// The container format, such as `mp4`.
     pub format: Option<String>,
     /// Width and height, in pixels.
     pub resolution: Option<(u32, u32)>,
-    /// The MP4's length in bytes.
+    /// Size of the MP4, in bytes.
     pub file_size: Option<u64>,
-    /// The OpenHands conversation: a UUID or 32 hexadecimal digits.
+    /// The id of the OpenHands conversation: a UUID or 32 hexadecimal digits.
     pub conversation_id: Option<String>,
-    /// Optional fields that are there but make no sense.
+    /// The optional fields whose value is invalid.
     ignored: Vec<&'static str>,
 }
 
 impl Metadata {
-    /// Reads the JSON pushed beside the video `key`. Of a repeated field the last counts, as in JavaScript.
+    /// Parses the JSON file of the video `key`. The last one of repeated fields counts, as in JavaScript.
     ///
     /// # Errors
-    /// `bad_metadata` if it is no JSON object that names a lesson and a video, `metadata_mismatch` if it names others.
+    /// `bad_metadata` if it is not a JSON object with both ids, `metadata_mismatch` if the ids differ from `key`.
     pub fn parse(bytes: &[u8], key: &VideoKey) -> Result<Self, Failure> {
         if bytes.len() > METADATA_BYTES_MAX {
             return Err(bad(format!(
-                "it has {} bytes, at most {} are read",
+                "it has {} bytes, but at most {} are allowed",
                 grouped(bytes.len() as u64),
                 grouped(METADATA_BYTES_MAX as u64)
             )));
         }
-        // Editors on Windows put a byte order mark before the text.
+        // Some Windows editors write a byte order mark.
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        // Not straight into a map: the error would quote what is there instead of an object.
-        let value =
-            serde_json::from_slice(text).map_err(|error| bad(format!("it is no JSON: {error}")))?;
+        // Not parsed directly into a map, because the error would quote the unexpected value.
+        let value = serde_json::from_slice(text)
+            .map_err(|error| bad(format!("it is not JSON: {error}")))?;
         let Value::Object(fields) = value else {
-            return Err(bad("it is no JSON object".into()));
+            return Err(bad("it is not a JSON object".into()));
         };
         identity(&fields, "lesson_id", key.lesson_id)?;
         identity(&fields, "video_id", key.video_id)?;
@@ -75,51 +76,43 @@ impl Metadata {
             resolution: reader.take("resolution", parse_resolution),
             file_size: reader.take("file_size", Value::as_u64),
             conversation_id: reader.take("conversation_id", |value| {
-                text_if(value, is_conversation_id)
+                text_if(value, |text| conversation_id(text).is_some())
             }),
             ignored: reader.ignored,
         })
     }
 
-    /// Where the JSON makes no sense or disagrees with the video, which is `size_bytes` long; in words, for a person.
+    /// Invalid fields, and differences from the MP4, which has `size_bytes` bytes. Sentences for people.
     pub fn warnings(&self, probe: &Probe, size_bytes: u64) -> Vec<String> {
         let mut warnings: Vec<String> = self
             .ignored
             .iter()
-            .map(|field| format!("the JSON's {field} makes no sense and is ignored"))
+            .map(|field| format!("The field {field} of the JSON is invalid and was ignored."))
             .collect();
         if let Some(seconds) = self.duration_sec
             && (seconds * 1000.0 - probe.duration_ms as f64).abs() > DURATION_TOLERANCE_MS
         {
             let actual = probe.duration_ms as f64 / 1000.0;
-            warnings.push(format!(
-                "the JSON says {seconds} s, the video lasts {actual} s"
-            ));
+            let (stated, actual) = (format!("{seconds} s"), format!("{actual} s"));
+            warnings.push(difference("duration", &stated, &actual));
         }
         let actual = (probe.width, probe.height);
-        if let Some(resolution) = self.resolution.filter(|said| *said != actual) {
-            let (said, actual) = (by(resolution), by(actual));
-            warnings.push(format!("the JSON says {said}, the video is {actual}"));
+        if let Some(stated) = self.resolution.filter(|stated| *stated != actual) {
+            warnings.push(difference("resolution", &by(stated), &by(actual)));
         }
-        if let Some(said) = self.file_size.filter(|said| *said != size_bytes) {
-            let (said, actual) = (grouped(said), grouped(size_bytes));
-            warnings.push(format!(
-                "the JSON says {said} bytes, the video has {actual}"
-            ));
+        if let Some(stated) = self.file_size.filter(|stated| *stated != size_bytes) {
+            let bytes = |size| format!("{} bytes", grouped(size));
+            warnings.push(difference("size", &bytes(stated), &bytes(size_bytes)));
         }
-        if let Some(said) = self
-            .format
-            .as_ref()
-            .filter(|said| !said.eq_ignore_ascii_case("mp4"))
+        if let Some(stated) = &self.format
+            && !stated.eq_ignore_ascii_case("mp4")
         {
-            warnings.push(format!(
-                "the JSON says the format is {said:?}, the video is mp4"
-            ));
+            warnings.push(difference("format", &format!("{stated:?}"), "mp4"));
         }
         warnings
     }
 
-    /// The fields that pages and the API may show. Others never get here: they may hold tokens.
+    /// The allow-listed fields, for the page and the API. Other fields may contain tokens.
     pub fn public(&self) -> Value {
         let mut public = json!({"lesson_id": self.key.lesson_id, "video_id": self.key.video_id});
         let optional = [
@@ -145,7 +138,7 @@ impl Metadata {
     }
 }
 
-/// Takes optional fields out of the JSON, noting those that cannot be used.
+/// Reads optional fields and collects the names of invalid ones.
 struct Lenient {
     fields: Map<String, Value>,
     ignored: Vec<&'static str>,
@@ -162,20 +155,22 @@ impl Lenient {
     }
 }
 
-/// Checks one of the two ids that must be there and must be the file name's.
+/// Checks that a required id is present and equals the one in the file name.
 fn identity(fields: &Map<String, Value>, name: &str, expected: Uuid) -> Result<(), Failure> {
-    let said = match fields.get(name) {
-        Some(Value::String(said)) => said,
+    let stated = match fields.get(name) {
+        Some(Value::String(stated)) => stated,
         Some(_) => return Err(bad(format!("its {name} is not a string"))),
         None => return Err(bad(format!("it has no {name}"))),
     };
-    if *said == expected.to_string() {
+    if *stated == expected.to_string() {
         return Ok(());
     }
-    let said: String = said.chars().take(FIELD_BYTES_MAX).collect();
+    let stated: String = stated.chars().take(FIELD_BYTES_MAX).collect();
     Err(Failure::new(
         Code::MetadataMismatch,
-        format!("the JSON's {name} is {said:?}, the file name says {expected}"),
+        format!(
+            "The field {name} of the JSON is {stated:?}, but the file name contains {expected}."
+        ),
     ))
 }
 
@@ -189,10 +184,6 @@ fn is_rfc3339(text: &str) -> bool {
     text.parse::<jiff::Timestamp>().is_ok()
 }
 
-fn is_conversation_id(text: &str) -> bool {
-    matches!(text.len(), 32 | 36) && Uuid::try_parse(text).is_ok()
-}
-
 fn parse_resolution(value: &Value) -> Option<(u32, u32)> {
     let (width, height) = value.as_str()?.split_once(['x', 'X', '×'])?;
     Some((width.trim().parse().ok()?, height.trim().parse().ok()?))
@@ -202,10 +193,14 @@ fn by((width, height): (u32, u32)) -> String {
     format!("{width}x{height}")
 }
 
+fn difference(field: &str, stated: &str, actual: &str) -> String {
+    format!("The {field} is {stated} in the JSON, but {actual} in the MP4.")
+}
+
 fn bad(why: String) -> Failure {
     Failure::new(
         Code::BadMetadata,
-        format!("the JSON beside the video is bad: {why}"),
+        format!("The JSON file of the video is invalid: {why}."),
     )
 }
 
@@ -265,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agents_json_is_read_and_shown_again() {
+    fn the_agents_json_round_trips() {
         let json = with("file_size", json!(2_007_071));
         let mut shown = json.clone();
         shown["duration_sec"] = json!(30.0);
@@ -274,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_identity_is_needed() {
+    fn only_the_ids_are_required() {
         let json = json!({"lesson_id": LESSON, "video_id": VIDEO});
         assert_eq!(parse(&json).unwrap().public(), json);
         assert_eq!(warnings(&json), [""; 0]);
@@ -290,7 +285,7 @@ mod tests {
             let (code, message) = refusal(&with(name, json!(value)).to_string());
             assert_eq!(code, Code::MetadataMismatch);
             assert!(
-                message.starts_with(&format!("the JSON's {name} is \"{value}\", the file")),
+                message.starts_with(&format!("The field {name} of the JSON is \"{value}\", but")),
                 "{message}"
             );
         }
@@ -299,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_video_is_bad() {
+    fn json_without_both_ids_is_bad() {
         let nested = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
         for json in [
             "",
@@ -334,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_makes_no_sense_is_ignored_with_a_warning() {
+    fn an_invalid_optional_field_is_ignored_with_a_warning() {
         for (name, value) in [
             ("generated_at", json!("yesterday")),
             ("generated_at", json!("2026-01-28T21:12:12")),
@@ -353,7 +348,9 @@ mod tests {
             let json = with(name, value);
             assert_eq!(
                 warnings(&json),
-                [format!("the JSON's {name} makes no sense and is ignored")]
+                [format!(
+                    "The field {name} of the JSON is invalid and was ignored."
+                )]
             );
             assert_eq!(parse(&json).unwrap().public().get(name), None);
         }
@@ -362,28 +359,28 @@ mod tests {
     }
 
     #[test]
-    fn a_disagreement_with_the_video_is_a_warning() {
+    fn a_difference_from_the_mp4_is_a_warning() {
         assert_eq!(warnings(&with("duration_sec", json!(29.56))), [""; 0]);
         for (name, value, warning) in [
             (
                 "duration_sec",
                 json!(29.5),
-                "the JSON says 29.5 s, the video lasts 30.059 s",
+                "The duration is 29.5 s in the JSON, but 30.059 s in the MP4.",
             ),
             (
                 "resolution",
                 json!("1920x1080"),
-                "the JSON says 1920x1080, the video is 1280x720",
+                "The resolution is 1920x1080 in the JSON, but 1280x720 in the MP4.",
             ),
             (
                 "file_size",
                 json!(1),
-                "the JSON says 1 bytes, the video has 2,007,071",
+                "The size is 1 bytes in the JSON, but 2,007,071 bytes in the MP4.",
             ),
             (
                 "format",
                 json!("webm"),
-                "the JSON says the format is \"webm\", the video is mp4",
+                "The format is \"webm\" in the JSON, but mp4 in the MP4.",
             ),
         ] {
             assert_eq!(warnings(&with(name, value)), [warning]);
@@ -400,7 +397,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_pushed_gets_a_verdict(bytes in prop::collection::vec(any::<u8>(), 0..300), field: String) {
+        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), field: String) {
             let _ = Metadata::parse(&bytes, &key());
             for name in ["generated_at", "format", "resolution", "conversation_id"] {
                 let metadata = parse(&with(name, json!(field))).unwrap();

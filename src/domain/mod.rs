@@ -1,4 +1,4 @@
-//! Pure rules: no I/O, no clock, no async. Whatever can be decided from values alone is decided here.
+//! Types and decisions without side effects: no I/O, no clock, no async.
 
 pub mod advice;
 pub mod failure;
@@ -12,7 +12,7 @@ pub mod push;
 pub mod report;
 pub mod request;
 pub mod signature;
-mod spelled;
 pub mod state;
+mod string_enum;
 pub mod timeline;
 pub mod verdict;

@@ -1,8 +1,9 @@
-//! Whether a file is a whole MP4 with pictures in it, and how long it plays, found while its bytes pass by.
+//! A streaming check that a file is a complete MP4 with a video track, and the duration of that video.
 //!
-//! An MP4 is a row of boxes, each a size, a four-letter kind and content (ISO/IEC 14496-12, 4.2). The walk
-//! skips all but the index (`moov`, which may come last) and the indexes of fragments (`moof`). In those it
-//! reads only the fields it needs, so that no box that is new or odd makes a playable video fail.
+//! An MP4 is a sequence of boxes, each with a size, a four-letter type and content (ISO/IEC 14496-12, 4.2).
+//! The parser skips all boxes except the index (`moov`, which may be the last box) and the indexes of
+//! fragments (`moof`). It reads only the required fields of those, so that a new or unusual box does not
+//! cause a playable video to be rejected.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -15,36 +16,36 @@ use mp4_atom::{
 
 use super::failure::{Code, Failure};
 
-/// The largest index that is read, in bytes: that of several hours of video.
+/// The largest accepted index, in bytes. Sufficient for several hours of video.
 pub const MOOV_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// The largest index of one fragment that is read, in bytes. Decoded it takes up to ten times as much.
+/// The largest accepted index of a fragment, in bytes. The decoded form is up to ten times as large.
 pub const MOOF_BYTES_MAX: u64 = 1024 * 1024;
 
-/// The longest video, in milliseconds (24 days): `lesson_assets.duration_ms` is a 32-bit integer.
+/// The longest accepted video, in milliseconds (24 days): `lesson_assets.duration_ms` is a 32-bit integer.
 pub const DURATION_MS_MAX: u64 = i32::MAX as u64;
 
-/// The smallest box: a 32-bit size and a kind, in bytes.
+/// The size of the smallest box, in bytes: a 32-bit size and a type.
 const HEADER_BYTES_MIN: u64 = 8;
 
-/// What a whole MP4 says about itself.
+/// Properties of a complete MP4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// How long it plays, in milliseconds; what ffprobe calls `format.duration`.
+    /// Duration, in milliseconds. Equals `format.duration` of ffprobe.
     pub duration_ms: u64,
-    /// Width of the pictures as stored, in pixels.
+    /// Width of the encoded frames, in pixels.
     pub width: u32,
-    /// Height of the pictures as stored, in pixels.
+    /// Height of the encoded frames, in pixels.
     pub height: u32,
 }
 
-/// A walk over the boxes of one file, fed chunk by chunk; how the file is cut into chunks makes no difference.
+/// A push parser for the boxes of a file. The result does not depend on how the file is split into chunks.
 ///
-/// Holds one `moov` or `moof` at a time and one small record per track.
+/// Buffers one `moov` or `moof` at a time and a few integers per track.
 pub struct BoxWalk {
-    /// The file's length in bytes.
+    /// The length of the file, in bytes.
     total_len: u64,
-    /// How many bytes have been fed.
+    /// The number of bytes that were fed.
     offset: u64,
     state: State,
     index: Option<Index>,
@@ -52,9 +53,9 @@ pub struct BoxWalk {
 }
 
 enum State {
-    /// Between boxes, or within the next one's header: the bytes of it so far.
+    /// Within a header, or between boxes. Contains the bytes of the header so far.
     Header(Vec<u8>),
-    /// Within a box that does not matter.
+    /// Within a box that is skipped.
     Skip { left: u64 },
     /// Within an index.
     Keep {
@@ -62,12 +63,12 @@ enum State {
         left: u64,
         body: Vec<u8>,
     },
-    /// What follows cannot change the verdict.
-    Refused(Failure),
+    /// The file is invalid. The rest is ignored.
+    Invalid(Failure),
 }
 
 impl BoxWalk {
-    /// A walk over a file of `total_len` bytes, none of which has been seen.
+    /// Creates a parser for a file of `total_len` bytes.
     pub fn new(total_len: u64) -> Self {
         Self {
             total_len,
@@ -78,7 +79,7 @@ impl BoxWalk {
         }
     }
 
-    /// Takes the next bytes of the file; those beyond its length are ignored.
+    /// Parses the next bytes of the file. Bytes beyond its length are ignored.
     pub fn feed(&mut self, chunk: &[u8]) {
         let room = usize::try_from(self.total_len - self.offset).unwrap_or(usize::MAX);
         let mut rest = &chunk[..chunk.len().min(room)];
@@ -94,7 +95,7 @@ impl BoxWalk {
                     body.extend_from_slice(taken);
                     taken.len()
                 }
-                State::Refused(_) => rest.len(),
+                State::Invalid(_) => rest.len(),
             };
             rest = &rest[taken..];
             self.offset += taken as u64;
@@ -102,48 +103,49 @@ impl BoxWalk {
         }
     }
 
-    /// The verdict, once every byte has been fed.
+    /// The result, after all bytes were fed.
     ///
     /// # Errors
-    /// `not_an_mp4`, `truncated` or `no_video_track`, with words for whoever rendered the file.
+    /// `not_an_mp4`, `truncated` or `no_video_track`.
     pub fn finish(self) -> Result<Probe, Failure> {
         match &self.state {
-            State::Refused(failure) => return Err(failure.clone()),
-            _ if self.total_len == 0 => return Err(not_an_mp4("the file is empty".into())),
+            State::Invalid(failure) => return Err(failure.clone()),
+            _ if self.total_len == 0 => return Err(not_an_mp4("The file is empty".into())),
             _ if self.total_len < HEADER_BYTES_MIN => {
                 return Err(not_an_mp4(format!(
-                    "the file has {} bytes, too few for an MP4",
+                    "The file has only {} bytes",
                     self.total_len
                 )));
             }
             _ if self.offset < self.total_len => {
                 return Err(truncated(format!(
-                    "the file should have {} bytes but {} arrived",
+                    "The file has {} bytes, but only {} arrived",
                     grouped(self.total_len),
                     grouped(self.offset)
                 )));
             }
-            // Up to seven zeros after the last box are padding that players ignore.
+            // Players ignore up to seven zeros after the last box as padding.
             State::Header(seen) if seen.iter().all(|&byte| byte == 0) => {}
-            _ => return Err(truncated("the file ends within the header of a box".into())),
+            _ => return Err(truncated("The file ends within the header of a box".into())),
         }
         let index = self
             .index
-            .ok_or_else(|| truncated("the index (moov) is missing".into()))?;
-        let (width, height) = index.pictures.ok_or_else(|| {
+            .ok_or_else(|| truncated("The index (moov) is missing".into()))?;
+        let (width, height) = index.dimensions.ok_or_else(|| {
             Failure::new(
                 Code::NoVideoTrack,
-                "the MP4 has no video track: nothing to see in it",
+                "The MP4 has no video track; render the video again and push it.",
             )
         })?;
         if !self.has_media {
             return Err(truncated(
-                "there is an index but no pictures or sound (mdat)".into(),
+                "The MP4 has an index, but no media data (mdat)".into(),
             ));
         }
         let duration_ms = index.duration_ms();
         if duration_ms > DURATION_MS_MAX {
-            return Err(damaged("index (moov): it claims over 24 days"));
+            let cause = "The index (moov) states a duration of more than 24 days";
+            return Err(truncated(cause.into()));
         }
         Ok(Probe {
             duration_ms,
@@ -152,7 +154,7 @@ impl BoxWalk {
         })
     }
 
-    /// Goes to the next state if the current one is complete.
+    /// Enters the next state if the current one is complete.
     fn advance(&mut self) {
         let next = match mem::replace(&mut self.state, State::Header(Vec::new())) {
             State::Header(seen) => self.read_header(seen),
@@ -164,10 +166,10 @@ impl BoxWalk {
             State::Skip { left: 0 } => Ok(State::Header(Vec::new())),
             incomplete => Ok(incomplete),
         };
-        self.state = next.unwrap_or_else(State::Refused);
+        self.state = next.unwrap_or_else(State::Invalid);
     }
 
-    /// Goes into the box whose header is `seen`, unless more of the header has to come.
+    /// Enters the box with the header `seen`, or waits for the rest of the header.
     fn read_header(&mut self, seen: Vec<u8>) -> Result<State, Failure> {
         let start = self.offset - seen.len() as u64;
         if start == 0
@@ -176,26 +178,26 @@ impl BoxWalk {
         {
             let begin = seen.escape_ascii();
             return Err(not_an_mp4(format!(
-                "it begins with \"{begin}\" where an MP4 has \"ftyp\""
+                "The file begins with \"{begin}\", but the first box of an MP4 is \"ftyp\""
             )));
         }
         let header = match Header::decode_maybe(&mut seen.as_slice()) {
             Ok(Some(header)) => header,
             Ok(None) => return Ok(State::Header(seen)),
             Err(_) => {
-                return Err(damaged(&format!(
-                    "file: no box can have the size at byte {}",
+                return Err(truncated(format!(
+                    "The box at byte {} has an invalid size",
                     grouped(start)
                 )));
             }
         };
         let left_in_file = self.total_len - self.offset;
-        // No size means "to the end of the file".
+        // A box without a size extends to the end of the file.
         let left = header.size.map_or(left_in_file, |size| size as u64);
         if left > left_in_file {
             let kind = <[u8; 4]>::from(header.kind);
             return Err(truncated(format!(
-                "the file ends at byte {}, but its \"{}\" box should go on to byte {}",
+                "The file ends at byte {}, but its \"{}\" box extends to byte {}",
                 grouped(self.total_len),
                 kind.escape_ascii(),
                 grouped(self.offset.saturating_add(left))
@@ -203,7 +205,7 @@ impl BoxWalk {
         }
         self.has_media |= header.kind == Mdat::KIND && left > 0;
         let bytes_max = match header.kind {
-            // Players take the first index and skip another.
+            // Players use the first index only.
             Moov::KIND if self.index.is_none() => MOOV_BYTES_MAX,
             Moof::KIND => MOOF_BYTES_MAX,
             _ if left == 0 => return Ok(State::Header(Vec::new())),
@@ -211,7 +213,7 @@ impl BoxWalk {
         };
         if left > bytes_max {
             return Err(not_an_mp4(format!(
-                "its index ({}) has {} bytes; at most {} are read",
+                "The index ({}) has {} bytes, but at most {} are supported",
                 header.kind,
                 grouped(left),
                 grouped(bytes_max)
@@ -228,7 +230,7 @@ impl BoxWalk {
         })
     }
 
-    /// Takes in a whole `moov` or `moof`.
+    /// Reads a complete `moov` or `moof`.
     fn read_index(&mut self, kind: FourCC, body: &[u8]) -> Result<State, Failure> {
         match &mut self.index {
             Some(index) => index
@@ -237,21 +239,21 @@ impl BoxWalk {
             None if kind == Moov::KIND => {
                 self.index = Some(Index::read(body).ok_or_else(|| damaged("index (moov)"))?)
             }
-            // Without the index before it a fragment means nothing.
+            // Fragments before the index cannot be interpreted.
             None => {}
         }
         Ok(State::Header(Vec::new()))
     }
 }
 
-/// What is needed of `moov`, and what the fragments after it add.
+/// The required parts of `moov`, updated by the fragments that follow.
 struct Index {
     /// Ticks per second of `duration`.
     timescale: u32,
-    /// How long everything plays, in ticks, where the index says so.
+    /// The duration of the video, in ticks, if the index contains it.
     duration: Option<u64>,
-    /// Width and height, in pixels, of the first video track.
-    pictures: Option<(u32, u32)>,
+    /// Width and height of the first video track, in pixels.
+    dimensions: Option<(u32, u32)>,
     tracks: BTreeMap<u32, Track>,
 }
 
@@ -259,22 +261,22 @@ struct Index {
 struct Track {
     /// Ticks per second.
     timescale: u32,
-    /// How long a sample lasts where its fragment does not say, in ticks.
+    /// The duration of samples whose fragment does not contain one, in ticks.
     default_sample_duration: u32,
-    /// Where the last sample so far ends, in ticks.
+    /// The end of the last sample so far, in ticks.
     end: u64,
-    /// How long after the others the track begins to play, in ticks of the whole file.
+    /// The initial delay of the track, in ticks of the index.
     delay: u64,
 }
 
 impl Index {
-    /// Reads the content of a `moov`; `None` if what every `moov` has is missing or broken.
+    /// Reads the content of a `moov`; `None` if a required box is missing or damaged.
     fn read(moov: &[u8]) -> Option<Self> {
         let mvhd: Mvhd = decode(moov, &[])?;
         let mut index = Self {
             timescale: mvhd.timescale,
             duration: Some(mvhd.duration),
-            pictures: None,
+            dimensions: None,
             tracks: BTreeMap::new(),
         };
         for (_, trak) in boxes(moov).filter(|(kind, _)| *kind == Trak::KIND) {
@@ -288,7 +290,8 @@ impl Index {
                 }
             }
         }
-        // Writers that cannot go back leave zero, or all ones in either width, for "not known".
+        // Streaming writers, which cannot seek back, write 0 or all ones (32 or 64 bits) for an unknown
+        // duration.
         index.duration = index
             .duration
             .filter(|ticks| ![0, u64::from(u32::MAX), u64::MAX].contains(ticks));
@@ -309,24 +312,25 @@ impl Index {
             end: runs.fold(0, |end: u64, run| {
                 end.saturating_add(u64::from(run.sample_count) * u64::from(run.sample_delta))
             }),
-            // An edit that shows nothing of the track stands for "later than the others".
+            // An empty edit at the beginning delays the track.
             delay: first_edit
                 .filter(|edit| edit.media_time.is_none())
                 .map_or(0, |edit| edit.segment_duration),
         };
         self.tracks.insert(tkhd.track_id, track);
-        if self.pictures.is_none() && is_video(trak) {
-            // After version, flags and count, the first sample entry is a box that begins like any other codec's.
+        if self.dimensions.is_none() && is_video(trak) {
+            // The first sample entry follows version, flags and count. The fields of `Visual` are the same
+            // for all codecs.
             let entries =
                 find(trak, &[Mdia::KIND, Minf::KIND, Stbl::KIND, Stsd::KIND])?.get(8..)?;
             let (_, mut entry) = boxes(entries).next()?;
             let visual = Visual::decode(&mut entry).ok()?;
-            self.pictures = Some((visual.width.into(), visual.height.into()));
+            self.dimensions = Some((visual.width.into(), visual.height.into()));
         }
         Some(())
     }
 
-    /// Reads the content of a `moof`; `None` if it is broken.
+    /// Reads the content of a `moof`; `None` if it is damaged.
     fn add_fragment(&mut self, moof: &[u8]) -> Option<()> {
         for (_, traf) in boxes(moof).filter(|(kind, _)| *kind == Traf::KIND) {
             let tfhd: Tfhd = decode(traf, &[])?;
@@ -336,7 +340,7 @@ impl Index {
             let default = tfhd
                 .default_sample_duration
                 .unwrap_or(track.default_sample_duration);
-            // A fragment need not begin where the one before it ended.
+            // There may be a gap between two fragments.
             if let Some(tfdt) = decode::<Tfdt>(traf, &[]) {
                 track.end = tfdt.base_media_decode_time;
             }
@@ -354,7 +358,7 @@ impl Index {
         Some(())
     }
 
-    /// What the index says, else where the last track ends.
+    /// The duration in the index, or else the end of the last track.
     fn duration_ms(&self) -> u64 {
         let ends = self
             .tracks
@@ -370,12 +374,12 @@ impl Index {
     }
 }
 
-/// Whether a track's handler says that it holds pictures. Its name, which need not be UTF-8, is not read.
+/// Whether a track is a video track. Its name, which may not be UTF-8, is not decoded.
 fn is_video(trak: &[u8]) -> bool {
     find(trak, &[Mdia::KIND, Hdlr::KIND]).and_then(|hdlr| hdlr.get(8..12)) == Some(b"vide")
 }
 
-/// The boxes in a row: kind and content. Ends before the first that does not fit.
+/// The types and contents of consecutive boxes. Ends before the first box that is too large.
 fn boxes(mut row: &[u8]) -> impl Iterator<Item = (FourCC, &[u8])> {
     std::iter::from_fn(move || {
         let header = Header::decode_maybe(&mut row).ok()??;
@@ -385,7 +389,7 @@ fn boxes(mut row: &[u8]) -> impl Iterator<Item = (FourCC, &[u8])> {
     })
 }
 
-/// The content of the first box at the end of a path of kinds.
+/// The content of the first box with this path of types.
 fn find<'a>(row: &'a [u8], path: &[FourCC]) -> Option<&'a [u8]> {
     path.iter().try_fold(row, |row, wanted| {
         boxes(row)
@@ -394,17 +398,17 @@ fn find<'a>(row: &'a [u8], path: &[FourCC]) -> Option<&'a [u8]> {
     })
 }
 
-/// The first box of type `T` in the box at the end of a path.
+/// The first box of type `T` in the box with this path.
 fn decode<T: Atom>(row: &[u8], path: &[FourCC]) -> Option<T> {
     parse(T::KIND, find(find(row, path)?, &[T::KIND])?)
 }
 
-/// A box of type `T`. Bytes after the fields that `T` knows are allowed, as the format demands of readers.
+/// Decodes a box of type `T`. Readers must accept additional bytes after the known fields.
 fn parse<T: Atom>(kind: FourCC, mut body: &[u8]) -> Option<T> {
     (kind == T::KIND).then(|| T::decode_body(&mut body).ok())?
 }
 
-/// Cuts what belongs to the current box off `rest`.
+/// Splits the content of the current box off `rest`.
 fn take<'a>(left: &mut u64, rest: &'a [u8]) -> &'a [u8] {
     let taken = &rest[..rest.len().min(usize::try_from(*left).unwrap_or(usize::MAX))];
     *left -= taken.len() as u64;
@@ -416,7 +420,7 @@ fn to_ms(ticks: u64, timescale: u32) -> u64 {
     u64::try_from((ticks * 1000 + timescale / 2) / timescale).unwrap_or(u64::MAX)
 }
 
-/// A count with its thousands apart, for messages.
+/// A number with thousands separators, for messages.
 pub(crate) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
@@ -429,16 +433,17 @@ pub(crate) fn grouped(count: u64) -> String {
     text
 }
 
-fn not_an_mp4(why: String) -> Failure {
-    Failure::new(Code::NotAnMp4, format!("not an MP4: {why}"))
+fn not_an_mp4(cause: String) -> Failure {
+    Failure::new(Code::NotAnMp4, format!("{cause}; push the rendered MP4."))
 }
 
-fn truncated(why: String) -> Failure {
-    Failure::new(Code::Truncated, format!("{why}; render and push it again"))
+fn truncated(cause: String) -> Failure {
+    let message = format!("{cause}; render the video again and push it.");
+    Failure::new(Code::Truncated, message)
 }
 
-fn damaged(what: &str) -> Failure {
-    truncated(format!("damaged {what}"))
+fn damaged(index: &str) -> Failure {
+    truncated(format!("The {index} is damaged"))
 }
 
 #[cfg(test)]
@@ -473,12 +478,12 @@ mod tests {
         [&size.to_be_bytes(), kind.as_slice(), content].concat()
     }
 
-    /// Where a box of the kind begins in a file that has only one.
+    /// The offset of the only box of this type.
     fn position(file: &[u8], kind: &[u8; 4]) -> usize {
         file.windows(4).position(|w| w == kind).unwrap() - 4
     }
 
-    /// Makes the box of that kind `by` bytes longer, by its header only.
+    /// Adds `by` to the size in the header of the only box of this type.
     fn grow(file: &mut [u8], kind: &[u8; 4], by: u32) {
         let at = position(file, kind);
         let size = u32::from_be_bytes(file[at..at + 4].try_into().unwrap()) + by;
@@ -486,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_and_sizes_are_what_ffprobe_says() {
+    fn durations_and_dimensions_equal_those_of_ffprobe() {
         for (file, milliseconds) in [
             (GOOD, 1500),
             (fixture!("second.mp4"), 1000),
@@ -508,17 +513,20 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_what_is_wrong() {
+    fn a_failure_names_the_cause() {
         assert_eq!(
             refusal(b""),
-            (Code::NotAnMp4, "not an MP4: the file is empty".into())
+            (
+                Code::NotAnMp4,
+                "The file is empty; push the rendered MP4.".into()
+            )
         );
         assert_eq!(refusal(&GOOD[..7]).0, Code::NotAnMp4);
         assert_eq!(
             refusal(fixture!("not_a_video.mp4")),
             (
                 Code::NotAnMp4,
-                r#"not an MP4: it begins with "<!DOCTYP" where an MP4 has "ftyp""#.into()
+                r#"The file begins with "<!DOCTYP", but the first box of an MP4 is "ftyp"; push the rendered MP4."#.into()
             )
         );
         assert_eq!(refusal(fixture!("lfs_pointer.mp4")).0, Code::NotAnMp4);
@@ -526,7 +534,7 @@ mod tests {
             refusal(fixture!("truncated.mp4")),
             (
                 Code::Truncated,
-                r#"the file ends at byte 9,000, but its "mdat" box should go on to byte 12,522; render and push it again"#
+                r#"The file ends at byte 9,000, but its "mdat" box extends to byte 12,522; render the video again and push it."#
                     .into()
             )
         );
@@ -534,30 +542,30 @@ mod tests {
             refusal(fixture!("audio_only.mp4")),
             (
                 Code::NoVideoTrack,
-                "the MP4 has no video track: nothing to see in it".into()
+                "The MP4 has no video track; render the video again and push it.".into()
             )
         );
     }
 
     #[test]
-    fn a_file_without_index_or_without_pictures_is_truncated() {
+    fn a_file_without_index_or_media_data_is_truncated() {
         let (moov, mdat) = (position(GOOD, b"moov"), position(GOOD, b"mdat"));
         let without_index = [&GOOD[..moov], &GOOD[mdat..]].concat();
         assert!(
             refusal(&without_index)
                 .1
-                .starts_with("the index (moov) is missing")
+                .starts_with("The index (moov) is missing")
         );
         let (code, message) = refusal(&GOOD[..mdat]);
         assert_eq!(code, Code::Truncated);
         assert!(
-            message.starts_with("there is an index but no pictures"),
+            message.starts_with("The MP4 has an index, but no media data"),
             "{message}"
         );
     }
 
     #[test]
-    fn bytes_that_did_not_arrive_are_missed() {
+    fn missing_bytes_are_detected() {
         let mut walk = BoxWalk::new(GOOD.len() as u64);
         walk.feed(&GOOD[..10_000]);
         let failure = walk.finish().unwrap_err();
@@ -565,12 +573,12 @@ mod tests {
         assert!(
             failure
                 .message
-                .starts_with("the file should have 12,522 bytes but 10,000 arrived")
+                .starts_with("The file has 12,522 bytes, but only 10,000 arrived")
         );
     }
 
     #[test]
-    fn a_box_may_say_its_size_in_64_bits_or_reach_to_the_end() {
+    fn a_box_may_have_a_64_bit_size_or_extend_to_the_end() {
         let mdat = position(GOOD, b"mdat");
         let (before, content) = (&GOOD[..mdat], &GOOD[mdat + 8..]);
         let to_the_end = [before, b"\0\0\0\0mdat", content].concat();
@@ -597,8 +605,8 @@ mod tests {
     }
 
     #[test]
-    fn a_fragmented_file_may_say_how_long_it_is() {
-        // Only other packagers write mehd: here 7000 of mvhd's ticks, a thousand to the second.
+    fn a_fragmented_file_may_contain_its_duration() {
+        // The tool that wrote the fixture omits mehd. 7000 ticks of mvhd, 1000 per second.
         let mehd = mp4_box(b"mehd", &[0, 0, 0, 0, 0, 0, 0x1b, 0x58]);
         let mut file = FRAGMENTED.to_vec();
         grow(&mut file, b"moov", mehd.len() as u32);
@@ -607,31 +615,31 @@ mod tests {
         file.splice(content..content, mehd.clone());
         assert_eq!(probe(&file).unwrap().duration_ms, 7000);
 
-        // Zero is what a live packager leaves there.
+        // Live packagers write zero.
         let value = content + 12;
         file[value..value + 4].fill(0);
         assert_eq!(probe(&file), probe(FRAGMENTED));
     }
 
     #[test]
-    fn samples_are_counted_where_the_index_does_not_know() {
+    fn samples_are_counted_if_the_index_has_no_duration() {
         let mut file = GOOD.to_vec();
         let duration = position(&file, b"mvhd") + 8 + 16;
         for unknown in [0, u32::MAX] {
             file[duration..duration + 4].copy_from_slice(&unknown.to_be_bytes());
-            // The sound's last samples are 46 ms of padding that an edit list would hide.
+            // The last audio samples are 46 ms of padding, which the edit list would hide.
             assert_eq!(probe(&file).unwrap().duration_ms, 1546);
         }
     }
 
     #[test]
-    fn an_index_is_read_up_to_a_limit() {
+    fn an_index_has_a_size_limit() {
         let huge = mp4_box(b"moov", &vec![0; MOOV_BYTES_MAX as usize + 1]);
         let ftyp = mp4_box(b"ftyp", b"isom");
         let (code, message) = refusal(&[ftyp, huge].concat());
         assert_eq!(code, Code::NotAnMp4);
         assert!(
-            message.contains("4,194,305 bytes; at most 4,194,304"),
+            message.contains("4,194,305 bytes, but at most 4,194,304"),
             "{message}"
         );
     }
@@ -649,12 +657,12 @@ mod tests {
     }
 
     #[test]
-    fn samples_may_all_last_as_long_as_the_index_says() {
+    fn samples_may_use_the_default_duration() {
         let mut file = FRAGMENTED.to_vec();
         let default_sample_duration = position(&file, b"trex") + 8 + 12;
         file[default_sample_duration..default_sample_duration + 4]
             .copy_from_slice(&10_240u32.to_be_bytes());
-        // One more fragment of the first track: three samples without a word about any of them.
+        // Another fragment of the first track: three samples without any fields.
         let tfhd = mp4_box(b"tfhd", &[0, 0, 0, 0, 0, 0, 0, 1]);
         let trun = mp4_box(b"trun", &[0, 0, 0, 0, 0, 0, 0, 3]);
         file.extend(mp4_box(b"moof", &mp4_box(b"traf", &[tfhd, trun].concat())));
@@ -663,14 +671,14 @@ mod tests {
     }
 
     #[test]
-    fn milliseconds_are_rounded_not_cut() {
+    fn milliseconds_are_rounded() {
         assert_eq!(to_ms(1_442_816, 48_000), 30_059);
         assert_eq!(to_ms(u64::MAX, 1), u64::MAX);
     }
 
     #[test]
     fn a_million_claimed_samples_cost_nothing() {
-        // Without fields per sample, a run is only a count.
+        // Without fields per sample, a run contains only the number of samples.
         let trun = mp4_box(b"trun", &[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
         let tfhd = mp4_box(b"tfhd", &[0, 0, 0, 8, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff]);
         let moof = mp4_box(b"moof", &mp4_box(b"traf", &[tfhd, trun].concat()));
@@ -716,9 +724,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
-        /// Whatever the bytes, there is a verdict, and it does not depend on how they were cut.
         #[test]
-        fn any_chunking_gives_the_same_verdict(
+        fn the_result_does_not_depend_on_the_chunks(
             original in prop::sample::select(vec![GOOD, fixture!("moov_last.mp4"), FRAGMENTED, HYBRID]),
             mutations in prop::collection::vec(mutation(), 0..6),
             chunks in prop::collection::vec(1usize..700, 1..40),

@@ -1,43 +1,43 @@
-//! What to do with one video: pure decisions from what the branch holds, what its row says and what is
-//! known of it. The worker carries them out, the database persists their [`End`].
+//! Decisions about one attempt at a video: what to do, how the attempt ends, and when the next one is due.
+//! Pure functions of the listing, the row and the results of earlier attempts.
 
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::failure::{
-    CONFIGURATION_RETRY, Class, Code, Failure, GIVE_UP_AFTER, retry_delay, spread,
+    CONFIGURATION_RETRY, Class, Code, Failure, GIVE_UP_AFTER, jittered, retry_delay,
 };
 use super::ids::GitSha;
 use super::state::VideoState;
 use super::timeline::Step;
 
-/// The blobs of a video's two files: the MP4 and the JSON.
+/// The blobs of the two files of a video: the MP4 and the JSON.
 pub type Blobs = (Option<GitSha>, Option<GitSha>);
 
-/// What is known of a claimed video from earlier attempts.
+/// The results of earlier attempts.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    /// Ingest again even a blob that was rejected.
+    /// Whether a blob that was rejected before is ingested again.
     pub forced: bool,
-    /// Counted attempts before this one.
+    /// The number of counted attempts before this one.
     pub attempts: u32,
-    /// For how long it has been failing with transient failures.
-    pub failing: Option<Duration>,
-    /// What it last failed with or waited for.
+    /// The time since the first transient failure; `None` if the last attempt had none.
+    pub failing_for: Option<Duration>,
+    /// The reason why the last attempt failed or waited.
     pub code: Option<Code>,
-    /// The message of that.
+    /// The message for `code`.
     pub message: Option<String>,
-    /// For how long it has been waiting for what `code` says.
+    /// The time for which the video has been waiting because of `code`.
     pub waited: Duration,
-    /// The blobs that were last looked at.
+    /// The blobs that the last attempt found in the branch.
     pub observed: Blobs,
-    /// What the storage holds.
+    /// The published video.
     pub stored: Option<Published>,
 }
 
 impl History {
-    /// For how long it has been waiting for this; zero if it waits for something else or for nothing.
+    /// The time for which the video has been waiting because of `code`; zero if it is not.
     fn waited_for(&self, code: Code) -> Duration {
         if self.code == Some(code) {
             self.waited
@@ -47,79 +47,78 @@ impl History {
     }
 }
 
-/// Everything that is known of a video whose bytes are in the storage.
+/// A video whose object the storage has confirmed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Published {
-    /// The head that was read.
+    /// The head of the listing.
     pub commit: GitSha,
-    /// The MP4's blob; with LFS the pointer's.
+    /// The blob of the MP4, or of its LFS pointer.
     pub blob_sha: GitSha,
-    /// SHA-256 of the video's bytes, hex.
+    /// SHA-256 of the MP4, in hexadecimal digits.
     pub sha256: String,
-    /// Size of the video in bytes.
+    /// Size of the MP4, in bytes.
     pub size_bytes: u64,
-    /// From the container.
+    /// Duration according to the MP4, in milliseconds.
     pub duration_ms: u64,
-    /// In pixels.
+    /// Width, in pixels.
     pub width: u32,
-    /// In pixels.
+    /// Height, in pixels.
     pub height: u32,
-    /// Path within the bucket.
+    /// The object's path within the bucket.
     pub storage_path: String,
-    /// Where the JSON disagrees with the container.
+    /// Differences between the JSON and the MP4, for people.
     pub warnings: Vec<String>,
-    /// The JSON's fields that may be shown.
+    /// The allow-listed fields of the JSON.
     pub metadata: serde_json::Value,
-    /// The agent's conversation, if the JSON names a plausible one.
+    /// The id of the agent's conversation, if the JSON contains a valid one.
     pub conversation_id: Option<String>,
-    /// The JSON's `generated_at`.
+    /// `generated_at` of the JSON.
     pub generated_at: Option<String>,
 }
 
-/// How a claim ends.
+/// The end of an attempt.
 #[derive(Clone, Debug)]
 pub enum End {
-    /// The stored object was confirmed: the row becomes ready if it still is the row that was read.
+    /// The storage has confirmed the object. The row becomes ready if it has not changed since it was read.
     Ready {
-        /// What goes into the row.
+        /// The published video.
         published: Box<Published>,
-        /// The row's owner when the storage path was made.
+        /// The owner of the row when it was read. The storage path contains it.
         user_id: Uuid,
-        /// The bucket that holds the object.
+        /// The bucket of the object.
         bucket: String,
     },
-    /// It was ready before and still is; the branch holds nothing new for it.
+    /// The row is ready and the branch contains no new files.
     Unchanged,
-    /// Something has to arrive first.
+    /// A file or the row is missing.
     Waiting {
-        /// What.
+        /// What is missing.
         code: Code,
-        /// The same for people.
+        /// The message for people.
         message: String,
-        /// When to look again if nothing arrives.
-        look_again: Duration,
+        /// The time until the next attempt if nothing arrives.
+        recheck_in: Duration,
     },
-    /// A transient failure: tried again after `wait`.
+    /// A transient failure. The video is retried.
     Retry {
-        /// Why.
+        /// The failure.
         failure: Failure,
-        /// From now.
+        /// The time until the next attempt.
         wait: Duration,
         /// Whether it counts as an attempt.
         counted: bool,
     },
-    /// Failed, and the row says so.
+    /// The video failed. The failure is written to the row.
     Failed {
-        /// Why.
+        /// The failure.
         failure: Failure,
-        /// When to look again without a request: for configuration failures, whose cause may be fixed
-        /// outside the files.
-        look_again: Option<Duration>,
+        /// The time until the next attempt without a request, for configuration failures.
+        recheck_in: Option<Duration>,
     },
 }
 
 impl End {
-    /// The state that the video has afterwards, unless more was requested during the attempt.
+    /// The new state, unless the video was requested during the attempt.
     pub const fn state(&self) -> VideoState {
         match self {
             Self::Ready { .. } | Self::Unchanged => VideoState::Ready,
@@ -129,7 +128,7 @@ impl End {
         }
     }
 
-    /// How the timeline and the metrics call it.
+    /// The step in the timeline and the metrics.
     pub const fn step(&self) -> Step {
         match self {
             Self::Ready { .. } => Step::Ready,
@@ -140,7 +139,7 @@ impl End {
         }
     }
 
-    /// What it failed with or waits for.
+    /// The reason why the video failed or waits.
     pub fn reason(&self) -> Option<(Code, &str)> {
         match self {
             Self::Ready { .. } | Self::Unchanged => None,
@@ -151,13 +150,13 @@ impl End {
         }
     }
 
-    /// When a worker looks again without a request.
-    pub const fn look_again(&self) -> Option<Duration> {
+    /// The time until the next attempt if there is no request; `None` if there is no automatic attempt.
+    pub const fn recheck_in(&self) -> Option<Duration> {
         match self {
             Self::Ready { .. } | Self::Unchanged => None,
-            Self::Waiting { look_again, .. } => Some(*look_again),
+            Self::Waiting { recheck_in, .. } => Some(*recheck_in),
             Self::Retry { wait, .. } => Some(*wait),
-            Self::Failed { look_again, .. } => *look_again,
+            Self::Failed { recheck_in, .. } => *recheck_in,
         }
     }
 
@@ -171,39 +170,39 @@ impl End {
     }
 }
 
-/// How long incomplete videos are waited for.
+/// The waiting periods for incomplete videos.
 #[derive(Clone, Copy, Debug)]
 pub struct Waits {
-    /// From the first sight of an MP4 without its JSON; then it is ingested without.
+    /// The period after which an MP4 without a JSON is ingested.
     pub metadata_grace: Duration,
-    /// From the first sight of a JSON without its MP4; then it is failed.
+    /// The period after which a video with a JSON but no MP4 fails.
     pub generation_deadline: Duration,
 }
 
-/// What to do, given what the branch holds.
+/// The plan for an attempt.
 #[derive(Debug)]
 pub enum Plan {
-    /// Fetch, check, store and publish this MP4.
+    /// Download, check, store and publish this MP4.
     Ingest(GitSha),
-    /// Nothing to fetch.
+    /// End without a download.
     End(End),
-    /// A verdict without a look at the bytes.
+    /// Fail without a download.
     Fail(Failure),
 }
 
-/// Decides what to do with a video whose row names `ready_path` (`None`: it is pending) and of which the
-/// branch lists these blobs.
+/// Plans an attempt. `ready_path`: the object's path in the row, `None` if the row is pending. `listed`: the
+/// files in the branch.
 pub fn plan(history: &History, ready_path: Option<&str>, listed: Blobs, waits: Waits) -> Plan {
     let (mp4, json) = listed;
     let Some(mp4) = mp4 else {
         return without_mp4(history, ready_path.is_some(), json.is_some(), waits);
     };
-    // Seen before and not asked for explicitly: the verdict of that time still holds.
+    // The last attempt found the same files and this one is not forced, so its result is still valid.
     let settled = !history.forced && listed == history.observed;
     if settled
         && let Some(code) = history.code
         && code.class() == Class::Invalid
-        // The row is outside the files: it may have been corrected.
+        // The row may have been corrected since.
         && code != Code::RowMismatch
     {
         let message = history.message.clone().unwrap_or_default();
@@ -220,79 +219,83 @@ pub fn plan(history: &History, ready_path: Option<&str>, listed: Blobs, waits: W
     if json.is_none() && waited < waits.metadata_grace {
         return Plan::End(End::Waiting {
             code: Code::MetadataMissing,
-            message: "The JSON has not been pushed yet; waiting for it before the video is ingested without."
+            message: "The JSON has not been pushed yet; if it does not arrive in time, the video is ingested without it."
                 .to_owned(),
-            look_again: waits.metadata_grace - waited,
+            recheck_in: waits.metadata_grace - waited,
         });
     }
     Plan::Ingest(mp4)
 }
 
 fn without_mp4(history: &History, is_ready: bool, has_json: bool, waits: Waits) -> Plan {
-    // A ready video is never taken away, whatever happens to its files.
+    // A ready row stays ready, even if its files are deleted.
     if is_ready {
         return Plan::End(End::Unchanged);
     }
     let fail = |message| Plan::Fail(Failure::new(Code::VideoMissing, message));
     if !has_json {
-        return fail("The video is not in the branch (or no longer); push it again.");
+        return fail("The branch does not contain the MP4; push it again.");
     }
-    match left(
+    match remaining(
         waits.generation_deadline,
         history.waited_for(Code::VideoMissing),
     ) {
-        Some(look_again) => Plan::End(End::Waiting {
+        Some(recheck_in) => Plan::End(End::Waiting {
             code: Code::VideoMissing,
             message: "Only the JSON has been pushed so far; waiting for the MP4.".to_owned(),
-            look_again,
+            recheck_in,
         }),
-        None => fail("Only the JSON was pushed and the MP4 never came; push it."),
+        None => fail("The JSON was pushed, but the MP4 was not; push the MP4."),
     }
 }
 
-/// The end of an attempt at a video that has no row yet.
+/// The end of an attempt at a video without a row.
 pub fn wait_for_row(history: &History) -> End {
-    match left(GIVE_UP_AFTER, history.waited_for(Code::NoRow)) {
-        Some(look_again) => End::Waiting {
+    match remaining(GIVE_UP_AFTER, history.waited_for(Code::NoRow)) {
+        Some(recheck_in) => End::Waiting {
             code: Code::NoRow,
             message: "lesson_assets has no row with this id yet; waiting for it.".to_owned(),
-            look_again,
+            recheck_in,
         },
         None => End::Failed {
             failure: Failure::new(
                 Code::NoRow,
                 "No row with this id was inserted within 24 hours of the push; insert it, then retry.",
             ),
-            look_again: None,
+            recheck_in: None,
         },
     }
 }
 
-/// What a failure means for the video, by its class. `random` in `[0, 1)` spreads the waits.
+/// The end of an attempt that failed. `random`, in `[0, 1)`, adds jitter to the wait.
 pub fn after_failure(history: &History, failure: Failure, random: f64) -> End {
     match (failure.code.class(), failure.retry_after) {
         (Class::Invalid | Class::Expired, _) => End::Failed {
             failure,
-            look_again: None,
+            recheck_in: None,
         },
         (Class::Configuration, _) => End::Failed {
             failure,
-            look_again: Some(spread(CONFIGURATION_RETRY, random)),
+            recheck_in: Some(jittered(CONFIGURATION_RETRY, random)),
         },
-        // The service named the wait itself: that is not an attempt of ours.
+        // A wait that the service requested does not count as an attempt.
         (Class::Transient, Some(wait)) => End::Retry {
             failure,
             wait,
             counted: false,
         },
-        (Class::Transient, None) if history.failing.is_some_and(|time| time >= GIVE_UP_AFTER) => {
+        (Class::Transient, None)
+            if history
+                .failing_for
+                .is_some_and(|time| time >= GIVE_UP_AFTER) =>
+        {
             let message = format!(
                 "Gave up after 24 hours of attempts. The last failure: {}",
                 failure.message
             );
             End::Failed {
                 failure: Failure::new(Code::GaveUp, message),
-                look_again: None,
+                recheck_in: None,
             }
         }
         (Class::Transient, None) => End::Retry {
@@ -303,8 +306,8 @@ pub fn after_failure(history: &History, failure: Failure, random: f64) -> End {
     }
 }
 
-/// What is left of a period; `None`: it is over.
-fn left(period: Duration, waited: Duration) -> Option<Duration> {
+/// The rest of a period; `None` if it is over.
+fn remaining(period: Duration, waited: Duration) -> Option<Duration> {
     period.checked_sub(waited).filter(|rest| !rest.is_zero())
 }
 
@@ -358,34 +361,34 @@ mod tests {
     }
 
     #[test]
-    fn waiting_counts_only_what_is_waited_for() {
+    fn a_wait_for_something_else_does_not_count() {
         let history = |code, minutes: u64| History {
             code: Some(code),
             waited: Duration::from_secs(minutes * 60),
             ..History::default()
         };
-        let look_again = |history: &History| match plan(history, None, (sha(1), None), WAITS) {
-            Plan::End(end) => end.look_again(),
+        let recheck_in = |history: &History| match plan(history, None, (sha(1), None), WAITS) {
+            Plan::End(end) => end.recheck_in(),
             _ => None,
         };
         let minutes = |n: u64| Some(Duration::from_secs(n * 60));
-        assert_eq!(look_again(&history(Code::MetadataMissing, 4)), minutes(6));
+        assert_eq!(recheck_in(&history(Code::MetadataMissing, 4)), minutes(6));
         assert_eq!(
-            look_again(&history(Code::GithubUnavailable, 4)),
+            recheck_in(&history(Code::GithubUnavailable, 4)),
             minutes(10)
         );
-        assert_eq!(look_again(&history(Code::MetadataMissing, 10)), None);
+        assert_eq!(recheck_in(&history(Code::MetadataMissing, 10)), None);
     }
 
     #[test]
-    fn every_class_ends_in_its_own_way() {
+    fn each_class_has_its_own_end() {
         let end = |code| after_failure(&History::default(), Failure::new(code, ""), 0.5);
-        assert_eq!(end(Code::Truncated).look_again(), None);
-        assert_eq!(end(Code::NoRow).look_again(), None);
-        assert_eq!(end(Code::TooLarge).look_again(), Some(CONFIGURATION_RETRY));
+        assert_eq!(end(Code::Truncated).recheck_in(), None);
+        assert_eq!(end(Code::NoRow).recheck_in(), None);
+        assert_eq!(end(Code::TooLarge).recheck_in(), Some(CONFIGURATION_RETRY));
         assert_eq!(end(Code::DiskFull).state(), VideoState::Queued);
         let tired = History {
-            failing: Some(GIVE_UP_AFTER),
+            failing_for: Some(GIVE_UP_AFTER),
             ..History::default()
         };
         let gave_up = after_failure(&tired, Failure::new(Code::DiskFull, ""), 0.5);

@@ -1,7 +1,7 @@
-//! What a push asks of us, decided from its webhook alone: no call, no clock.
+//! Push payloads, and the decision which videos to request.
 //!
-//! The file lists are hints. Which videos to look at, and whether to look at all of them, follows
-//! from them; what a video *is* follows from the branch.
+//! The file lists of a push only determine which videos are requested and whether a scan is required. The
+//! content of the videos is always read from the branch.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,20 +10,20 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{GitSha, NOT_A_VIDEO_NAME, VideoKey};
 
-/// The most commits that GitHub lists in one push: with so many, there may have been more.
+/// The maximum number of commits that GitHub lists in a push. With this many, some may be missing.
 /// Source: GitHub's webhook documentation of `push` (`commits`).
 const COMMITS_MAX: usize = 2048;
 
-/// The most changed files that GitHub lists per commit. Source: as above.
+/// The maximum number of changed files that GitHub lists per commit. Source: as above.
 const COMMIT_FILES_MAX: usize = 3000;
 
-/// The most entries of [`Intake::ignored`], not counting the last one that says how many more.
+/// The maximum number of entries in [`Intake::ignored`], without the final one that counts the rest.
 pub const IGNORED_MAX: usize = 100;
 
-/// The longest text from a payload that is repeated in an answer or a record, in characters.
+/// The longest text of a payload that is repeated in a response or stored, in characters.
 pub const ECHO_CHARS_MAX: usize = 200;
 
-/// A string of the payload: borrowed unless it had escapes in it.
+/// A string of the payload, borrowed unless it contains escape sequences.
 #[derive(Debug, Deserialize)]
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -64,7 +64,7 @@ struct Commit<'a> {
 }
 
 impl Commit<'_> {
-    /// Whether there may have been more changed files than are listed.
+    /// Whether changed files may be missing from the lists.
     fn is_incomplete(&self) -> bool {
         let lists = [&self.added, &self.modified, &self.removed];
         let files: usize = lists.iter().copied().flatten().map(Vec::len).sum();
@@ -75,30 +75,33 @@ impl Commit<'_> {
 /// A parsed `push` payload, borrowing from its body.
 pub struct Push<'a>(Payload<'a>);
 
-/// The body is no `push` payload, or no form with one in it.
+/// The body is neither a `push` payload nor a form that contains one.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Malformed(String);
 
 impl<'a> Push<'a> {
-    /// Reads a JSON body. Fields we have no use for may be missing, null or of any type.
+    /// Parses a JSON body. Unused fields may be missing, null or of any type.
     ///
     /// # Errors
     /// The body is not JSON, or lacks `ref`, `after` or `repository.full_name`.
     pub fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
         let payload = serde_json::from_slice(body).map_err(|error| {
-            // serde_json quotes what it found, which may be as long as the body.
-            Malformed(format!("not a push payload: {}", echo(&error.to_string())))
+            // serde_json quotes unexpected values, which may be as long as the body.
+            Malformed(format!(
+                "The body is not a push payload: {}.",
+                echo(&error.to_string())
+            ))
         })?;
         Ok(Self(payload))
     }
 
-    /// The branch's head before the push; `None` when there was none.
+    /// The branch's head before the push; `None` if the branch is new.
     pub fn before(&self) -> Option<GitSha> {
         self.0.before.filter(|sha| !sha.is_zero())
     }
 
-    /// Whether the file lists may be incomplete, so that the whole tree must be looked at.
+    /// Whether the file lists may be incomplete, so that a scan is required.
     fn must_scan(&self) -> bool {
         let commits = self.0.commits.as_deref().unwrap_or_default();
         self.before().is_none()
@@ -108,82 +111,82 @@ impl<'a> Push<'a> {
             || commits.iter().any(Commit::is_incomplete)
     }
 
-    /// Every listed path under `prefix`, and whether it should be there after the push.
+    /// The listed paths under `prefix`, and whether they should exist after the push.
     ///
-    /// A removal counts only where the order of the commits is certain (the last one is the new
-    /// head): looking at a video in vain is harmless, missing one is not.
-    fn touched(&self, prefix: &str) -> BTreeMap<&str, bool> {
+    /// A removal counts only if the order of the commits is certain, because the last one is the new head.
+    /// An unnecessary request is harmless, a missing one is not.
+    fn changed(&self, prefix: &str) -> BTreeMap<&str, bool> {
         let commits = self.0.commits.as_deref().unwrap_or_default();
         let in_order = commits
             .last()
             .is_some_and(|last| last.id == Some(self.0.after));
-        let mut touched = BTreeMap::new();
+        let mut changed = BTreeMap::new();
         for commit in commits {
             for Text(path) in commit.removed.iter().flatten() {
                 if path.starts_with(prefix) {
-                    let there = touched.entry(&**path).or_insert(false);
-                    *there &= !in_order;
+                    let exists = changed.entry(&**path).or_insert(false);
+                    *exists &= !in_order;
                 }
             }
             for Text(path) in commit.added.iter().chain(&commit.modified).flatten() {
                 if path.starts_with(prefix) {
-                    touched.insert(&**path, true);
+                    changed.insert(&**path, true);
                 }
             }
         }
-        touched
+        changed
     }
 }
 
-/// The JSON inside a form body: GitHub's default content type has it in the field `payload`.
+/// The JSON in a form body, which is the default content type of GitHub's webhooks.
 ///
 /// # Errors
-/// There is no such field.
+/// The form has no field `payload`.
 pub fn payload_of_form(body: &[u8]) -> Result<Cow<'_, str>, Malformed> {
     form_urlencoded::parse(body)
         .find_map(|(name, value)| (name == "payload").then_some(value))
-        .ok_or_else(|| Malformed("the form has no field named payload".to_owned()))
+        .ok_or_else(|| Malformed("The form has no field named payload.".to_owned()))
 }
 
-/// What to do about a push.
+/// The decision about a push.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Nothing of ours; nothing is written.
+    /// The push does not concern this server. Nothing is recorded.
     Ignored {
-        /// Why, for a person reading GitHub's *Recent deliveries*.
+        /// The reason, shown in GitHub's *Recent deliveries*.
         reason: String,
     },
-    /// To be recorded, with the work that follows from it.
+    /// The push is recorded.
     Accepted(Intake),
 }
 
-/// The work that follows from a push.
+/// The requests that follow from a push.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Intake {
     /// The branch's head before the push; `None` when the branch is new.
     pub before: Option<GitSha>,
-    /// The head after it: a listing must not be older.
+    /// The branch's head after the push. The listing must contain it.
     pub after: GitSha,
-    /// The lists may be incomplete: the whole folder is to be looked at.
+    /// Whether a scan is required, because the file lists may be incomplete.
     pub scan: bool,
-    /// The videos that the lists name, sorted, each once.
+    /// The videos in the file lists, sorted and without duplicates.
     pub videos: Vec<VideoKey>,
-    /// Files in the folder that lead to nothing, sorted by path: at most [`IGNORED_MAX`], and one
-    /// more entry that says how many were left out.
+    /// Other files of the videos folder, sorted by path: at most [`IGNORED_MAX`], and one more entry with
+    /// the number of omitted files.
     pub ignored: Vec<IgnoredPath>,
 }
 
-/// A file of the videos folder that a push named and that leads to nothing.
+/// A file of the videos folder that is ignored.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct IgnoredPath {
-    /// As pushed, cut to [`ECHO_CHARS_MAX`].
+    /// The path, limited to [`ECHO_CHARS_MAX`] characters.
     pub path: String,
-    /// Why, for a person.
+    /// The reason, for people.
     pub reason: String,
 }
 
-/// Decides about a push to `repository` (`owner/name`), of which `branch` (else the repository's
-/// default branch) and the files directly in `videos_dir` are ours.
+/// Decides about a push. This server watches `branch` (by default, the default branch) of `repository`
+/// (`owner/name`), and there the files directly in `videos_dir`.
 pub fn decide(
     push: &Push<'_>,
     repository: &str,
@@ -196,7 +199,7 @@ pub fn decide(
     }
 }
 
-/// The intake, or why there is none.
+/// The intake, or the reason why the push is ignored.
 fn accept(
     push: &Push<'_>,
     repository: &str,
@@ -217,11 +220,11 @@ fn accept(
             Some(tag) => format!("tag {}", echo(tag)),
             None => echo(git_ref),
         };
-        return Err(format!("{kind}; only pushes to a branch bring videos"));
+        return Err(format!("{kind}; only pushes to a branch are processed"));
     };
     let default_branch = payload.repository.default_branch.as_ref();
     let Some(branch) = branch.or(default_branch.map(|text| &*text.0)) else {
-        return Err("the payload names no default branch; set GITHUB_BRANCH".to_owned());
+        return Err("the payload contains no default branch; set GITHUB_BRANCH".to_owned());
     };
     if pushed != branch {
         return Err(format!(
@@ -235,18 +238,18 @@ fn accept(
     }
 
     let prefix = folder_prefix(videos_dir);
-    let touched = push.touched(&prefix);
+    let changed = push.changed(&prefix);
     let scan = push.must_scan();
-    if touched.is_empty() && !scan {
+    if changed.is_empty() && !scan {
         return Err(format!("no file in {prefix} was changed"));
     }
 
     let mut videos = BTreeSet::new();
     let mut ignored = Vec::new();
-    let mut left_out = 0_usize;
-    for (path, there) in touched {
+    let mut omitted = 0_usize;
+    for (path, exists) in changed {
         let reason = match path.strip_prefix(&prefix) {
-            _ if !there => "removed".to_owned(),
+            _ if !exists => "removed".to_owned(),
             Some(name) if name.contains('/') => format!("in a subfolder of {prefix}"),
             name => match name.and_then(VideoKey::parse_file_name) {
                 Some((key, _)) => {
@@ -262,13 +265,13 @@ fn accept(
                 reason,
             });
         } else {
-            left_out += 1;
+            omitted += 1;
         }
     }
-    if left_out > 0 {
+    if omitted > 0 {
         ignored.push(IgnoredPath {
             path: format!("{prefix}…"),
-            reason: format!("and {left_out} more"),
+            reason: format!("and {omitted} more"),
         });
     }
     Ok(Intake {
@@ -280,7 +283,7 @@ fn accept(
     })
 }
 
-/// What the paths of the folder's files begin with: `videos/`, or nothing for the root itself.
+/// The common prefix of the paths in the folder: `videos/`, or nothing for the root.
 fn folder_prefix(videos_dir: &str) -> String {
     match videos_dir.trim_matches('/') {
         "" | "." => String::new(),
@@ -288,8 +291,8 @@ fn folder_prefix(videos_dir: &str) -> String {
     }
 }
 
-/// A text of the payload as it may be repeated: at most [`ECHO_CHARS_MAX`] characters, and none that
-/// Postgres cannot keep.
+/// Sanitizes a text of the payload: at most [`ECHO_CHARS_MAX`] characters, and no NUL, which Postgres
+/// rejects.
 fn echo(text: &str) -> String {
     let text = text.replace('\0', "\u{fffd}");
     match text.char_indices().nth(ECHO_CHARS_MAX) {
@@ -345,7 +348,7 @@ mod tests {
         entry.map(|entry| entry.reason.as_str())
     }
 
-    /// A push of these (added, modified, removed) lists, oldest commit first.
+    /// A push with these lists of (added, modified, removed) files, oldest commit first.
     fn push_of(commits: &[[Vec<String>; 3]]) -> Vec<u8> {
         let sha = |n: usize| format!("{n:040x}");
         let commits: Vec<_> = commits
@@ -391,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hides_changes_leads_to_a_scan() {
+    fn incomplete_lists_require_a_scan() {
         for body in [
             fixture!("push_forced.json").as_slice(),
             fixture!("push_new_branch.json"),
@@ -409,10 +412,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_says_why() {
+    fn an_ignored_push_has_a_reason() {
         assert_eq!(
             reason(fixture!("push_tag.json")),
-            "tag v1.2; only pushes to a branch bring videos"
+            "tag v1.2; only pushes to a branch are processed"
         );
         assert_eq!(
             reason(fixture!("push_deleted.json")),
@@ -439,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_on_a_file_counts() {
+    fn the_last_change_of_a_file_counts() {
         let name = || file(FIRST, "mp4");
         let added = || [vec![name()], vec![], vec![]];
         let modified = || [vec![], vec![name()], vec![]];
@@ -457,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_certain_order_a_removal_hides_nothing() {
+    fn a_removal_counts_only_in_a_certain_order() {
         let name = || file(FIRST, "mp4");
         let body = push_of(&[
             [vec![name()], vec![], vec![]],
@@ -472,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rename_asks_for_the_new_name() {
+    fn a_rename_requests_the_new_name() {
         let rename = [
             vec![file(SECOND, "mp4")],
             vec![],
@@ -484,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_any_script_and_length_are_answered_shortly() {
+    fn names_of_any_script_and_length_are_shortened() {
         let intake = accepted(fixture!("push_unicode.json"));
         assert!(intake.videos.is_empty());
         assert_eq!(
@@ -524,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_holds_the_same_push() {
+    fn a_form_contains_the_same_push() {
         let json = payload_of_form(fixture!("push_form.body")).unwrap();
         assert_eq!(accepted(json.as_bytes()).videos, [key(FIRST)]);
         assert!(payload_of_form(b"pay=load").is_err());
@@ -532,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_push_is_malformed() {
+    fn other_bodies_are_malformed() {
         for body in [
             fixture!("ping.json").as_slice(),
             b"",
@@ -549,7 +552,7 @@ mod tests {
         assert!(error.len() < 2 * ECHO_CHARS_MAX, "{error}");
     }
 
-    /// Any JSON at all, with the field names of a push more often than not.
+    /// Arbitrary JSON, usually with the field names of a push.
     fn json() -> impl Strategy<Value = serde_json::Value> {
         let name = prop_oneof![
             prop::sample::select(vec![
@@ -588,7 +591,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_json_makes_it_panic(json in json()) {
+        fn arbitrary_json_does_not_panic(json in json()) {
             let body = serde_json::to_vec(&json).unwrap();
             if let Ok(push) = Push::parse(&body) {
                 decide(&push, REPOSITORY, None, "videos");
@@ -596,7 +599,7 @@ mod tests {
         }
 
         #[test]
-        fn no_path_or_ref_makes_it_panic(
+        fn arbitrary_paths_and_refs_do_not_panic(
             paths in prop::collection::vec("(videos/)?\\PC{0,300}", 0..40),
             git_ref in "(refs/(heads|tags)/)?\\PC{0,300}",
         ) {

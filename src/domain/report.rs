@@ -1,30 +1,30 @@
-//! What a sweep found, as `POST /reconcile` returns it.
+//! The report of a sweep, as returned by `POST /reconcile`.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::ids::VideoKey;
-use super::spelled::spelled;
+use super::string_enum::string_enum;
 
-spelled! {
-    /// What a sweep says of one video; each video has exactly one.
+string_enum! {
+    /// The result of a sweep for one video.
     pub enum Outcome {
-        /// It became ready within `wait`.
+        /// The video became ready within `wait`.
         Processed = "processed",
-        /// A worker has it or will have it.
+        /// The video is queued or running.
         Queued = "queued",
-        /// The agent is working on it.
+        /// The agent has not finished.
         Generating = "generating",
-        /// Its other file or its row has to arrive first.
+        /// The video waits for its other file or its row.
         Waiting = "waiting",
-        /// A verdict: it failed.
+        /// The video failed, now or before.
         Failed = "failed",
-        /// Nothing can be said now, so nothing was changed.
+        /// The facts are incomplete, so nothing was changed.
         Unknown = "unknown",
     }
 }
 
-/// What a sweep found. The names are part of the API; scripts parse the first six.
+/// The report of a sweep. The names are part of the API. Scripts of the app parse the first six.
 #[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "the names are those of the API")]
@@ -43,7 +43,7 @@ pub struct SweepReport {
     pub videos: Vec<SweptVideo>,
 }
 
-/// The counts of the last sweep, as they are kept.
+/// The counts of a sweep, as stored in the database.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "as in SweepReport")]
@@ -55,34 +55,34 @@ pub struct SweepCounts {
     pub errors: usize,
 }
 
-/// A service that did not respond as it should.
+/// A failed request to a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct ServiceError {
     /// `openhands` or `storage`.
     pub service: &'static str,
-    /// A failure code, or the kind of failure of the OpenHands API.
+    /// A failure code, or the kind of error of the OpenHands API.
     pub code: &'static str,
 }
 
-/// One video's outcome.
+/// The outcome for one video.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct SweptVideo {
-    /// Its lesson.
+    /// The id of its lesson.
     pub lesson_id: Uuid,
-    /// Its id.
+    /// The id of the video.
     pub video_id: Uuid,
-    /// What the sweep says of it.
+    /// The outcome.
     #[schema(value_type = String)]
     pub outcome: Outcome,
     /// The reason, for people.
     pub detail: String,
-    /// The branch holds something new for it.
+    /// Whether the branch contains new files of the video.
     #[serde(skip)]
     pub found: bool,
 }
 
 impl SweptVideo {
-    /// Its ids.
+    /// The video's ids.
     pub fn key(&self) -> VideoKey {
         VideoKey {
             lesson_id: self.lesson_id,
@@ -92,13 +92,13 @@ impl SweptVideo {
 }
 
 impl SweepReport {
-    /// How many videos have this outcome.
+    /// The number of videos with this outcome.
     pub fn count(&self, outcome: Outcome) -> usize {
         let videos = self.videos.iter();
         videos.filter(|video| video.outcome == outcome).count()
     }
 
-    /// What is kept of it.
+    /// The counts that are stored in the database.
     pub fn counts(&self) -> SweepCounts {
         SweepCounts {
             checked: self.checked,
@@ -109,8 +109,8 @@ impl SweepReport {
         }
     }
 
-    /// Fills in the counts once every video has its final outcome.
-    pub fn sum_up(&mut self) {
+    /// Updates the counts from the outcomes of all videos.
+    pub fn update_counts(&mut self) {
         self.checked = self.videos.len();
         self.still_generating = self.count(Outcome::Generating);
         self.processed = self.count(Outcome::Processed);

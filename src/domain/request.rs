@@ -1,64 +1,66 @@
-//! The one entry: *look at this video, for this reason, at this commit*. Nothing else starts work.
+//! Requests for videos. Nothing else starts work.
 
 use std::collections::BTreeMap;
 
 use super::ids::{GitSha, VideoKey};
-use super::spelled::spelled;
+use super::string_enum::string_enum;
 
-spelled! {
-    /// Where a request comes from.
+string_enum! {
+    /// The origin of a request.
     pub enum Source {
         /// A push named the video.
         Push = "push",
-        /// A sweep, or the scan that a push asked for, found it.
+        /// A sweep or scan found that the video has to be processed.
         Sweep = "sweep",
-        /// An operator asked.
+        /// An operator requested a retry.
         Retry = "retry",
-        /// A worker lost its lease during an upload: what it wrote late has to be repaired.
+        /// A worker lost its lease during an upload, which may have replaced a newer object.
         Repair = "repair",
     }
 }
 
-/// A request for one video. A push, a redelivery, a sweep, a retry and a repair all make one of these.
+/// A request to process a video: compare its files in the branch with the storage and ingest them if they
+/// differ.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Which video.
+    /// The video.
     pub key: VideoKey,
-    /// Where it comes from.
+    /// The origin.
     pub source: Source,
-    /// The reason, for people who read the timeline.
+    /// The reason, for the timeline.
     pub detail: String,
-    /// The pushes that the branch must contain before it is believed; empty: any listing will do.
-    pub wanted: Vec<GitSha>,
-    /// Ingest again even blobs that were rejected.
+    /// The commits that the listing must contain. GitHub's API can lag behind its webhooks.
+    pub required_commits: Vec<GitSha>,
+    /// Whether blobs that were rejected before are ingested again.
     pub forced: bool,
-    /// The GUIDs of the deliveries that ask; a GUID that is already known forces.
+    /// The GUIDs of the deliveries that request the video. A redelivery sets `forced`.
     pub deliveries: Vec<String>,
 }
 
 impl Request {
-    /// A push named the video.
+    /// Creates a request for a video that a push named.
     pub fn pushed(key: VideoKey, after: GitSha, guid: &str) -> Self {
         Self {
-            wanted: vec![after],
+            required_commits: vec![after],
             deliveries: vec![guid.to_owned()],
             ..Self::new(key, Source::Push, format!("pushed with {}", after.short()))
         }
     }
 
-    /// A request without a push: from a sweep, an operator or a repair.
+    /// Creates a request without a push: from a sweep, an operator or a repair.
     pub fn new(key: VideoKey, source: Source, detail: impl Into<String>) -> Self {
         Self {
             key,
             source,
             detail: detail.into(),
-            wanted: Vec::new(),
+            required_commits: Vec::new(),
             forced: matches!(source, Source::Retry | Source::Repair),
             deliveries: Vec::new(),
         }
     }
 
-    /// One request per video: one SQL statement may touch a row only once.
+    /// Merges the requests for each video, because an SQL statement must not upsert a row twice. The
+    /// newest commits come first.
     pub fn merged(requests: impl IntoIterator<Item = Self>) -> BTreeMap<VideoKey, Self> {
         let mut by_video: BTreeMap<VideoKey, Self> = BTreeMap::new();
         for request in requests {
@@ -67,9 +69,9 @@ impl Request {
                 .and_modify(|known| {
                     known.forced |= request.forced;
                     known.deliveries.extend_from_slice(&request.deliveries);
-                    for sha in &request.wanted {
-                        if !known.wanted.contains(sha) {
-                            known.wanted.insert(0, *sha);
+                    for sha in &request.required_commits {
+                        if !known.required_commits.contains(sha) {
+                            known.required_commits.insert(0, *sha);
                         }
                     }
                 })

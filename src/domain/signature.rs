@@ -1,4 +1,5 @@
-//! Proof that a webhook body is GitHub's: HMAC-SHA256 over the raw bytes, as they came.
+//! Webhook signatures: HMAC-SHA256 of the raw request body.
+//!
 //! Source: GitHub's documentation, "Validating webhook deliveries".
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -6,33 +7,33 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
-/// The scheme in front of the digits of `X-Hub-Signature-256`.
+/// The prefix of the digits in `X-Hub-Signature-256`.
 const SCHEME: &str = "sha256=";
 
-/// Checks a body that arrives in pieces against every configured secret.
+/// Verifies a body that arrives in chunks against all configured secrets.
 pub struct Verifier {
     macs: Vec<Hmac<Sha256>>,
 }
 
 impl Verifier {
-    /// Starts on an empty body; more than one secret during a rotation.
+    /// Creates a verifier for an empty body. During a rotation there are several secrets.
     pub fn new(secrets: &[SecretString]) -> Self {
         Self {
             macs: secrets.iter().map(keyed).collect(),
         }
     }
 
-    /// Takes the next piece of the raw body.
+    /// Adds the next chunk of the raw body.
     pub fn update(&mut self, chunk: &[u8]) {
         for mac in &mut self.macs {
             mac.update(chunk);
         }
     }
 
-    /// Whether `header` (`X-Hub-Signature-256`) signs the body with one of the secrets.
+    /// Whether `header` (`X-Hub-Signature-256`) is a valid signature of the body with one of the secrets.
     ///
-    /// Every secret is tried whatever the others say, each in constant time, so that the time
-    /// taken tells neither how many digits were right nor which secret is in use.
+    /// All secrets are compared, each in constant time, so that the duration reveals neither the number
+    /// of correct digits nor which secret matches.
     pub fn verify(self, header: Option<&str>) -> bool {
         let Some(claimed) = header.and_then(digest_of) else {
             return false;
@@ -44,22 +45,22 @@ impl Verifier {
     }
 }
 
-/// [`Verifier`] for a body that is already there as a whole.
+/// Verifies a complete body, see [`Verifier`].
 pub fn verify(secrets: &[SecretString], header: Option<&str>, body: &[u8]) -> bool {
     let mut verifier = Verifier::new(secrets);
     verifier.update(body);
     verifier.verify(header)
 }
 
-/// The value of `X-Hub-Signature-256` that GitHub would send with `body`.
+/// The value of `X-Hub-Signature-256` that GitHub sends with `body`.
 pub fn sign(secret: &SecretString, body: &[u8]) -> String {
     let mac = keyed(secret).chain_update(body);
     format!("{SCHEME}{}", hex::encode(mac.finalize().into_bytes()))
 }
 
-/// Compares two secrets in a time that depends on neither's content nor on where they differ.
+/// Compares two secrets in constant time.
 ///
-/// Both are hashed first: comparing digests of one length keeps the length to itself too.
+/// Both are hashed first. A direct comparison would reveal whether the lengths are equal.
 pub fn same_secret(a: &[u8], b: &[u8]) -> bool {
     Sha256::digest(a)
         .as_slice()
@@ -68,10 +69,11 @@ pub fn same_secret(a: &[u8], b: &[u8]) -> bool {
 }
 
 fn keyed(secret: &SecretString) -> Hmac<Sha256> {
-    Hmac::new_from_slice(secret.expose_secret().as_bytes()).expect("HMAC takes keys of any length")
+    Hmac::new_from_slice(secret.expose_secret().as_bytes())
+        .expect("HMAC accepts keys of any length")
 }
 
-/// The 32 bytes behind `sha256=`; upper-case digits are refused, GitHub never sends them.
+/// The 32 bytes after `sha256=`. Upper-case digits, which GitHub never sends, are rejected.
 fn digest_of(header: &str) -> Option<[u8; 32]> {
     let digits = header.strip_prefix(SCHEME)?;
     if digits.bytes().any(|b| b.is_ascii_uppercase()) {
@@ -124,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_is_noticed() {
+    fn every_flipped_bit_is_detected() {
         for bit in 0..BODY.len() * 8 {
             let mut body = BODY.to_vec();
             body[bit / 8] ^= 1 << (bit % 8);
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn other_spellings_are_refused() {
+    fn other_forms_are_rejected() {
         let digits = SIGNATURE.strip_prefix(SCHEME).unwrap();
         for header in [
             None,
@@ -155,7 +157,7 @@ mod tests {
         ] {
             assert!(!verify(&documented(), header, BODY), "{header:?}");
         }
-        assert!(!verify(&[], Some(SIGNATURE), BODY), "no secret, no entry");
+        assert!(!verify(&[], Some(SIGNATURE), BODY), "no secrets");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The state of a video, and which state may follow which.
+//! The states of a video and the transitions between them.
 //!
 //! ```text
 //!                     request                 claim
@@ -11,54 +11,54 @@
 //!                                   └──── waiting, queued                      period is over
 //! ```
 //!
-//! [`VideoState::may_become`] is the same as a table. The database only persists: each statement of
-//! `db` that writes a state makes one of these transitions, and the scenarios check that no other happens.
+//! [`VideoState::may_become`] contains the same transitions as a table. Each statement of `db` that writes
+//! a state makes one of them, and the scenarios check that no other transition occurs.
 
-use super::spelled::spelled;
+use super::string_enum::string_enum;
 
-spelled! {
-    /// Where a video is on its way from the push to the ready row.
+string_enum! {
+    /// The state of a video between the push and the ready row.
     pub enum VideoState {
-        /// The app has a row without a video, and nothing was pushed for it: we have no record yet.
+        /// The row is pending and nothing was pushed. The video has no record.
         Generating = "generating",
-        /// A worker may claim it, now or at its next attempt.
+        /// A worker can claim it, immediately or when its next attempt is due.
         Queued = "queued",
-        /// A worker holds its lease.
+        /// A worker has claimed it.
         Running = "running",
-        /// Its other file or its row has to arrive first.
+        /// It waits for its other file or its row.
         Waiting = "waiting",
-        /// The stored object was confirmed and the row names it.
+        /// The storage has confirmed the object and the row is ready.
         Ready = "ready",
-        /// It failed. Configuration failures are claimed again later; the others wait for a request.
+        /// It failed. Configuration failures are retried hourly; other failures wait for a request.
         Failed = "failed",
     }
 }
 
 impl VideoState {
-    /// Whether one committed statement may change a video from this state to `next`.
+    /// Whether a statement may change a video from this state to `next`.
     pub const fn may_become(self, next: Self) -> bool {
         use VideoState::{Failed, Generating, Queued, Ready, Running, Waiting};
         match (self, next) {
-            // Nothing becomes a row without a record again.
+            // Records are never deleted.
             (_, Generating) => false,
-            // Every request queues, whatever came before; for a running one it is kept for the end.
+            // A request queues a video in any state. A running video is queued at the end of its attempt.
             (_, Queued) => true,
-            // Claimed: due, or due to be looked at again, or its last worker's lease expired.
+            // Claimed: the video is due, its waiting period is over, or its lease has expired.
             (Queued | Waiting | Failed | Running, Running) => true,
             (Generating | Ready, Running) => false,
-            // Only a worker finds out that something has to arrive first.
+            // Only an attempt finds that a file or the row is missing.
             (Running, Waiting) => true,
             (_, Waiting) => false,
-            // Published by a worker, or adopted by a sweep from whoever made the row ready before us.
+            // Published by a worker, or adopted by a sweep because the row was ready before.
             (Running | Generating, Ready) => true,
             (_, Ready) => false,
-            // Failed by a worker, or by a sweep's verdict on a row that has no video.
+            // Failed by a worker, or by a sweep whose verdict is that a pending row is overdue.
             (Queued, Failed) => false,
             (_, Failed) => true,
         }
     }
 
-    /// Whether a worker has it or will have it without a further request.
+    /// Whether a worker processes the video now or will do so without another request.
     pub const fn is_busy(self) -> bool {
         matches!(self, Self::Queued | Self::Running)
     }
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn spellings_are_read_back() {
+    fn strings_round_trip() {
         for state in VideoState::ALL {
             assert_eq!(VideoState::parse(state.as_str()), Some(*state));
         }

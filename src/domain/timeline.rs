@@ -1,51 +1,51 @@
-//! The timeline of a video: what happened to it, step by step.
+//! The timeline of a video: the history of its requests and attempts.
 
-use super::spelled::spelled;
+use super::string_enum::string_enum;
 
-spelled! {
-    /// One kind of entry.
+string_enum! {
+    /// The kind of an entry.
     pub enum Step {
         /// A delivery named the video.
         Received = "received",
         /// A sweep, an operator or a repair requested it.
         Requested = "requested",
-        /// The branch was read.
+        /// The branch was listed.
         Listed = "listed",
-        /// The bytes were downloaded and hash to their name.
+        /// The file was downloaded and its hash was verified.
         Fetched = "fetched",
-        /// The bytes are a playable video.
+        /// The file is a complete MP4 with a video track.
         Checked = "checked",
-        /// The storage confirmed the object.
+        /// The storage has confirmed the object.
         Stored = "stored",
         /// The row is ready.
         Ready = "ready",
-        /// The branch holds nothing new.
+        /// The branch contains no new files.
         Unchanged = "unchanged",
-        /// Something has to arrive first.
+        /// The video waits for its other file or its row.
         Waiting = "waiting",
-        /// A transient failure; tried again later.
+        /// A transient failure occurred. The video will be retried.
         Retry = "retry",
-        /// It failed.
+        /// The video failed.
         Failed = "failed",
     }
 }
 
 impl Step {
-    /// Whether an attempt begins with it.
+    /// Whether the entry is a request, which begins a new attempt.
     pub const fn begins_attempt(self) -> bool {
         matches!(self, Self::Received | Self::Requested)
     }
 }
 
-/// One entry.
+/// An entry of a timeline.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// When the step ended, in milliseconds since the Unix epoch.
+    /// The end of the step, in milliseconds since the Unix epoch.
     pub at: i64,
-    /// What happened.
+    /// The kind of step.
     pub step: Step,
-    /// The same for people.
+    /// Details for people.
     pub detail: String,
-    /// How long it took, in milliseconds.
+    /// The duration of the step, in milliseconds.
     pub ms: Option<i64>,
 }

@@ -1,5 +1,5 @@
-//! What a sweep says of one video: a pure function of what the branch lists, what the app's row says,
-//! what we recorded and what OpenHands last said.
+//! The verdict of a sweep or scan about a video: a pure function of the listing, the app's row, our record
+//! and the generation status.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -11,86 +11,86 @@ use super::plan::Blobs;
 use super::report::Outcome;
 use super::state::VideoState;
 
-/// After the agent said that it finished, its push has this long to arrive. Source: the contract.
+/// The longest time between the end of a generation and the arrival of its push.
 pub const PUSH_AFTER_FINISH: Duration = Duration::from_secs(15 * 60);
 
-/// What we recorded of a video.
+/// The parts of a record that a verdict needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// Where it is on its way.
+    /// The state.
     pub state: VideoState,
-    /// What it failed with or waits for.
+    /// The reason why it failed or waits.
     pub code: Option<Code>,
-    /// The message of that.
+    /// The message for `code`.
     pub message: String,
-    /// The blobs last looked at.
+    /// The blobs that the last attempt found in the branch.
     pub observed: Blobs,
-    /// How often it was requested; a verdict on an older count is void.
+    /// The count of requests. If it increases before a verdict is written, the verdict is discarded.
     pub requested: i64,
 }
 
-/// A row of the app that has no video.
+/// A pending row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PendingRow {
-    /// Its ids.
+    /// The video's ids.
     pub key: VideoKey,
-    /// How long ago it was inserted.
+    /// The time since it was inserted.
     pub age: Duration,
-    /// The agent's conversation.
+    /// The id of the agent's conversation.
     pub conversation_id: Option<String>,
-    /// The reason in `mime_type`, if it has failed.
+    /// The reason in `mime_type`, if the video failed.
     pub failed: Option<String>,
 }
 
-/// The app's row of a video, as far as a sweep needs it.
+/// The parts of the app's row that a verdict needs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RowState {
-    /// There is none.
+    /// There is no row.
     Missing,
-    /// It has a video.
+    /// The row is ready.
     Ready,
-    /// It has none yet.
+    /// The row is pending.
     Pending {
-        /// How long ago the row was inserted.
+        /// The time since the row was inserted.
         age: Duration,
-        /// `mime_type` says that it failed, and of what.
+        /// The reason in `mime_type`, if the video failed.
         failed: Option<String>,
     },
 }
 
-/// What OpenHands says now, and for how long it has been saying so.
+/// The current generation status.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AgentStatus {
-    /// It was not asked: no key, or the row names no conversation.
-    NotAsked,
-    /// It was asked and did not respond; never a reason to change anything.
-    NoAnswer,
-    /// It said this.
-    Said {
-        /// What.
+    /// Not requested: there is no API key, or the row has no conversation.
+    NotRequested,
+    /// OpenHands did not respond. Never a reason to change anything.
+    Unavailable,
+    /// OpenHands reported a status.
+    Reported {
+        /// The status.
         status: GenerationStatus,
-        /// Since when. `None`: for the first time now.
+        /// The time since it was first reported; `None`: reported for the first time.
         since: Option<Duration>,
     },
 }
 
-/// What a sweep compares: the listing, our records and the app's rows.
+/// The input of a sweep or scan: the listing, our records and the app's rows.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// What the branch holds.
+    /// The files in the branch.
     pub listed: HashMap<VideoKey, Blobs>,
-    /// Whether everything that is not listed is not in the branch.
+    /// Whether the listing is complete. If not, a video that is not listed may be in the branch.
     pub complete: bool,
-    /// What we recorded.
+    /// Our records.
     pub records: HashMap<VideoKey, Record>,
-    /// Rows without a video, the oldest first.
+    /// The pending rows, the oldest first.
     pub pending: Vec<PendingRow>,
-    /// Videos whose rows are ready.
+    /// The videos whose rows are ready.
     pub ready: HashSet<VideoKey>,
 }
 
 impl Snapshot {
-    /// What the branch holds of a video; `None`: it was not looked up.
+    /// The video's files in the branch; `None` if unknown, because the listing is incomplete.
     pub fn blobs(&self, key: &VideoKey) -> Option<Blobs> {
         match self.listed.get(key) {
             None if self.complete => Some((None, None)),
@@ -98,7 +98,7 @@ impl Snapshot {
         }
     }
 
-    /// The verdict on each of these videos, given what OpenHands says of some of them.
+    /// The verdicts for these videos. `agent`: the known generation statuses.
     pub fn verdicts(
         &self,
         keys: impl IntoIterator<Item = VideoKey>,
@@ -117,7 +117,10 @@ impl Snapshot {
                 None => RowState::Missing,
             },
             record: self.records.get(&key).cloned(),
-            agent: agent.get(&key).cloned().unwrap_or(AgentStatus::NotAsked),
+            agent: agent
+                .get(&key)
+                .cloned()
+                .unwrap_or(AgentStatus::NotRequested),
         };
         let keys = keys.into_iter();
         keys.map(|key| (key, verdict(&facts(key), deadline)))
@@ -125,45 +128,44 @@ impl Snapshot {
     }
 }
 
-/// Everything a verdict is made of.
+/// The input of a verdict.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// What the branch holds; nothing: `Some((None, None))`. `None`: it was not looked up yet, since
-    /// the branch holds more than one listing.
+    /// The files in the branch; `None` if unknown, because the listing is incomplete.
     pub listed: Option<Blobs>,
     /// The app's row.
     pub row: RowState,
     /// Our record.
     pub record: Option<Record>,
-    /// The agent.
+    /// The generation status.
     pub agent: AgentStatus,
 }
 
-/// What to do about a video, and how it is counted.
+/// The decision about a video.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
-    /// Request it, for this reason.
+    /// Request it for this reason.
     Request(&'static str),
     /// It is queued or running already.
     Busy,
-    /// It was made ready before we kept records: record it as it is.
+    /// The row was ready before this server was installed. Add a record without ingesting the video.
     Adopt,
-    /// Its other file or its row has to arrive first.
+    /// It waits for its other file or its row.
     Waiting(String),
-    /// The agent is working on it.
+    /// The agent has not finished.
     Generating(String),
-    /// It failed, and this sweep is the one to say so.
+    /// It is overdue or the agent failed. Fail the row.
     Fail(Code, String),
-    /// It failed before and nothing has changed.
+    /// It failed before and nothing has changed since.
     Failed(String),
-    /// Nothing can be said now; nothing is changed.
+    /// The facts are incomplete. Change nothing.
     Unknown(String),
-    /// Ready, and the branch holds nothing else; not counted.
+    /// The row is ready and up to date, or there is no pending row. Not reported.
     Settled,
 }
 
 impl Verdict {
-    /// How a sweep reports it; `None`: not at all.
+    /// The outcome and detail in the report; `None` if the video is not reported.
     pub fn outcome(&self) -> Option<(Outcome, &str)> {
         Some(match self {
             Self::Request(reason) => (Outcome::Queued, *reason),
@@ -177,7 +179,7 @@ impl Verdict {
     }
 }
 
-/// Decides. `deadline`: the age at which a row without a video is failed.
+/// The verdict about a video. `deadline`: the age at which a pending row fails.
 pub fn verdict(facts: &Facts, deadline: Duration) -> Verdict {
     if let Some(record) = &facts.record
         && record.state.is_busy()
@@ -186,7 +188,7 @@ pub fn verdict(facts: &Facts, deadline: Duration) -> Verdict {
     }
     match facts.listed {
         None => Verdict::Unknown(
-            "The branch holds more files than one listing returns; a later sweep looks this video up.".into(),
+            "The branch contains more files than GitHub lists; a later sweep will look up this video.".into(),
         ),
         Some((None, None)) => not_pushed(facts, deadline),
         Some(listed) => pushed(listed, facts),
@@ -201,7 +203,7 @@ fn pushed(listed: Blobs, facts: &Facts) -> Verdict {
             RowState::Missing | RowState::Pending { .. } => Verdict::Request("found by a sweep"),
         };
     };
-    // Files are not looked at before the row exists, so nothing is known to have changed.
+    // Attempts without a matching row end before the listing, so `observed` is unknown.
     if facts.row == RowState::Missing
         && matches!(record.code, Some(Code::NoRow | Code::RowMismatch))
     {
@@ -221,11 +223,12 @@ fn pushed(listed: Blobs, facts: &Facts) -> Verdict {
         (VideoState::Ready, _) => Verdict::Settled,
         (VideoState::Waiting, _) => Verdict::Waiting(record.message.clone()),
         (_, Some(code)) if code.class() == Class::Configuration => {
-            Verdict::Request("tried again by a sweep: a configuration failure")
+            Verdict::Request("retried by a sweep after a configuration failure")
         }
         (_, Some(Code::NoRow)) if pending => Verdict::Request("its row was inserted"),
-        // The app inserted the row again or removed its failure: it would show "generating" for ever.
-        _ if shows_generating => Verdict::Request("its row does not say that it failed"),
+        // The app inserted the row again or removed the failure. Without a request, the app would show
+        // "generating" indefinitely.
+        _ if shows_generating => Verdict::Request("its row does not contain the failure"),
         _ => Verdict::Failed(record.message.clone()),
     }
 }
@@ -244,9 +247,9 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
         );
     }
     match &facts.agent {
-        AgentStatus::NotAsked => Verdict::Generating("Nothing has been pushed yet.".into()),
-        AgentStatus::NoAnswer => Verdict::Unknown("The OpenHands API did not respond.".into()),
-        AgentStatus::Said { status, since } => match status {
+        AgentStatus::NotRequested => Verdict::Generating("Nothing has been pushed yet.".into()),
+        AgentStatus::Unavailable => Verdict::Unknown("The OpenHands API did not respond.".into()),
+        AgentStatus::Reported { status, since } => match status {
             GenerationStatus::Generating => Verdict::Generating(status.sentence()),
             GenerationStatus::Finished if since.is_some_and(|since| since >= PUSH_AFTER_FINISH) => {
                 Verdict::Fail(
@@ -338,23 +341,23 @@ mod tests {
     fn what_is_in_the_branch() {
         use Code::*;
         use RowState::{Missing, Ready};
-        let asked = Verdict::Request;
+        let request = Verdict::Request;
         let waiting = || Verdict::Waiting("as recorded".into());
         let failed = || Verdict::Failed("as recorded".into());
         let (new, changed) = ("found by a sweep", "found changed by a sweep");
-        let outside = "tried again by a sweep: a configuration failure";
+        let outside = "retried by a sweep after a configuration failure";
         let (json, mp4) = ((None, sha(2)), (sha(1), None));
         let old = (sha(9), sha(2));
         let cases = [
             // Never seen.
-            (both(), pending(), None, asked(new)),
-            (both(), failed_row(), None, asked(new)),
-            (json, pending(), None, asked(new)),
-            (both(), Missing, None, asked(new)),
+            (both(), pending(), None, request(new)),
+            (both(), failed_row(), None, request(new)),
+            (json, pending(), None, request(new)),
+            (both(), Missing, None, request(new)),
             (both(), Ready, None, Verdict::Adopt),
             (mp4, Ready, None, Verdict::Adopt),
             (json, Ready, None, Verdict::Settled),
-            // Somebody is at it, whatever else is true.
+            // Queued or running, regardless of all other facts.
             (
                 both(),
                 pending(),
@@ -362,26 +365,26 @@ mod tests {
                 Verdict::Busy,
             ),
             (both(), Missing, record("running", None, old), Verdict::Busy),
-            // Another file than the one last looked at.
-            (both(), Ready, record("ready", None, old), asked(changed)),
-            (mp4, Ready, record("ready", None, both()), asked(changed)),
+            // Other files than the last attempt found.
+            (both(), Ready, record("ready", None, old), request(changed)),
+            (mp4, Ready, record("ready", None, both()), request(changed)),
             (
                 both(),
                 failed_row(),
                 record("failed", Some(Truncated), old),
-                asked(changed),
+                request(changed),
             ),
             (
                 both(),
                 pending(),
                 record("waiting", Some(VideoMissing), json),
-                asked(changed),
+                request(changed),
             ),
             (
                 both(),
                 failed_row(),
                 record("failed", Some(GenerationTimeout), NOTHING),
-                asked(changed),
+                request(changed),
             ),
             // The same files.
             (
@@ -400,7 +403,7 @@ mod tests {
                 both(),
                 pending(),
                 record("ready", None, both()),
-                asked("its row has no video"),
+                request("its row has no video"),
             ),
             (
                 json,
@@ -436,21 +439,21 @@ mod tests {
                 both(),
                 failed_row(),
                 record("failed", Some(TooLarge), both()),
-                asked(outside),
+                request(outside),
             ),
             (
                 both(),
                 Ready,
                 record("failed", Some(StorageDenied), both()),
-                asked(outside),
+                request(outside),
             ),
             (
                 both(),
                 pending(),
                 record("failed", Some(Truncated), both()),
-                asked("its row does not say that it failed"),
+                request("its row does not contain the failure"),
             ),
-            // Without a row nobody looked at the files.
+            // Without a row, no attempt has listed the files.
             (
                 both(),
                 Missing,
@@ -473,25 +476,25 @@ mod tests {
                 both(),
                 pending(),
                 record("failed", Some(NoRow), NOTHING),
-                asked(changed),
+                request(changed),
             ),
             (
                 both(),
                 failed_row(),
                 record("failed", Some(NoRow), both()),
-                asked("its row was inserted"),
+                request("its row was inserted"),
             ),
             (
                 both(),
                 Ready,
                 record("waiting", Some(NoRow), NOTHING),
-                asked(changed),
+                request(changed),
             ),
         ];
         for (listed, row, record, expected) in cases {
             let case = format!("{listed:?} {row:?} {record:?}");
             assert_eq!(
-                of(Some(listed), row, record, AgentStatus::NotAsked),
+                of(Some(listed), row, record, AgentStatus::NotRequested),
                 expected,
                 "{case}"
             );
@@ -500,7 +503,7 @@ mod tests {
 
     #[test]
     fn what_is_not_in_the_branch() {
-        let said = |status, since: Option<u64>| AgentStatus::Said {
+        let reported = |status, since: Option<u64>| AgentStatus::Reported {
             status,
             since: since.map(Duration::from_secs),
         };
@@ -513,34 +516,34 @@ mod tests {
         let never_pushed = "The agent finished, but pushed no video within 15 min.";
         let cases = [
             (
-                AgentStatus::NotAsked,
+                AgentStatus::NotRequested,
                 generating("Nothing has been pushed yet."),
             ),
             (
-                AgentStatus::NoAnswer,
+                AgentStatus::Unavailable,
                 unknown("The OpenHands API did not respond."),
             ),
             (
-                said(GenerationStatus::Generating, None),
+                reported(GenerationStatus::Generating, None),
                 generating("The agent is working on it."),
             ),
             (
-                said(GenerationStatus::Generating, Some(99_999)),
+                reported(GenerationStatus::Generating, Some(99_999)),
                 generating("The agent is working on it."),
             ),
             (
-                said(GenerationStatus::unknown("who knows"), Some(99_999)),
+                reported(GenerationStatus::unknown("who knows"), Some(99_999)),
                 unknown("The status of the generation is unknown: who knows."),
             ),
-            (said(GenerationStatus::Finished, None), awaited()),
-            (said(GenerationStatus::Finished, Some(899)), awaited()),
+            (reported(GenerationStatus::Finished, None), awaited()),
+            (reported(GenerationStatus::Finished, Some(899)), awaited()),
             (
-                said(GenerationStatus::Finished, Some(900)),
+                reported(GenerationStatus::Finished, Some(900)),
                 fail(Code::FinishedWithoutVideo, never_pushed),
             ),
-            (said(broken(), None), unknown(first)),
+            (reported(broken(), None), unknown(first)),
             (
-                said(broken(), Some(0)),
+                reported(broken(), Some(0)),
                 fail(Code::GenerationFailed, "The generation failed: it broke."),
             ),
         ];
@@ -557,7 +560,7 @@ mod tests {
     #[test]
     fn the_deadline_comes_before_the_agent() {
         let aged = |age| RowState::Pending { age, failed: None };
-        let agent = || AgentStatus::Said {
+        let agent = || AgentStatus::Reported {
             status: GenerationStatus::Generating,
             since: None,
         };
@@ -572,13 +575,13 @@ mod tests {
     }
 
     #[test]
-    fn without_files_a_row_that_failed_or_is_ready_stays_as_it_is() {
-        let failed = of(Some(NOTHING), failed_row(), None, AgentStatus::NotAsked);
+    fn without_files_a_failed_or_ready_row_is_unchanged() {
+        let failed = of(Some(NOTHING), failed_row(), None, AgentStatus::NotRequested);
         assert_eq!(failed, Verdict::Failed("of old age".into()));
         for row in [RowState::Ready, RowState::Missing] {
             let record = record("ready", None, both());
             assert_eq!(
-                of(Some(NOTHING), row, record, AgentStatus::NotAsked),
+                of(Some(NOTHING), row, record, AgentStatus::NotRequested),
                 Verdict::Settled
             );
         }
@@ -587,20 +590,20 @@ mod tests {
     #[test]
     fn what_was_not_looked_up_is_not_judged() {
         for row in [pending(), failed_row()] {
-            let verdict = of(None, row, None, AgentStatus::NoAnswer);
+            let verdict = of(None, row, None, AgentStatus::Unavailable);
             assert!(matches!(verdict, Verdict::Unknown(_)), "{verdict:?}");
         }
         let busy = of(
             None,
             pending(),
             record("queued", None, NOTHING),
-            AgentStatus::NotAsked,
+            AgentStatus::NotRequested,
         );
         assert_eq!(busy, Verdict::Busy);
     }
 
     #[test]
-    fn times_read_as_people_say_them() {
+    fn durations_are_formatted_with_a_unit() {
         let words = [(6 * 3600, "6 h"), (900, "15 min"), (90, "90 s")];
         for (seconds, text) in words {
             assert_eq!(in_words(Duration::from_secs(seconds)), text);

@@ -19,7 +19,7 @@ use crate::domain::ids::{VideoKey, canonical_uuid};
 use crate::domain::report::SweepReport;
 use crate::domain::request::{Request, Source};
 use crate::domain::state::VideoState;
-use crate::pipeline::sweep::{Stopped, SweepOptions};
+use crate::pipeline::sweep::{SweepError, SweepOptions};
 
 /// The database has this long to say that it is there.
 const READY_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -267,9 +267,9 @@ pub(super) async fn reconcile(
         .run(&options)
         .await
         .map(Json)
-        .map_err(|stopped| match stopped {
-            Stopped::Db(error) => error.into(),
-            Stopped::Failure(failure) => {
+        .map_err(|error| match error {
+            SweepError::Db(error) => error.into(),
+            SweepError::Failure(failure) => {
                 Problem::new(ErrorCode::GithubUnavailable, failure.message)
             }
         })

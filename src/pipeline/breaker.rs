@@ -1,4 +1,4 @@
-//! A service that takes calls and does not answer them must not hold every worker.
+//! A circuit breaker: a service that accepts calls but does not respond must not block all workers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,52 +8,54 @@ use tokio::time::Instant;
 
 use crate::domain::failure::{Code, Failure};
 
-/// A failure that took longer than this was waited for; a quick one costs nobody anything.
+/// Failures that take longer than this open the circuit. Fast failures do not block workers.
 const SLOW_FAILURE: Duration = Duration::from_secs(1);
 
-/// Stands before one service. Once a call was waited for in vain, one at a time goes on trying, and
-/// whoever comes meanwhile fails at once, until a call is answered again.
+/// A circuit breaker for the calls to one service.
+///
+/// A slow failure opens the circuit. While it is open, one call at a time probes the service and all other
+/// calls fail immediately. A probe that does not fail in this way closes the circuit.
 #[derive(Debug)]
 pub struct Breaker {
     code: Code,
     message: &'static str,
-    slow: Duration,
-    silent: AtomicBool,
-    trying: Mutex<()>,
+    slow_after: Duration,
+    is_open: AtomicBool,
+    probe: Mutex<()>,
 }
 
 impl Breaker {
-    /// Of the service whose outages have this code; `message`: for those who fail at once.
+    /// Creates a closed breaker. `code`: the code of the service's outages. `message`: the message of calls
+    /// that fail immediately.
     pub fn new(code: Code, message: &'static str) -> Self {
         Self {
             code,
             message,
-            slow: SLOW_FAILURE,
-            silent: AtomicBool::new(false),
-            trying: Mutex::new(()),
+            slow_after: SLOW_FAILURE,
+            is_open: AtomicBool::new(false),
+            probe: Mutex::new(()),
         }
     }
 
-    /// Makes the call, if now is a time to make one.
+    /// Makes a call.
     ///
     /// # Errors
-    /// The call's, or the service's code while another call finds out whether it answers again.
+    /// Those of the call. Fails immediately if the circuit is open and another call probes the service.
     pub async fn call<T>(
         &self,
         call: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        let _turn = match self.silent.load(Ordering::Relaxed) {
-            false => None,
-            true => {
-                let turn = self.trying.try_lock();
-                Some(turn.map_err(|_| Failure::new(self.code, self.message))?)
-            }
+        let _probe = if self.is_open.load(Ordering::Relaxed) {
+            let probe = self.probe.try_lock();
+            Some(probe.map_err(|_| Failure::new(self.code, self.message))?)
+        } else {
+            None
         };
-        let began = Instant::now();
+        let started = Instant::now();
         let result = call.await;
-        let silent = matches!(&result, Err(failure) if failure.code == self.code)
-            && began.elapsed() >= self.slow;
-        self.silent.store(silent, Ordering::Relaxed);
+        let is_outage = matches!(&result, Err(failure) if failure.code == self.code)
+            && started.elapsed() >= self.slow_after;
+        self.is_open.store(is_outage, Ordering::Relaxed);
         result
     }
 }
@@ -64,31 +66,28 @@ mod tests {
 
     const SLOW: Duration = Duration::from_millis(20);
 
-    async fn waited_for() -> Result<(), Failure> {
+    async fn slow_failure() -> Result<(), Failure> {
         tokio::time::sleep(SLOW).await;
-        Err(Failure::new(Code::StorageUnavailable, "no answer"))
+        Err(Failure::new(Code::StorageUnavailable, "timeout"))
     }
 
     #[tokio::test]
-    async fn one_at_a_time_finds_out_whether_it_answers_again() {
+    async fn one_call_at_a_time_probes_an_open_circuit() {
         let breaker = Breaker {
-            slow: SLOW,
-            ..Breaker::new(Code::StorageUnavailable, "at once")
+            slow_after: SLOW,
+            ..Breaker::new(Code::StorageUnavailable, "open")
         };
         let message = |result: Result<(), Failure>| result.unwrap_err().message;
-        // The first ones do not know.
-        let (a, b) = tokio::join!(breaker.call(waited_for()), breaker.call(waited_for()));
+        // The circuit is still closed.
+        let (a, b) = tokio::join!(breaker.call(slow_failure()), breaker.call(slow_failure()));
         assert_eq!(
             (message(a), message(b)),
-            ("no answer".into(), "no answer".into())
+            ("timeout".into(), "timeout".into())
         );
-        let (a, b) = tokio::join!(breaker.call(waited_for()), breaker.call(async { Ok(()) }));
-        assert_eq!(
-            (message(a), message(b)),
-            ("no answer".into(), "at once".into())
-        );
+        let (a, b) = tokio::join!(breaker.call(slow_failure()), breaker.call(async { Ok(()) }));
+        assert_eq!((message(a), message(b)), ("timeout".into(), "open".into()));
         assert_eq!(breaker.call(async { Ok(()) }).await, Ok(()));
-        let (a, b) = tokio::join!(breaker.call(waited_for()), breaker.call(async { Ok(()) }));
-        assert_eq!((message(a), b), ("no answer".into(), Ok(())));
+        let (a, b) = tokio::join!(breaker.call(slow_failure()), breaker.call(async { Ok(()) }));
+        assert_eq!((message(a), b), ("timeout".into(), Ok(())));
     }
 }

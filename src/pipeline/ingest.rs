@@ -1,7 +1,7 @@
-//! The story of one video: its row, what the branch holds for it, its bytes, the store, ready.
+//! One attempt at a video: list the branch, download and check the file, upload it and confirm the object.
 //!
-//! The only file that sees GitHub, the store and the app's row together. It decides the order of the
-//! steps and nothing else: whether and when to try again is [`crate::pipeline::worker`]'s.
+//! This module determines the order of the steps. Retries are the responsibility of
+//! [`crate::pipeline::worker`].
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::db::{Claim, Db, Lost, Row, RowOwner};
+use crate::db::{Claim, ClaimError, Db, Row, RowOwner};
 use crate::domain::failure::{Code, Failure, causes};
 use crate::domain::metadata::{METADATA_BYTES_MAX, Metadata};
 use crate::domain::mp4::Probe;
@@ -25,52 +25,53 @@ use crate::services::github::{Download, Entry, Freshness, Github, Listing, Pair}
 use crate::services::storage::{Digests, ObjectPath, Store};
 use crate::telemetry::metrics;
 
-/// A listing that began earlier is not believed, whoever asks.
+/// The maximum age of a listing that is used for an attempt.
 const LISTING_AGE_MAX: Duration = Duration::from_secs(5);
 
-/// How long a push is waited for that GitHub's API does not serve yet; then its head is believed.
+/// The longest wait for a pushed commit that GitHub's API does not serve yet. After that, the listing is
+/// accepted without it.
 pub const PUSH_LAG_MAX: Duration = Duration::from_secs(120);
 
-/// Between two looks for a push that GitHub's API does not serve yet.
+/// The interval at which a commit that GitHub's API does not serve yet is requested.
 const PUSH_LAG_WAIT: Duration = Duration::from_secs(2);
 
-/// The size limit where neither the settings nor the bucket name one, in bytes.
+/// The size limit if neither the settings nor the bucket contain one, in bytes.
 pub const VIDEO_BYTES_MAX_DEFAULT: u64 = 52_428_800;
 
-/// A video that failed of these is tried again by every sweep: the store is asked first, so that GitHub's
-/// calls are not spent on what it would refuse again.
+/// After one of these failures, an attempt queries the storage before it downloads from GitHub. Every sweep
+/// retries these videos, and the storage is likely to reject them again.
 const STORE_REFUSED: [Code; 2] = [Code::StorageDenied, Code::BucketMissing];
 
-/// What the story needs to know from the settings.
+/// Settings of an attempt.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Large downloads are spooled here.
+    /// The folder for large downloads.
     pub data_dir: PathBuf,
-    /// The bucket of rows that we insert.
+    /// The bucket of inserted rows.
     pub bucket: String,
-    /// How long incomplete videos are waited for.
+    /// The waiting periods for incomplete videos.
     pub waits: Waits,
-    /// Who owns the rows that we insert for videos without one; `None`: such a video waits for its row.
+    /// The owner of rows that are inserted for videos without one; `None`: these videos wait for a row.
     pub missing_rows_owner: Option<RowOwner>,
-    /// How long a lease lasts; an upload begins with a whole one.
+    /// The lease. It is renewed immediately before an upload.
     pub lease: Duration,
 }
 
-/// Each stands before one kind of call.
+/// The circuit breakers.
 #[derive(Debug)]
 pub struct Breakers {
     /// The LFS server and its storage.
     pub lfs: Breaker,
-    /// What the store has.
+    /// Object information from the storage.
     pub info: Breaker,
-    /// What goes to the store: it may take questions and no uploads.
+    /// Uploads to the storage. They can fail while other requests succeed.
     pub upload: Breaker,
 }
 
 impl Default for Breakers {
     fn default() -> Self {
-        let storage = "the storage does not answer at the moment; trying again";
-        let lfs = "the LFS server does not answer at the moment; trying again";
+        let storage = "The storage is currently unavailable; the video is retried automatically.";
+        let lfs = "The LFS server is currently unavailable; the video is retried automatically.";
         Self {
             lfs: Breaker::new(Code::GithubUnavailable, lfs),
             info: Breaker::new(Code::StorageUnavailable, storage),
@@ -79,44 +80,43 @@ impl Default for Breakers {
     }
 }
 
-/// Everything the story touches.
+/// The dependencies of an attempt.
 #[derive(Clone)]
 pub struct Ingest {
-    /// Our record and the app's rows.
+    /// The records and the app's rows.
     pub db: Db,
-    /// Where videos come from.
+    /// The source of the videos.
     pub github: Arc<Github>,
-    /// Where they go.
+    /// The destination of the videos.
     pub store: Arc<Store>,
-    /// Before what some videos do not need.
+    /// The circuit breakers.
     pub breakers: Arc<Breakers>,
-    /// From the settings.
+    /// The settings.
     pub rules: Arc<Rules>,
-    /// The largest video taken, in bytes: the settings' limit or the bucket's.
+    /// The size limit of the settings or the bucket, in bytes.
     pub video_bytes_max: Arc<AtomicU64>,
-    /// Stamps the timeline.
+    /// The clock for timelines.
     pub clock: Clock,
-    /// For tests.
+    /// Fail points for tests.
     pub fail: FailPoints,
 }
 
-/// One attempt, as far as it has come: what the worker needs whatever becomes of it.
+/// The progress of an attempt, which the worker needs regardless of how it ends.
 pub struct Attempt<'a> {
-    /// The right to do this.
+    /// The claim.
     pub claim: &'a Claim,
     /// The timeline so far.
     pub steps: Vec<timeline::Entry>,
-    /// The blobs that the branch holds, once known.
+    /// The video's files in the branch, once known.
     pub listed: Option<Blobs>,
-    /// Set before the first byte goes to the store: if the lease is lost now, what arrives late must be
-    /// put right.
+    /// Whether an upload has started. If the lease is lost after that, the object must be repaired.
     pub uploading: Arc<AtomicBool>,
     clock: Clock,
     last: Instant,
 }
 
 impl<'a> Attempt<'a> {
-    /// Nothing done yet.
+    /// Creates an attempt without any steps.
     pub fn new(claim: &'a Claim, clock: Clock) -> Self {
         Self {
             claim,
@@ -128,7 +128,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Writes a step that ended just now.
+    /// Adds a step that has just ended to the timeline.
     pub fn step(&mut self, step: Step, detail: impl Into<String>) {
         let now = Instant::now();
         let took = now.duration_since(self.last);
@@ -145,8 +145,8 @@ impl<'a> Attempt<'a> {
 }
 
 impl Ingest {
-    /// From a claim to its end. Safe to run twice and to stop anywhere: nothing is visible before the
-    /// store's rename or commit, and nothing is ready before the end is written.
+    /// Performs an attempt. Can be repeated and can be cancelled at any point: an object becomes visible only
+    /// when it is complete, and the row becomes ready in [`Ingest::finish`].
     pub async fn run(&self, attempt: &mut Attempt<'_>) -> Result<End, Failure> {
         let claim = attempt.claim;
         self.fail.at("claimed").await?;
@@ -154,9 +154,10 @@ impl Ingest {
             return Ok(wait_for_row(&claim.history));
         };
         let listing = self.fresh_listing(claim).await?;
-        let pair = match listing.complete {
-            true => listing.files.get(&claim.key).copied().unwrap_or_default(),
-            false => self.github.lookup(claim.key, listing.head).await?,
+        let pair = if listing.complete {
+            listing.files.get(&claim.key).copied().unwrap_or_default()
+        } else {
+            self.github.lookup(claim.key, listing.head).await?
         };
         attempt.listed = Some(pair.blobs());
         attempt.step(Step::Listed, format!("head {}", listing.head.short()));
@@ -169,7 +170,7 @@ impl Ingest {
             Plan::Ingest(_) => pair.mp4.ok_or_else(|| {
                 Failure::new(
                     Code::Internal,
-                    "The plan ingests a video that is not listed.",
+                    "The server has a bug: the plan contains a video that is not listed.",
                 )
             })?,
         };
@@ -182,6 +183,8 @@ impl Ingest {
             self.breakers.info.call(self.store.info(&object)).await?;
         }
         let metadata = self.metadata(attempt, &pair).await?;
+        // The blob that was published last, for example after a redelivery or a retry. If the storage still
+        // has the object, no download is required.
         let known = claim
             .history
             .stored
@@ -193,7 +196,7 @@ impl Ingest {
                     .is_stored(&object, &known.sha256, known.size_bytes)
                     .await? =>
             {
-                attempt.step(Step::Stored, "the same bytes are in the store already");
+                attempt.step(Step::Stored, "the storage already has this video");
                 let probe = Probe {
                     duration_ms: known.duration_ms,
                     width: known.width,
@@ -211,7 +214,9 @@ impl Ingest {
         let (sha256, size_bytes, probe) = published;
         let warnings = match &metadata {
             Some(metadata) => metadata.warnings(&probe, size_bytes),
-            None => vec!["ingested without its JSON, which was not pushed in time".to_owned()],
+            None => vec![
+                "The JSON was not pushed in time; the video was ingested without it.".to_owned(),
+            ],
         };
         Ok(End::Ready {
             user_id: row.user_id,
@@ -233,14 +238,18 @@ impl Ingest {
         })
     }
 
-    /// Writes the end. If the row has gone while the object was stored, the object goes too.
-    pub async fn finish(&self, attempt: &Attempt<'_>, end: &End) -> Result<(), Lost> {
+    /// Finishes the claim. If the row was deleted during the upload, deletes the object, which the app could
+    /// not find, and waits for a new row.
+    ///
+    /// # Errors
+    /// As for [`Db::finish`].
+    pub async fn finish(&self, attempt: &Attempt<'_>, end: &End) -> Result<(), ClaimError> {
         let written = self
             .db
             .finish(attempt.claim, attempt.listed, end, &attempt.steps)
             .await;
         let (
-            Err(Lost::Row),
+            Err(ClaimError::RowChanged),
             End::Ready {
                 user_id, bucket, ..
             },
@@ -249,6 +258,7 @@ impl Ingest {
             return written;
         };
         let key = attempt.claim.key;
+        // A row that only changed its kind still owns the path, so its object must not be deleted.
         let row = self.db.find_row(key.video_id).await?;
         if row.is_none_or(|row| row.user_id != *user_id || row.lesson_id != key.lesson_id) {
             let deleted = match ObjectPath::new(bucket, *user_id, key) {
@@ -256,7 +266,7 @@ impl Ingest {
                 Err(failure) => Err(failure),
             };
             if let Err(failure) = deleted {
-                tracing::warn!(video.id = %key.video_id, code = %failure.code, "the object of a row that is gone stays: {failure}");
+                tracing::warn!(video.id = %key.video_id, code = %failure.code, "failed to delete the object of a deleted row: {failure}");
             }
         }
         let end = wait_for_row(&attempt.claim.history);
@@ -265,7 +275,7 @@ impl Ingest {
             .await
     }
 
-    /// The row that the video belongs to; `None`: not there yet.
+    /// The row of the video, inserted if the settings allow it; `None` if the video must wait for its row.
     async fn row(&self, claim: &Claim) -> Result<Option<Row>, Failure> {
         let key = claim.key;
         let mut row = self.db.find_row(key.video_id).await?;
@@ -274,10 +284,14 @@ impl Ingest {
         {
             let owned = self.db.create_row(key, owner, &self.rules.bucket).await?;
             row = self.db.find_row(key.video_id).await?;
+            // The insert conflicted with a row that we cannot read, because of row-level security.
             if owned && row.is_none() {
                 return Err(Failure::new(
                     Code::RowMismatch,
-                    format!("the row {} is not a video's", key.video_id),
+                    format!(
+                        "The row {} is not accessible; it may not be a video.",
+                        key.video_id
+                    ),
                 ));
             }
         }
@@ -285,14 +299,14 @@ impl Ingest {
             Some(row) if row.lesson_id != key.lesson_id => Err(Failure::new(
                 Code::RowMismatch,
                 format!(
-                    "the row of video {} belongs to another lesson than the file's name says",
+                    "The row {} belongs to another lesson than the one in the file name.",
                     key.video_id
                 ),
             )),
             Some(row) if row.kind != "video" => Err(Failure::new(
                 Code::RowMismatch,
                 format!(
-                    "the row {} is of kind '{}', not a video",
+                    "The row {} has the kind '{}' and is not a video.",
                     key.video_id, row.kind
                 ),
             )),
@@ -300,21 +314,32 @@ impl Ingest {
         }
     }
 
-    /// The branch as it is now, at least as new as every push that asked.
+    /// A listing that began after the last request and contains all required commits.
+    ///
+    /// The first condition alone is not sufficient, because GitHub's API may serve an old head for some
+    /// seconds after a webhook. After [`PUSH_LAG_MAX`], the listing is accepted, because a force push can
+    /// remove a commit from the branch.
     async fn fresh_listing(&self, claim: &Claim) -> Result<Arc<Listing>, Failure> {
         let oldest = Instant::now()
             .checked_sub(LISTING_AGE_MAX)
-            .unwrap_or(claim.asked_at);
-        let mut listing = self.github.listing(claim.asked_at.max(oldest)).await?;
-        let mut fresh = self.github.freshness(&listing, &claim.wanted).await?;
-        if fresh == Freshness::Behind && claim.asked < PUSH_LAG_MAX {
+            .unwrap_or(claim.requested_at);
+        let mut listing = self.github.listing(claim.requested_at.max(oldest)).await?;
+        let mut fresh = self
+            .github
+            .freshness(&listing, &claim.required_commits)
+            .await?;
+        // A shared listing may be up to LISTING_AGE_MAX old. Retry with a new one before waiting.
+        if fresh == Freshness::Behind && claim.requested_ago < PUSH_LAG_MAX {
             listing = self.github.listing(Instant::now()).await?;
-            fresh = self.github.freshness(&listing, &claim.wanted).await?;
+            fresh = self
+                .github
+                .freshness(&listing, &claim.required_commits)
+                .await?;
         }
-        match fresh == Freshness::Behind && claim.asked < PUSH_LAG_MAX {
-            false => Ok(listing),
-            true => Err(push_not_served()),
+        if fresh == Freshness::Behind && claim.requested_ago < PUSH_LAG_MAX {
+            return Err(push_not_served());
         }
+        Ok(listing)
     }
 
     async fn metadata(
@@ -327,7 +352,7 @@ impl Ingest {
         };
         if json.size > METADATA_BYTES_MAX as u64 {
             let message = format!(
-                "the JSON is {} bytes, more than the {METADATA_BYTES_MAX} allowed",
+                "The JSON has {} bytes, but at most {METADATA_BYTES_MAX} are allowed.",
                 json.size
             );
             return Err(Failure::new(Code::BadMetadata, message));
@@ -336,7 +361,7 @@ impl Ingest {
         Metadata::parse(&bytes, &attempt.claim.key).map(Some)
     }
 
-    /// Downloads the video and proves that the bytes are the pushed ones and a playable video.
+    /// Downloads the video and verifies its hash and format.
     async fn fetch(
         &self,
         attempt: &mut Attempt<'_>,
@@ -346,7 +371,7 @@ impl Ingest {
         let download = self.github.blob(mp4.sha, mp4.size).await?;
         let mut spooled = self.spool(download, mp4.size, Kind::Blob).await?;
         if spooled.git_sha != Some(mp4.sha) {
-            return Err(corrupt("the blob's bytes do not hash to its name"));
+            return Err(corrupt("The hash of the downloaded blob is wrong"));
         }
         let pointer = spooled.lfs_pointer();
         if let Some(pointer) = &pointer {
@@ -358,7 +383,7 @@ impl Ingest {
             };
             spooled = self.breakers.lfs.call(fetch).await?;
             if spooled.sha256 != pointer.oid {
-                return Err(corrupt("the LFS object's bytes do not hash to its name"));
+                return Err(corrupt("The hash of the downloaded LFS object is wrong"));
             }
         }
         let from = if pointer.is_some() {
@@ -393,18 +418,18 @@ impl Ingest {
 
     fn check_size(&self, size: u64) -> Result<(), Failure> {
         let max = self.video_bytes_max.load(Ordering::Relaxed);
-        match size > max {
-            false => Ok(()),
-            true => Err(Failure::new(
-                Code::TooLarge,
-                format!(
-                    "the video is {size} bytes, the limit is {max}: raise MAX_VIDEO_BYTES or the bucket's limit, or render it smaller"
-                ),
-            )),
+        if size <= max {
+            return Ok(());
         }
+        Err(Failure::new(
+            Code::TooLarge,
+            format!(
+                "The video has {size} bytes, but the limit is {max}; raise MAX_VIDEO_BYTES and the bucket's limit, or render a smaller video."
+            ),
+        ))
     }
 
-    /// Stores the bytes, unless they are there, and confirms them.
+    /// Uploads the video unless the storage already has it, and confirms the object.
     async fn put(
         &self,
         attempt: &mut Attempt<'_>,
@@ -420,14 +445,16 @@ impl Ingest {
             .is_stored(object, &digests.sha256, spooled.size)
             .await?
         {
-            attempt.step(Step::Stored, "the same bytes are in the store already");
+            attempt.step(Step::Stored, "the storage already has this video");
             return Ok(());
         }
+        // A stalled worker must not overwrite a newer object. The database cannot prevent that, so the lease
+        // is checked as late as possible.
         if let Err(error) = self.db.renew(attempt.claim, self.rules.lease).await {
-            tracing::warn!(video.id = %attempt.claim.key.video_id, error = causes(&error), "not uploaded");
+            tracing::warn!(video.id = %attempt.claim.key.video_id, error = causes(&error), "lease lost before the upload");
             return Err(Failure::new(
                 Code::LeaseExpired,
-                "the lease was lost before the upload",
+                "The lease was lost before the upload; the video is retried automatically.",
             ));
         }
         attempt.uploading.store(true, Ordering::Relaxed);
@@ -437,26 +464,22 @@ impl Ingest {
             .put(object, spooled.size, &digests, spooled.stream().boxed());
         let sent = self.breakers.upload.call(upload).await;
         if let Err(failure) = sent {
-            self.learn_limit(&failure, object.bucket()).await;
+            self.update_limit(&failure, object.bucket()).await;
             return Err(failure);
         }
         self.fail.at("uploaded").await?;
-        match self
+        if !self
             .is_stored(object, &digests.sha256, spooled.size)
             .await?
         {
-            true => {
-                attempt.step(
-                    Step::Stored,
-                    format!("{} in {}", object.path(), object.bucket()),
-                );
-                Ok(())
-            }
-            false => Err(Failure::new(
+            return Err(Failure::new(
                 Code::StorageUnavailable,
-                "the store took the upload but does not confirm it",
-            )),
+                "The storage accepted the upload, but does not have the object; the video is retried automatically.",
+            ));
         }
+        let detail = format!("{} in {}", object.path(), object.bucket());
+        attempt.step(Step::Stored, detail);
+        Ok(())
     }
 
     async fn is_stored(
@@ -469,8 +492,9 @@ impl Ingest {
         Ok(info.is_some_and(|info| info.size == size && info.sha256.as_deref() == Some(sha256)))
     }
 
-    /// A refusal may mean that the bucket's settings have changed.
-    async fn learn_limit(&self, failure: &Failure, bucket: &str) {
+    /// Reads the bucket's limit after the storage rejected a video as too large, because the limit may have
+    /// changed since the start.
+    async fn update_limit(&self, failure: &Failure, bucket: &str) {
         if failure.code == Code::TooLarge
             && let Ok(limits) = self.store.limits(bucket).await
             && let Some(max) = limits.max_bytes
@@ -483,12 +507,14 @@ impl Ingest {
 fn corrupt(message: &str) -> Failure {
     Failure::new(
         Code::CorruptDownload,
-        format!("{message}; downloading again"),
+        format!("{message}; the download is retried automatically."),
     )
 }
 
-/// A push whose commit GitHub's API does not serve yet: its webhooks are faster than its replicas.
+/// The failure if GitHub's API does not serve a pushed commit yet. Webhooks can arrive before all replicas of
+/// GitHub are up to date.
 pub(super) fn push_not_served() -> Failure {
-    let message = "GitHub's API does not serve the pushed commit yet; trying again in a moment.";
+    let message =
+        "GitHub's API does not serve the pushed commit yet; the video is retried automatically.";
     Failure::new(Code::GithubUnavailable, message).after(PUSH_LAG_WAIT)
 }

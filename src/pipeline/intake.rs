@@ -1,7 +1,8 @@
-//! Deliveries that come at once share one statement and one commit.
+//! Records deliveries in batches: concurrent deliveries share a statement and a commit.
 //!
-//! One task takes whatever waits, has it committed and answered, and takes what came meanwhile. A
-//! delivery that comes alone waits for nobody, and nobody is answered before its own commit.
+//! One task collects all queued deliveries into a batch and commits it. Deliveries that arrive during the
+//! commit form the next batch. A single delivery is committed without delay, and each is acknowledged only
+//! after its own commit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,75 +13,78 @@ use tokio::time::timeout;
 
 use crate::db::{Db, DbError, Delivery};
 
-/// Deliveries that may wait for the writer; more of them wait to get in, within [`ANSWER_TIMEOUT`].
+/// The capacity of the queue. If it is full, [`Intake::record`] waits, at most for [`RESPONSE_TIMEOUT`].
 const WAITING_MAX: usize = 1024;
 
-/// Deliveries in one commit.
+/// The maximum number of deliveries in a commit.
 const BATCH_DELIVERIES_MAX: usize = 256;
 
-/// A commit takes no further delivery once it has this many videos, so that its statement stays small.
+/// The number of videos from which on no delivery is added to a commit, which limits the size of the
+/// statement.
 const BATCH_VIDEOS_MAX: usize = 2048;
 
-/// While a commit is under way, the next one gathers deliveries for so long at most. To a database
-/// nearby it is over sooner; to one far away a second commit goes out, or everybody would wait for two.
-const GATHER: Duration = Duration::from_millis(5);
+/// The longest time for which a batch collects deliveries while another commit is in progress.
+///
+/// With a nearby database, that commit ends earlier. With a distant one, the next commit starts
+/// concurrently. Otherwise, a delivery would wait for two round trips.
+const BATCH_WINDOW: Duration = Duration::from_millis(5);
 
-/// The database has this long for a batch, its second chance included.
+/// The time limit for the commit of a batch, including the separate commits after a failure.
 const COMMIT_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// A delivery is told within this time whether it was recorded: 503 must be said within two seconds, on a
-/// machine that is too busy, too.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(1600);
+/// The time limit for recording a delivery. A 503 must be sent within two seconds, even by a busy machine.
+const RESPONSE_TIMEOUT: Duration = Duration::from_millis(1600);
 
-/// The way to the writer. It ends once all clones of this are dropped and all who wait were answered.
+/// A handle to the writer task. The task ends when all handles are dropped and the queue is empty.
 #[derive(Clone, Debug)]
 pub struct Intake {
-    queue: mpsc::Sender<Waiting>,
+    queue: mpsc::Sender<Queued>,
 }
 
-/// As far as we know nothing was recorded. Why is in the log.
+/// The delivery was not recorded, or its commit was not confirmed in time. The cause is logged.
 #[derive(Debug, thiserror::Error)]
 #[error("the delivery was not recorded in time")]
 pub struct NotRecorded;
 
-struct Waiting {
+struct Queued {
     delivery: Delivery,
-    /// Told after the commit; dropped if there was none.
+    /// Notified after the commit; dropped if it failed.
     committed: oneshot::Sender<()>,
 }
 
 impl Intake {
-    /// Starts the writer, which wakes the workers after every commit.
+    /// Starts the writer task, which notifies `wake` after every commit.
     pub fn start(db: Db, wake: Arc<Notify>) -> (Self, JoinHandle<()>) {
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
         (Self { queue }, tokio::spawn(write(waiting, db, wake)))
     }
 
-    /// Returns once the delivery is committed, with the work that follows from it.
+    /// Records a delivery and its requests. Returns after the commit.
     ///
     /// # Errors
-    /// It was refused, or the database did not answer in time.
+    /// The database is unavailable or too slow, or rejected the delivery.
     pub async fn record(&self, delivery: Delivery) -> Result<(), NotRecorded> {
         let recorded = async {
-            let (committed, answer) = oneshot::channel();
-            let waiting = Waiting {
+            let (committed, confirmation) = oneshot::channel();
+            let queued = Queued {
                 delivery,
                 committed,
             };
-            self.queue.send(waiting).await.ok()?;
-            answer.await.ok()
+            self.queue.send(queued).await.ok()?;
+            confirmation.await.ok()
         };
-        let recorded = timeout(ANSWER_TIMEOUT, recorded).await;
+        let recorded = timeout(RESPONSE_TIMEOUT, recorded).await;
         recorded.ok().flatten().ok_or(NotRecorded)
     }
 }
 
-async fn write(mut queue: mpsc::Receiver<Waiting>, db: Db, wake: Arc<Notify>) {
+async fn write(mut queue: mpsc::Receiver<Queued>, db: Db, wake: Arc<Notify>) {
     let mut commits = JoinSet::new();
     while let Some(first) = queue.recv().await {
+        // Reap the completed commits, so that only those in progress count.
         while commits.try_join_next().is_some() {}
         if commits.len() < db.commits_max() {
-            let _ = timeout(GATHER, commits.join_next()).await;
+            let _ = timeout(BATCH_WINDOW, commits.join_next()).await;
         } else {
             commits.join_next().await;
         }
@@ -101,7 +105,7 @@ async fn write(mut queue: mpsc::Receiver<Waiting>, db: Db, wake: Arc<Notify>) {
 #[derive(Default)]
 struct Batch {
     deliveries: Vec<Delivery>,
-    answers: Vec<oneshot::Sender<()>>,
+    committed: Vec<oneshot::Sender<()>>,
     videos: usize,
 }
 
@@ -110,12 +114,13 @@ impl Batch {
         self.deliveries.len() < BATCH_DELIVERIES_MAX && self.videos < BATCH_VIDEOS_MAX
     }
 
-    /// Whoever no longer waits was told that nothing was recorded, or is gone.
-    fn push(&mut self, waiting: Waiting) {
-        if !waiting.committed.is_closed() {
-            self.videos += waiting.delivery.videos.len();
-            self.deliveries.push(waiting.delivery);
-            self.answers.push(waiting.committed);
+    /// Adds a delivery unless its request has timed out or was cancelled. GitHub then shows a failed
+    /// delivery, which must not be recorded.
+    fn push(&mut self, queued: Queued) {
+        if !queued.committed.is_closed() {
+            self.videos += queued.delivery.videos.len();
+            self.deliveries.push(queued.delivery);
+            self.committed.push(queued.committed);
         }
     }
 
@@ -123,37 +128,37 @@ impl Batch {
         let deliveries = self.deliveries.len();
         let committed = timeout(COMMIT_TIMEOUT, self.try_commit(&db, &wake)).await;
         if committed.is_err() {
-            tracing::error!(deliveries, "not recorded: the database did not answer");
+            tracing::error!(deliveries, "deliveries not recorded: database timeout");
         }
     }
 
-    /// All in one commit; if the database refuses that, each in its own, so that none is refused for
-    /// what another one holds.
+    /// Commits all deliveries together. If that fails, each is committed separately, so that a rejected
+    /// delivery does not affect the others.
     async fn try_commit(self, db: &Db, wake: &Notify) {
         let Err(error) = db.record(&self.deliveries).await else {
             wake.notify_waiters();
-            for committed in self.answers {
-                // Whoever went away meanwhile does not want to know.
+            for committed in self.committed {
+                // Fails if the request was cancelled.
                 let _ = committed.send(());
             }
             return;
         };
-        if let [alone] = &self.deliveries[..] {
-            return not_recorded(alone, &error);
+        if let [delivery] = &self.deliveries[..] {
+            return log_failure(delivery, &error);
         }
-        for (delivery, committed) in self.deliveries.iter().zip(self.answers) {
+        for (delivery, committed) in self.deliveries.iter().zip(self.committed) {
             match db.record(std::slice::from_ref(delivery)).await {
                 Ok(()) => {
                     wake.notify_waiters();
                     let _ = committed.send(());
                 }
-                Err(error) => not_recorded(delivery, &error),
+                Err(error) => log_failure(delivery, &error),
             }
         }
     }
 }
 
-fn not_recorded(delivery: &Delivery, error: &DbError) {
+fn log_failure(delivery: &Delivery, error: &DbError) {
     let error = error as &dyn std::error::Error;
-    tracing::error!(delivery.id = delivery.guid, error, "not recorded");
+    tracing::error!(delivery.id = delivery.guid, error, "delivery not recorded");
 }

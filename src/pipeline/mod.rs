@@ -1,5 +1,5 @@
-//! What happens to a video, in the order of the data: a delivery is recorded ([`intake`]), a worker claims
-//! the video ([`worker`]), ingests it ([`ingest`]), and a [`sweep`] finds what a lost webhook left.
+//! The path of a video: [`intake`] records deliveries, a [`worker`] claims the video and [`ingest`]s it.
+//! A [`sweep`] finds videos whose webhooks were lost.
 
 pub mod breaker;
 pub mod checks;

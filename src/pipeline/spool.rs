@@ -1,4 +1,5 @@
-//! The bytes of one download: kept out of memory, and checked while they arrive.
+//! Temporary storage of a download, in memory or in a file. Hashes and the MP4 check are computed while the
+//! bytes arrive.
 
 use std::fs::File;
 use std::io;
@@ -16,22 +17,23 @@ use crate::domain::ids::GitSha;
 use crate::domain::lfs::{Pointer, Sha256};
 use crate::domain::mp4::{BoxWalk, Probe, grouped};
 
-/// The longest download that is held in memory, in bytes; a longer one goes to a file.
+/// The largest download that is kept in memory, in bytes. Larger ones are written to a file.
 pub const MEMORY_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// The most bytes that are hashed, written or read at once: much less costs a switch of threads too often.
+/// The maximum number of bytes that are hashed, written or read at once. File operations run on another
+/// thread, so much smaller chunks would cost too many context switches.
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 
-/// What is downloaded, and so by which hash it is named.
+/// The kind of download, which determines the hash that identifies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Its name is git's SHA-1 of it.
+    /// A git blob, identified by the SHA-1 of a header and the content.
     Blob,
-    /// Its name is its SHA-256, which every download gets.
+    /// An LFS object, identified by the SHA-256, which is computed for all downloads.
     LfsObject,
 }
 
-/// A download on its way in. Its file has no name, so nothing is left behind however it ends.
+/// A download in progress. Its file has no name, so the operating system deletes it even after a crash.
 pub struct Spool {
     declared_len: u64,
     received: u64,
@@ -46,15 +48,15 @@ enum Sink {
     File(tokio::fs::File),
 }
 
-/// A download that arrived whole: its bytes, and what they are.
+/// A complete download.
 pub struct Spooled {
-    /// How many bytes there are: as many as were declared.
+    /// The length, in bytes. Equals the declared length.
     pub size: u64,
-    /// What git calls a blob of these bytes; not known of an LFS object.
+    /// The id of a git blob with these bytes; `None` for an LFS object.
     pub git_sha: Option<GitSha>,
-    /// What Git LFS calls an object of these bytes.
+    /// The SHA-256 of the bytes.
     pub sha256: Sha256,
-    /// What the bytes are as an MP4, or why they cannot be used as one.
+    /// The result of the MP4 check.
     pub probe: Result<Probe, Failure>,
     source: Source,
 }
@@ -66,10 +68,10 @@ enum Source {
 }
 
 impl Spool {
-    /// A spool for a download of exactly `declared_len` bytes; a long one goes to a file in `dir`.
+    /// Creates a spool for a download of exactly `declared_len` bytes. A large one uses a file in `dir`.
     ///
     /// # Errors
-    /// `disk_full`, or `internal` if no file can be made in `dir`.
+    /// `disk_full`, or `internal` if the file cannot be created.
     pub async fn create(dir: &Path, declared_len: u64, kind: Kind) -> Result<Self, Failure> {
         let sink = if declared_len <= MEMORY_BYTES_MAX {
             Sink::Memory(Vec::new())
@@ -82,7 +84,7 @@ impl Spool {
             file.set_max_buf_size(CHUNK_BYTES_MAX);
             Sink::File(file)
         };
-        // A blob's name is the hash of this and the content (Pro Git, "Git Objects", "Object Storage").
+        // The id of a blob is the hash of this header and the content. Source: Pro Git, "Git Objects".
         let header = format!("blob {declared_len}\0");
         Ok(Self {
             declared_len,
@@ -94,16 +96,19 @@ impl Spool {
         })
     }
 
-    /// Takes the next bytes.
+    /// Adds the next bytes.
     ///
     /// # Errors
-    /// `corrupt_download` if there are more than were declared, `disk_full`, or `internal` if writing fails otherwise.
+    /// `corrupt_download` if there are more bytes than declared, `disk_full`, or `internal` if a write fails for
+    /// another reason.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         if bytes.len() as u64 > self.declared_len - self.received {
-            let announced = grouped(self.declared_len);
+            let declared = grouped(self.declared_len);
             return Err(Failure::new(
                 Code::CorruptDownload,
-                format!("more than the announced {announced} bytes arrived"),
+                format!(
+                    "The download has more than the declared {declared} bytes; it is retried automatically."
+                ),
             ));
         }
         for chunk in bytes.chunks(CHUNK_BYTES_MAX) {
@@ -117,28 +122,30 @@ impl Spool {
                 Sink::File(file) => file.write_all(chunk).await.map_err(disk_failure)?,
             }
             self.received += chunk.len() as u64;
-            // Hashing keeps the processor busy: other tasks of this thread shall have their turns.
+            // Hashing is CPU-bound. Yield regularly, so that other tasks of this thread are not delayed.
             tokio::task::consume_budget().await;
         }
         Ok(())
     }
 
-    /// The verdict, once every byte was written.
+    /// Completes the download after all bytes were written.
     ///
     /// # Errors
-    /// `corrupt_download` if bytes are missing, `disk_full`, or `internal` if writing fails otherwise.
+    /// `corrupt_download` if bytes are missing, `disk_full`, or `internal` if a write fails for another reason.
     pub async fn finish(self) -> Result<Spooled, Failure> {
         if self.received < self.declared_len {
-            let (received, announced) = (grouped(self.received), grouped(self.declared_len));
+            let (received, declared) = (grouped(self.received), grouped(self.declared_len));
             return Err(Failure::new(
                 Code::CorruptDownload,
-                format!("{received} of {announced} bytes arrived"),
+                format!(
+                    "The download ended after {received} of {declared} bytes; it is retried automatically."
+                ),
             ));
         }
         let source = match self.sink {
             Sink::Memory(memory) => Source::Memory(memory.into()),
             Sink::File(mut file) => {
-                // The last write may still be under way; only now is it known whether it fitted.
+                // tokio completes writes in the background. Their errors are reported by `flush`.
                 file.flush().await.map_err(disk_failure)?;
                 Source::File(Arc::new(file.into_std().await))
             }
@@ -156,40 +163,40 @@ impl Spool {
 }
 
 impl Spooled {
-    /// The Git LFS pointer that these bytes are, if they are one.
+    /// Parses the bytes as a Git LFS pointer.
     pub fn lfs_pointer(&self) -> Option<Pointer> {
         match &self.source {
             Source::Memory(bytes) => Pointer::parse(bytes),
-            // Over MEMORY_BYTES_MAX, and so far over the length of a pointer.
+            // Files are larger than MEMORY_BYTES_MAX, and pointers are much smaller.
             Source::File(_) => None,
         }
     }
 
-    /// All bytes, from the first, in chunks of at most [`CHUNK_BYTES_MAX`]. Streams do not disturb each other.
+    /// A stream of all bytes, in chunks of at most [`CHUNK_BYTES_MAX`]. Streams are independent of each other.
     pub fn stream(&self) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
         let (source, size) = (self.source.clone(), self.size);
         stream::try_unfold(0, move |start| {
             let source = source.clone();
             async move {
                 let end = size.min(start + CHUNK_BYTES_MAX as u64);
-                match start < end {
-                    true => Ok(Some((source.read(start, end).await?, end))),
-                    false => Ok(None),
+                if start == end {
+                    return Ok(None);
                 }
+                Ok(Some((source.read(start, end).await?, end)))
             }
         })
     }
 }
 
 impl Source {
-    /// The bytes from `start` to before `end`, which lie at most [`CHUNK_BYTES_MAX`] apart.
+    /// Reads the bytes `start..end`, at most [`CHUNK_BYTES_MAX`].
     async fn read(self, start: u64, end: u64) -> io::Result<Bytes> {
         match self {
             Self::Memory(bytes) => Ok(bytes.slice(start as usize..end as usize)),
             Self::File(file) => {
                 blocking(move || {
                     let mut chunk = vec![0; (end - start) as usize];
-                    // Not read(): copies of a descriptor share one position.
+                    // `read` would use the position of the descriptor, which all streams share.
                     file.read_exact_at(&mut chunk, start)?;
                     Ok(chunk.into())
                 })
@@ -199,7 +206,7 @@ impl Source {
     }
 }
 
-/// Runs file work where it holds up no other task.
+/// Runs a file operation on the thread pool for blocking operations.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
@@ -208,18 +215,18 @@ async fn blocking<T: Send + 'static>(
         .map_err(io::Error::other)?
 }
 
-/// The kind only: the error's text may hold a path.
+/// Contains only the kind of the error, because its text may contain a path.
 fn disk_failure(error: io::Error) -> Failure {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
             Failure::new(
                 Code::DiskFull,
-                "no room for the download in DATA_DIR: free some disk space",
+                "DATA_DIR has too little space for the download; free disk space.",
             )
         }
         kind => Failure::new(
             Code::Internal,
-            format!("cannot keep the download in DATA_DIR: {kind}"),
+            format!("The download cannot be written to DATA_DIR: {kind}."),
         ),
     }
 }
@@ -245,12 +252,12 @@ mod tests {
         assert_eq!(
             std::fs::read_dir(&dir).unwrap().count(),
             0,
-            "a named file is left"
+            "a named file remains"
         );
         spooled
     }
 
-    /// Larger than what is held in memory, and a playable video: the rest is padding.
+    /// A playable video with padding, larger than what is kept in memory.
     fn large_video() -> Vec<u8> {
         let padding = MEMORY_BYTES_MAX as usize + 12_345;
         let size = u32::try_from(padding + 8).unwrap().to_be_bytes();
@@ -274,10 +281,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_pass_names_and_probes_the_bytes() {
+    async fn one_pass_computes_hashes_and_probe() {
         let spooled = spooled(GOOD).await;
         assert_eq!(spooled.size, 12_522);
-        // As `git hash-object` and `sha256sum` say.
+        // According to `git hash-object` and `sha256sum`.
         assert_eq!(
             spooled.git_sha.unwrap().to_string(),
             "7fce7e4190e51f3507becb54b07a834fbfbd78f4"
@@ -292,14 +299,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pointer_names_the_object_to_fetch_instead() {
+    async fn a_pointer_is_recognized() {
         let pointer = spooled(POINTER).await.lfs_pointer().unwrap();
         let object = spooled(GOOD).await;
         assert_eq!((pointer.oid, pointer.size), (object.sha256, object.size));
     }
 
     #[tokio::test]
-    async fn nothing_is_a_download_too() {
+    async fn a_download_may_be_empty() {
         let spooled = spooled(b"").await;
         assert_eq!(
             spooled.git_sha.unwrap().to_string(),
@@ -310,13 +317,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_download_is_read_back_from_its_file_as_often_as_needed() {
+    async fn a_large_download_can_be_read_repeatedly() {
         let content = large_video();
         let spooled = spooled(&content).await;
         assert!(matches!(spooled.source, Source::File(_)));
         assert_eq!(spooled.probe.as_ref().unwrap().duration_ms, 1500);
 
-        // A reader that stopped halfway and one beside it take nothing from a third.
+        // Streams do not affect the positions of each other.
         let mut halfway = Box::pin(spooled.stream());
         let first = halfway.next().await.unwrap().unwrap();
         assert!(read_all(&spooled).await == content);
@@ -341,7 +348,7 @@ mod tests {
             short,
             Failure::new(
                 Code::CorruptDownload,
-                "1,000,000 of 2,007,071 bytes arrived"
+                "The download ended after 1,000,000 of 2,007,071 bytes; it is retried automatically."
             )
         );
 
@@ -352,13 +359,13 @@ mod tests {
             long,
             Failure::new(
                 Code::CorruptDownload,
-                "more than the announced 1,000 bytes arrived"
+                "The download has more than the declared 1,000 bytes; it is retried automatically."
             )
         );
     }
 
     #[tokio::test]
-    async fn a_directory_that_cannot_be_used_is_no_fault_of_the_video() {
+    async fn a_missing_directory_is_an_internal_failure() {
         let missing = tempfile::tempdir().unwrap().path().join("gone");
         let failure = Spool::create(&missing, MEMORY_BYTES_MAX + 1, Kind::LfsObject)
             .await
@@ -368,13 +375,13 @@ mod tests {
             failure,
             Failure::new(
                 Code::Internal,
-                "cannot keep the download in DATA_DIR: entity not found"
+                "The download cannot be written to DATA_DIR: entity not found."
             )
         );
     }
 
     #[test]
-    fn a_full_disk_is_told_from_a_broken_one() {
+    fn a_full_disk_is_distinguished_from_other_errors() {
         // ENOSPC, EFBIG, EDQUOT; EIO (errno(3)).
         for full in [28, 27, 122] {
             assert_eq!(

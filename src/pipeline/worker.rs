@@ -1,5 +1,5 @@
-//! Whether, when and how often a video is worked on: claim, lease, the retry schedule, the end.
-//! What is done with it is [`crate::pipeline::ingest`]'s.
+//! Workers: claims, leases, retries and the end of attempts. The attempt itself is in
+//! [`crate::pipeline::ingest`].
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::db::{Claim, Db, DbError, Lost};
+use crate::db::{Claim, ClaimError, Db, DbError};
 use crate::domain::failure::{Code, Failure, causes};
 use crate::domain::plan::{End, after_failure};
 use crate::domain::request::{Request, Source};
@@ -20,48 +20,48 @@ use crate::pipeline::ingest::{Attempt, Ingest};
 use crate::pipeline::sweep::Sweep;
 use crate::telemetry::metrics;
 
-/// A worker that has nothing to do looks again after this time. Source: the contract.
-pub const IDLE_LOOK: Duration = Duration::from_secs(5);
+/// The interval at which idle workers poll the database.
+const IDLE_POLL: Duration = Duration::from_secs(5);
 
-/// After an error of the database.
-const DATABASE_WAIT: Duration = Duration::from_secs(1);
+/// The wait after a database error.
+const DATABASE_RETRY: Duration = Duration::from_secs(1);
 
-/// How often the end of a claim is written before it is left to the lease.
+/// The maximum number of attempts to finish a claim. After that, the lease expires.
 const FINISH_TRIES_MAX: u32 = 5;
 
-/// Works on what is due: videos, scans, leases that ran out.
+/// Processes scans, due videos and expired leases.
 #[derive(Clone)]
 pub struct Worker {
-    /// Where claims come from and ends go.
+    /// The records.
     pub db: Db,
-    /// Stamps the timeline.
+    /// The clock for timelines.
     pub clock: Clock,
     /// The steps of one video.
     pub ingest: Ingest,
-    /// Looks at whole trees.
+    /// Performs scans.
     pub sweep: Sweep,
-    /// How long a video is ours without renewal; renewed at a third of it.
+    /// The lease of a claim. It is renewed after a third of this period.
     pub lease: Duration,
-    /// Wakes idle workers of this process when something was recorded.
+    /// Notified when a video or scan was requested.
     pub wake: Arc<Notify>,
-    /// Cancelled: take nothing new.
+    /// If cancelled, the worker claims nothing more.
     pub stop: CancellationToken,
-    /// Cancelled: hand back what is running.
+    /// If cancelled, the worker releases its claim.
     pub hand_back: CancellationToken,
 }
 
 impl Worker {
-    /// Works until told to stop, waiting where there is nothing to do.
+    /// Runs until `stop` is cancelled.
     pub async fn run(&self) {
         while !self.stop.is_cancelled() {
-            // Registered before looking, so that a wake-up in between is not missed.
+            // Created before the query, so that a notification during the query is not missed.
             let woken = self.wake.notified();
             let wait = match self.run_once().await {
                 Ok(true) => continue,
-                Ok(false) => IDLE_LOOK,
+                Ok(false) => IDLE_POLL,
                 Err(error) => {
-                    tracing::warn!(error = causes(&error), "no work without the database");
-                    DATABASE_WAIT
+                    tracing::warn!(error = causes(&error), "database unavailable, retrying");
+                    DATABASE_RETRY
                 }
             };
             tokio::select! {
@@ -71,43 +71,44 @@ impl Worker {
         }
     }
 
-    /// Does one thing that is due. `false`: there was none.
+    /// Processes one scan or video. Returns `false` if none is due.
     pub async fn run_once(&self) -> Result<bool, DbError> {
         let db = &self.db;
         if let Some(scan) = db.claim_scan().await? {
             self.sweep.scan(&scan).await?;
             return Ok(true);
         }
-        if !self.has_room() {
+        if !self.has_space() {
             return Ok(false);
         }
         if let Some(claim) = db.claim(self.lease).await? {
-            match claim.expired {
-                false => self.work(&claim).await,
-                true => {
-                    let failure = Failure::new(
-                        Code::LeaseExpired,
-                        "the process that had the video stopped before it was done",
-                    );
-                    let mut attempt = Attempt::new(&claim, self.clock.clone());
-                    self.settle(&mut attempt, Err(failure)).await;
-                }
+            if claim.expired {
+                // A video that crashes the server must not be retried immediately, so an expired lease
+                // counts as a failed attempt and follows the retry schedule.
+                let failure = Failure::new(
+                    Code::LeaseExpired,
+                    "The server stopped during an attempt; the video is retried automatically.",
+                );
+                let mut attempt = Attempt::new(&claim, self.clock.clone());
+                self.settle(&mut attempt, Err(failure)).await;
+            } else {
+                self.work(&claim).await;
             }
             return Ok(true);
         }
         let owner = self.ingest.rules.missing_rows_owner;
-        Ok(db.wake_those_with_rows(owner).await? > 0)
+        Ok(db.queue_videos_with_rows(owner).await? > 0)
     }
 
-    /// A download that would fill the disk is not begun.
-    fn has_room(&self) -> bool {
+    /// Whether the disk has space for the largest accepted video.
+    fn has_space(&self) -> bool {
         let needed = self.ingest.video_bytes_max.load(Ordering::Relaxed);
         match free_bytes(&self.ingest.rules.data_dir) {
             Some(free) if free < needed => {
                 tracing::error!(
                     free_bytes = free,
                     needed_bytes = needed,
-                    "too little room in DATA_DIR: nothing is fetched until there is more"
+                    "too little space in DATA_DIR, downloads suspended"
                 );
                 false
             }
@@ -118,16 +119,16 @@ impl Worker {
     async fn work(&self, claim: &Claim) {
         let mut attempt = Attempt::new(claim, self.clock.clone());
         let uploading = attempt.uploading.clone();
-        let story = AssertUnwindSafe(self.ingest.run(&mut attempt)).catch_unwind();
+        let run = AssertUnwindSafe(self.ingest.run(&mut attempt)).catch_unwind();
         let ended = tokio::select! {
-            result = story => Some(result.unwrap_or_else(|_| {
+            result = run => Some(result.unwrap_or_else(|_| {
                 tracing::error!(video.id = %claim.key.video_id, attempt = claim.history.attempts + 1, "ingest panicked");
-                Err(Failure::new(Code::Internal, "a defect of the server; its log has the details"))
+                Err(Failure::new(Code::Internal, "The server has a bug; check its log for the details."))
             })),
             () = self.keep_lease(claim) => None,
             () = self.hand_back.cancelled() => {
                 if let Err(error) = self.db.hand_back(claim).await {
-                    tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "not handed back; its lease will end");
+                    tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "claim not released, waiting for its lease to expire");
                 }
                 return;
             }
@@ -138,32 +139,34 @@ impl Worker {
         }
     }
 
-    /// Returns when the lease is lost, or can no longer be known to hold.
+    /// Renews the lease. Returns when it is lost, or when it has expired by our clock.
     async fn keep_lease(&self, claim: &Claim) {
         let mut held_until = Instant::now() + self.lease;
         let mut ticks = interval_at(Instant::now() + self.lease / 3, self.lease / 3);
         loop {
             ticks.tick().await;
-            let asked = Instant::now();
-            let left = held_until.saturating_duration_since(asked);
-            match timeout(left, self.db.renew(claim, self.lease)).await {
-                Ok(Ok(())) => held_until = asked + self.lease,
-                Ok(Err(Lost::Db(error))) if Instant::now() < held_until => {
-                    tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "lease not renewed yet");
+            // The new lease begins when the database executes the statement, which is after this moment.
+            // `held_until` is therefore never later than the end of the lease.
+            let started = Instant::now();
+            let remaining = held_until.saturating_duration_since(started);
+            match timeout(remaining, self.db.renew(claim, self.lease)).await {
+                Ok(Ok(())) => held_until = started + self.lease,
+                Ok(Err(ClaimError::Db(error))) if Instant::now() < held_until => {
+                    tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "failed to renew the lease, retrying");
                 }
                 Ok(Err(_)) | Err(_) => return,
             }
         }
     }
 
-    /// Writes how the attempt ended.
+    /// Finishes the claim.
     async fn settle(&self, attempt: &mut Attempt<'_>, result: Result<End, Failure>) {
         let claim = attempt.claim;
         let end = result
             .unwrap_or_else(|failure| after_failure(&claim.history, failure, fastrand::f64()));
         let detail = match &end {
             End::Ready { .. } => "the row is ready".to_owned(),
-            End::Unchanged => "the branch holds nothing new".to_owned(),
+            End::Unchanged => "no new files in the branch".to_owned(),
             End::Waiting { message, .. } => message.clone(),
             End::Retry { failure, wait, .. } => {
                 format!("{failure} Next attempt in {} s.", wait.as_secs())
@@ -178,9 +181,9 @@ impl Worker {
                     metrics::ended(claim, &end);
                     return log(claim, &end);
                 }
-                Err(Lost::Db(error)) if tries < FINISH_TRIES_MAX => {
-                    tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "end not written yet");
-                    tokio::time::sleep(DATABASE_WAIT).await;
+                Err(ClaimError::Db(error)) if tries < FINISH_TRIES_MAX => {
+                    tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "failed to persist the result, retrying");
+                    tokio::time::sleep(DATABASE_RETRY).await;
                 }
                 Err(_) => {
                     return self
@@ -191,24 +194,27 @@ impl Worker {
         }
     }
 
-    /// The lease does not fence the store: what this worker sent may arrive after the next one's, so
-    /// the video is asked for again and the next pass compares the store with the branch.
+    /// Handles a lost lease.
+    ///
+    /// The lease does not protect the storage: this worker's upload may complete after that of the next
+    /// worker. The video is therefore requested again, and the next attempt compares the object with the
+    /// branch.
     async fn lost(&self, claim: &Claim, uploading: bool) {
-        tracing::warn!(video.id = %claim.key.video_id, attempt = claim.history.attempts + 1, uploading, "lease lost: stopped");
+        tracing::warn!(video.id = %claim.key.video_id, attempt = claim.history.attempts + 1, uploading, "lease lost, attempt stopped");
         if uploading {
             let repair = Request::new(
                 claim.key,
                 Source::Repair,
-                "a worker lost its lease while uploading",
+                "a worker lost its lease during an upload",
             );
             if let Err(error) = self.db.request([repair]).await {
-                tracing::error!(video.id = %claim.key.video_id, error = causes(&error), "repair not requested: run a sweep with verify=true");
+                tracing::error!(video.id = %claim.key.video_id, error = causes(&error), "failed to request the repair; run a sweep with verify=true");
             }
         }
     }
 }
 
-/// One line per outcome; ERROR only where a person must look.
+/// Logs the end of an attempt.
 fn log(claim: &Claim, end: &End) {
     let video = claim.key.video_id;
     let attempt = claim.history.attempts + 1;
@@ -226,7 +232,7 @@ fn log(claim: &Claim, end: &End) {
             tracing::info!(video.id = %video, attempt, code = %code, "waiting: {message}");
         }
         End::Retry { failure, wait, .. } => {
-            tracing::warn!(video.id = %video, attempt, code = %failure.code, wait_s = wait.as_secs(), "not yet: {}", failure.message);
+            tracing::warn!(video.id = %video, attempt, code = %failure.code, wait_s = wait.as_secs(), "attempt failed, will retry: {}", failure.message);
         }
         End::Failed { failure, .. } => {
             tracing::warn!(video.id = %video, attempt, code = %failure.code, "failed: {}", failure.message);
@@ -234,7 +240,7 @@ fn log(claim: &Claim, end: &End) {
     }
 }
 
-/// The room left for us on the disk that holds `dir`, in bytes.
+/// The free space on the file system of `dir` that is available to this user, in bytes.
 pub(crate) fn free_bytes(dir: &std::path::Path) -> Option<u64> {
     let disk = rustix::fs::statvfs(dir).ok()?;
     Some(disk.f_bavail.saturating_mul(disk.f_frsize))

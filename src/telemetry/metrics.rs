@@ -140,7 +140,7 @@ pub fn step(step: Step, took: Duration) {
 pub fn ended(claim: &Claim, end: &End) {
     if let End::Ready { published, .. } = end {
         counter!(BYTES).increment(published.size_bytes);
-        histogram!(READY).record(claim.asked_at.elapsed());
+        histogram!(READY).record(claim.requested_at.elapsed());
     }
     let code = end.reason().map_or("", |(code, _)| code.as_str());
     counter!(ATTEMPTS, "outcome" => end.step().as_str(), "code" => code).increment(1);

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use video_ingest::db::Lost;
+use video_ingest::db::ClaimError;
 use video_ingest::domain::failure::Code;
 use video_ingest::domain::plan::End;
 use video_ingest::failpoint::Fault;
@@ -23,8 +23,8 @@ scenario! {
         let dead = t.db.claim(LEASE).await.unwrap().unwrap();
         t.later(LEASE + Duration::from_secs(1));
         let next = t.db.claim(LEASE).await.unwrap().unwrap();
-        assert!(matches!(t.db.renew(&dead, LEASE).await, Err(Lost::Lease)));
-        assert!(matches!(t.db.finish(&dead, None, &End::Unchanged, &[]).await, Err(Lost::Lease)));
+        assert!(matches!(t.db.renew(&dead, LEASE).await, Err(ClaimError::LeaseLost)));
+        assert!(matches!(t.db.finish(&dead, None, &End::Unchanged, &[]).await, Err(ClaimError::LeaseLost)));
         t.db.hand_back(&dead).await.unwrap();
         assert_eq!(t.video(&video).await["state"], "running", "the next one has it");
         t.db.hand_back(&next).await.unwrap();

@@ -165,7 +165,7 @@ async fn a_start_task_leads_to_its_conversation() {
     );
     assert_eq!(read(&probed, 3), "finished");
     assert_eq!(read(&probed, 4), "failed: the agent stopped with an error");
-    let nowhere = "unknown: the agent's API does not know this conversation";
+    let nowhere = "unknown: OpenHands has no conversation with this id";
     assert_eq!(
         (read(&probed, 5), read(&probed, 6)),
         (nowhere.into(), nowhere.into())
@@ -214,7 +214,7 @@ async fn v0_is_asked_one_by_one_and_its_events_tell_waiting_from_working() {
     assert_eq!(read(&probed, 4), "failed: the agent stopped with an error");
     assert_eq!(
         read(&probed, 5),
-        "unknown: the agent's API does not know this conversation"
+        "unknown: OpenHands has no conversation with this id"
     );
     assert_eq!(s.api.calls().len(), 5 + 3 + 1 + 1);
 }

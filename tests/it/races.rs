@@ -93,9 +93,9 @@ scenario! {
         t.work().await;
         t.expect_ready(&video).await;
         // The dead one wakes up: nothing it writes is taken.
-        assert!(matches!(t.db.renew(&lost, Duration::from_secs(30)).await, Err(video_ingest::db::Lost::Lease)));
+        assert!(matches!(t.db.renew(&lost, Duration::from_secs(30)).await, Err(video_ingest::db::ClaimError::LeaseLost)));
         let end = video_ingest::domain::plan::End::Unchanged;
-        assert!(matches!(t.db.finish(&lost, None, &end, &[]).await, Err(video_ingest::db::Lost::Lease)));
+        assert!(matches!(t.db.finish(&lost, None, &end, &[]).await, Err(video_ingest::db::ClaimError::LeaseLost)));
         t.expect_ready(&video).await;
     }
 

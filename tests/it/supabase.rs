@@ -89,7 +89,7 @@ async fn a_stalled_workers_late_upload_is_put_right() {
     t.expect_ready(&v2).await;
     let timeline = t.video(&v2).await["timeline"].to_string();
     assert!(
-        timeline.contains("lost its lease while uploading"),
+        timeline.contains("lost its lease during an upload"),
         "{timeline}"
     );
     t.finish().await;

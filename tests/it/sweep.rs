@@ -133,7 +133,7 @@ scenario! {
             (&at_work, "generating: The agent is working on it."),
             (&done, "generating: The agent finished; its push has not arrived yet."),
             (&broken, "unknown: OpenHands reports a failure (the agent stopped with an error); the next sweep confirms it."),
-            (&forgotten, "unknown: The status of the generation is unknown: the agent's API does not know this conversation."),
+            (&forgotten, "unknown: The status of the generation is unknown: OpenHands has no conversation with this id."),
             (&late, "failed: No video was pushed within 6 h."),
             (&failed, "failed: out of credits"),
         ];
@@ -420,8 +420,8 @@ scenario! {
         t.overwrite_stored(cut, b"half");
         assert_eq!(expect_nothing_written(t, "").await["checked"], 0, "only when asked to verify");
         let report = sweep(t, "verify=true").await;
-        assert_eq!(outcome(&report, gone), "queued: Its object is missing in the storage");
-        assert_eq!(outcome(&report, cut), "queued: Its object has another size in the storage");
+        assert_eq!(outcome(&report, gone), "queued: The object is missing in the storage");
+        assert_eq!(outcome(&report, cut), "queued: The object has another size in the storage");
         assert_eq!(outcome(&report, fine), "");
         t.work().await;
         for video in &videos {
@@ -446,7 +446,7 @@ scenario! {
         t.delete_stored(&video);
         t.github.commit(|c| video.remove(c));
         let report = expect_nothing_written(t, "verify=true").await;
-        assert_eq!(outcome(&report, &video), "failed: Its object is missing in the storage, and the branch has no file to replace it: push the video again.");
+        assert_eq!(outcome(&report, &video), "failed: The object is missing in the storage, and the branch has no file to replace it; push the video again.");
     }
 
     one_video_can_be_swept_alone(t) {
@@ -601,13 +601,13 @@ scenario! {
         t.push(&queued).await;
         let snapshot = t.snapshot().await;
         for video in [&ready, &half, &queued] {
-            t.db.give_verdict(video.key, seen.get(&video.key).map(|record| record.requested), &failure).await.unwrap();
+            t.db.fail_pending(video.key, seen.get(&video.key).map(|record| record.requested), &failure).await.unwrap();
         }
         assert_eq!(snapshot, t.snapshot().await);
         // Or the old function, which nobody switched off yet, made the row ready.
         let others = made_ready_by_the_old_function(t).await;
         let snapshot = t.snapshot().await;
-        t.db.give_verdict(others.key, None, &failure).await.unwrap();
+        t.db.fail_pending(others.key, None, &failure).await.unwrap();
         assert_eq!(snapshot, t.snapshot().await);
     }
 
@@ -624,7 +624,7 @@ scenario! {
         t.github.truncate_trees_at(1);
         t.later(HOUR);
         let report = sweep(t, "").await;
-        assert_eq!(outcome(&report, &last), "unknown: The branch holds more files than one listing returns; a later sweep looks this video up.");
+        assert_eq!(outcome(&report, &last), "unknown: The branch contains more files than GitHub lists; a later sweep will look up this video.");
         assert!(t.agent.calls().is_empty(), "whether it was pushed is not known yet");
         t.later(HOUR * 6);
         assert!(outcome(&sweep(t, "").await, &last).starts_with("queued: "), "before any deadline");

@@ -1,5 +1,5 @@
-//! Finds what lost webhooks left behind: compares the whole branch with all rows. A sweep takes no input
-//! but the present, needs no memory of webhooks, and ends in the same request as a push.
+//! Sweeps and scans: they compare the listing with all records and rows, and request the videos that are
+//! missing or changed. They do not depend on earlier webhooks, so they also find the videos of lost ones.
 
 mod read;
 mod verify;
@@ -27,47 +27,47 @@ use crate::services::openhands::OpenHands;
 use crate::services::storage::Store;
 use crate::telemetry::metrics;
 
-/// Between two looks at whether what was found is ready.
-const WAIT_LOOK: Duration = Duration::from_millis(200);
+/// The interval at which a sweep with `wait` polls the state of the requested videos.
+const WAIT_POLL: Duration = Duration::from_millis(200);
 
-/// Between two attempts at a scan.
-const SCAN_AGAIN: Duration = Duration::from_secs(5);
+/// The wait after a failed scan.
+const SCAN_RETRY: Duration = Duration::from_secs(5);
 
-/// Everything a sweep touches.
+/// The dependencies of a sweep.
 #[derive(Clone)]
 pub struct Sweep {
-    /// Our records and the app's rows.
+    /// The records and the app's rows.
     pub db: Db,
-    /// The branch.
+    /// The source of the listing.
     pub github: Arc<Github>,
-    /// For `verify`.
+    /// The storage, for `verify`.
     pub store: Arc<Store>,
-    /// Asked about generations; `None`: there is no key.
+    /// The source of generation statuses; `None` if there is no API key.
     pub openhands: Option<Arc<OpenHands>>,
-    /// `videos`
+    /// The videos folder, such as `videos`.
     pub videos_dir: Arc<str>,
-    /// The age at which a row without a video is failed.
+    /// The age at which a pending row fails.
     pub generation_deadline: Duration,
-    /// Deliveries and timelines that are older are pruned.
+    /// The age at which deliveries and timeline entries are deleted.
     pub history_retention: Duration,
-    /// Stamps the report.
+    /// The clock for the report.
     pub clock: Clock,
-    /// Notified when something was requested.
+    /// Notified when videos were requested.
     pub wake: Arc<Notify>,
-    /// One sweep at a time in this process.
+    /// Held during a sweep: one at a time per process.
     pub running: Arc<Mutex<()>>,
 }
 
-/// What one sweep is asked to do.
+/// The options of a sweep.
 #[derive(Clone, Debug, Default)]
 pub struct SweepOptions {
-    /// Write nothing.
+    /// Only report, write nothing.
     pub dry_run: bool,
-    /// How long to wait for what was found to become ready.
+    /// The longest wait for the requested videos.
     pub wait: Duration,
-    /// Only this video.
+    /// Process only this video.
     pub only: Option<Uuid>,
-    /// Compare ready rows with their objects too.
+    /// Compare the ready rows with the objects in the storage.
     pub verify: bool,
 }
 
@@ -78,29 +78,28 @@ impl SweepOptions {
 }
 
 impl Sweep {
-    /// The scan that a delivery asked for: the whole tree, and requests for what it holds. Verdicts on
-    /// generations are left to sweeps.
+    /// Performs a scan, or schedules it again if it fails.
     ///
     /// # Errors
-    /// Our database did not answer.
+    /// The database is unavailable.
     pub async fn scan(&self, scan: &Scan) -> Result<(), DbError> {
         let result = self.scan_once(scan).await;
-        let again = match &result {
+        let retry_in = match &result {
             Ok(()) => None,
-            Err(Stopped::Db(_)) => Some(SCAN_AGAIN),
-            Err(Stopped::Failure(failure)) => {
+            Err(SweepError::Db(_)) => Some(SCAN_RETRY),
+            Err(SweepError::Failure(failure)) => {
                 tracing::warn!(delivery.id = scan.guid, code = %failure.code, "scan failed, will retry: {}", failure.message);
-                Some(failure.retry_after.unwrap_or(SCAN_AGAIN))
+                Some(failure.retry_after.unwrap_or(SCAN_RETRY))
             }
         };
-        self.db.settle_scan(scan, again).await?;
+        self.db.settle_scan(scan, retry_in).await?;
         match result {
-            Err(Stopped::Db(error)) => Err(error),
+            Err(SweepError::Db(error)) => Err(error),
             _ => Ok(()),
         }
     }
 
-    async fn scan_once(&self, scan: &Scan) -> Result<(), Stopped> {
+    async fn scan_once(&self, scan: &Scan) -> Result<(), SweepError> {
         let listing = self.github.listing(Instant::now()).await?;
         let fresh = self.github.freshness(&listing, &[scan.after]).await?;
         if fresh == Freshness::Behind && scan.age < PUSH_LAG_MAX {
@@ -113,12 +112,12 @@ impl Sweep {
         {
             match verdict {
                 Verdict::Request(_) => {
-                    writes.request(key, "found by the scan that a push asked for", false);
+                    writes.request(key, "found by a scan after a push", false);
                 }
                 Verdict::Failed(_) | Verdict::Waiting(_)
                     if scan.redelivered && snapshot.listed[&key] != (None, None) =>
                 {
-                    writes.request(key, "the push was delivered again", true);
+                    writes.request(key, "the push was redelivered", true);
                 }
                 Verdict::Adopt => writes.adopted.push((key, snapshot.listed[&key])),
                 _ => {}
@@ -126,15 +125,15 @@ impl Sweep {
         }
         self.write(writes).await?;
         let listed = snapshot.listed.len();
-        tracing::info!(delivery.id = scan.guid, listed, "scanned");
+        tracing::info!(delivery.id = scan.guid, listed, "scan completed");
         Ok(())
     }
 
-    /// One sweep.
+    /// Performs a sweep.
     ///
     /// # Errors
-    /// The branch cannot be read, or our database did not answer.
-    pub async fn run(&self, options: &SweepOptions) -> Result<SweepReport, Stopped> {
+    /// The branch cannot be listed, or the database is unavailable.
+    pub async fn run(&self, options: &SweepOptions) -> Result<SweepReport, SweepError> {
         let result = self.run_once(options).await;
         if !options.dry_run {
             metrics::swept(result.as_ref().ok());
@@ -147,22 +146,22 @@ impl Sweep {
                 failed = report.failed,
                 generating = report.still_generating,
                 dry_run = options.dry_run,
-                "swept"
+                "sweep completed"
             ),
-            Err(stopped) => tracing::warn!(error = causes(stopped), "sweep failed"),
+            Err(error) => tracing::warn!(error = causes(error), "sweep failed"),
         }
         result
     }
 
-    async fn run_once(&self, options: &SweepOptions) -> Result<SweepReport, Stopped> {
+    async fn run_once(&self, options: &SweepOptions) -> Result<SweepReport, SweepError> {
         let one_at_a_time = self.running.lock().await;
         let listing = self.github.listing(Instant::now()).await?;
         let snapshot = self.snapshot(&listing, !options.dry_run).await?;
         if !options.dry_run {
-            // Before OpenHands and the storage are asked: what was pushed waits for neither.
+            // Before the requests to OpenHands and the storage, which may be slow.
             self.request_pushed(&snapshot, options).await?;
         }
-        let (agent, mut errors) = self.ask_openhands(&snapshot, options).await?;
+        let (agent, mut errors) = self.generation_statuses(&snapshot, options).await?;
         let mut drifted = HashMap::new();
         if options.verify {
             let (found, failures) = self.verify(options).await?;
@@ -173,24 +172,24 @@ impl Sweep {
         report.errors = errors;
         if !options.dry_run {
             self.write(writes).await?;
-            // A caller that waits for videos does not keep others from sweeping.
+            // While this caller waits for its videos, other sweeps can run.
             drop(one_at_a_time);
             self.wait_for(&mut report, options.wait).await?;
             self.db.prune(self.history_retention).await?;
         }
-        report.sum_up();
+        report.update_counts();
         if !options.dry_run && options.only.is_none() {
             self.db.note_sweep(report.counts()).await?;
         }
         Ok(report)
     }
 
-    /// Requests what was pushed and not ingested, before anything else is known.
+    /// Requests the videos whose verdict does not depend on OpenHands or the storage.
     async fn request_pushed(
         &self,
         snapshot: &Snapshot,
         options: &SweepOptions,
-    ) -> Result<(), Stopped> {
+    ) -> Result<(), SweepError> {
         let listed = snapshot.listed.keys().copied();
         let listed = listed.filter(|key| options.includes(*key));
         let mut writes = Writes::default();
@@ -202,7 +201,7 @@ impl Sweep {
         self.write(writes).await
     }
 
-    /// The report on every video that is not settled, and what has to be written.
+    /// The report, and the writes that follow from the verdicts.
     fn decide(
         &self,
         snapshot: &Snapshot,
@@ -232,7 +231,7 @@ impl Sweep {
                     Verdict::Request(reason)
                 } else {
                     Verdict::Failed(format!(
-                        "{reason}, and the branch has no file to replace it: push the video again."
+                        "{reason}, and the branch has no file to replace it; push the video again."
                     ))
                 };
             }
@@ -252,14 +251,14 @@ impl Sweep {
             if let Verdict::Fail(code, message) = verdict {
                 let requested = snapshot.records.get(&key).map(|record| record.requested);
                 writes
-                    .verdicts
+                    .failed
                     .push((key, requested, Failure::new(code, message)));
             }
         }
         (report, writes)
     }
 
-    /// Files in the branch for which the app has no row.
+    /// The paths of files in the branch whose video has no row.
     fn orphans(&self, snapshot: &Snapshot, options: &SweepOptions) -> Vec<String> {
         let pending: HashSet<VideoKey> = snapshot.pending.iter().map(|row| row.key).collect();
         let mut orphans = Vec::new();
@@ -287,13 +286,13 @@ impl Sweep {
         snapshot.verdicts(keys, agent, self.generation_deadline)
     }
 
-    async fn write(&self, writes: Writes) -> Result<(), Stopped> {
+    async fn write(&self, writes: Writes) -> Result<(), SweepError> {
         if !writes.adopted.is_empty() {
             self.db.adopt(&writes.adopted).await?;
         }
-        for (key, requested, failure) in writes.verdicts {
+        for (key, requested, failure) in writes.failed {
             debug_assert_eq!(failure.code.class(), Class::Expired);
-            self.db.give_verdict(key, requested, &failure).await?;
+            self.db.fail_pending(key, requested, &failure).await?;
             tracing::warn!(video.id = %key.video_id, code = %failure.code, "failed: {}", failure.message);
         }
         if !writes.requests.is_empty() {
@@ -303,8 +302,8 @@ impl Sweep {
         Ok(())
     }
 
-    /// Waits for what was queued, then reports how it ended.
-    async fn wait_for(&self, report: &mut SweepReport, wait: Duration) -> Result<(), Stopped> {
+    /// Waits for the queued videos and updates their outcomes.
+    async fn wait_for(&self, report: &mut SweepReport, wait: Duration) -> Result<(), SweepError> {
         let queued = report.videos.iter();
         let queued = queued.filter(|video| video.outcome == Outcome::Queued);
         let queued: Vec<VideoKey> = queued.map(SweptVideo::key).collect();
@@ -313,7 +312,7 @@ impl Sweep {
         }
         let until = Instant::now() + wait;
         while Instant::now() < until && self.db.count_busy(&queued).await? > 0 {
-            tokio::time::sleep(WAIT_LOOK).await;
+            tokio::time::sleep(WAIT_POLL).await;
         }
         let records = self.db.records().await?;
         for video in &mut report.videos {
@@ -328,7 +327,7 @@ impl Sweep {
                 VideoState::Generating | VideoState::Queued | VideoState::Running => continue,
             };
             if record.state == VideoState::Ready {
-                // Its row was inserted while we waited, by the app or by us.
+                // The row was inserted during the wait, by the app or by a worker.
                 let files = [FileKind::Video, FileKind::Metadata].map(|kind| self.path(&key, kind));
                 report.orphans.retain(|orphan| !files.contains(orphan));
             }
@@ -337,13 +336,13 @@ impl Sweep {
     }
 }
 
-/// What a sweep or a scan has decided to write.
+/// The writes of a sweep or scan.
 #[derive(Default)]
 struct Writes {
     requests: Vec<Request>,
     adopted: Vec<(VideoKey, Blobs)>,
-    /// With the count of requests that the record had when it was read; `None`: there was no record.
-    verdicts: Vec<(VideoKey, Option<i64>, Failure)>,
+    /// The videos to fail, each with the count of requests in its record; `None` if it has no record.
+    failed: Vec<(VideoKey, Option<i64>, Failure)>,
 }
 
 impl Writes {
@@ -353,13 +352,13 @@ impl Writes {
     }
 }
 
-/// Why a sweep ended early.
+/// Why a sweep or scan failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Stopped {
-    /// Our database did not answer.
+pub enum SweepError {
+    /// The database is unavailable.
     #[error(transparent)]
     Db(#[from] DbError),
-    /// The branch cannot be read.
+    /// The branch cannot be listed.
     #[error(transparent)]
     Failure(#[from] Failure),
 }

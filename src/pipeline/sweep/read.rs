@@ -1,8 +1,8 @@
-//! What a sweep reads before it decides: the branch, our records, the app's rows, OpenHands.
+//! The input of sweeps and scans: the listing, our records, the app's rows and the generation statuses.
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Stopped, Sweep, SweepOptions};
+use super::{Sweep, SweepError, SweepOptions};
 use crate::domain::generation::GenerationStatus;
 use crate::domain::ids::VideoKey;
 use crate::domain::plan::Blobs;
@@ -10,19 +10,20 @@ use crate::domain::report::ServiceError;
 use crate::domain::verdict::{AgentStatus, PendingRow, Record, Snapshot};
 use crate::services::github::Listing;
 
-/// Look-ups of single files in one sweep where the listing is truncated; the next sweep goes on.
+/// The maximum number of look-ups of single videos per sweep. The next sweep continues.
 const LOOKUPS_MAX: usize = 500;
 
-/// The mark that says where a truncated listing's look-ups go on.
+/// The mark that contains the first video of the next look-ups.
 const CURSOR: &str = "lookup_cursor";
 
 impl Sweep {
-    /// Everything that verdicts are made of, except for what OpenHands says.
+    /// The input of verdicts without the generation statuses. `keep_cursor`: whether to store the position
+    /// of the look-ups.
     pub(super) async fn snapshot(
         &self,
         listing: &Listing,
         keep_cursor: bool,
-    ) -> Result<Snapshot, Stopped> {
+    ) -> Result<Snapshot, SweepError> {
         let records = self.db.records().await?;
         let pending = self.db.pending_rows().await?;
         let ready = self.db.ready_objects().await?;
@@ -41,43 +42,43 @@ impl Sweep {
         })
     }
 
-    /// What a truncated listing leaves open, file by file and the oldest rows first: [`LOOKUPS_MAX`] of
-    /// them now and the rest in later sweeps.
+    /// Looks up known videos that a truncated listing does not contain: [`LOOKUPS_MAX`] of them now, the rest
+    /// in later sweeps. The oldest pending rows come first.
     async fn look_up(
         &self,
         listing: &Listing,
         pending: &[PendingRow],
         records: &HashMap<VideoKey, Record>,
         keep_cursor: bool,
-    ) -> Result<Vec<(VideoKey, Blobs)>, Stopped> {
-        let mut open: Vec<VideoKey> = pending.iter().map(|row| row.key).collect();
+    ) -> Result<Vec<(VideoKey, Blobs)>, SweepError> {
+        let mut unlisted: Vec<VideoKey> = pending.iter().map(|row| row.key).collect();
         let mut recorded: Vec<VideoKey> = records.keys().copied().collect();
         recorded.sort();
-        open.extend(recorded);
+        unlisted.extend(recorded);
         let mut seen = HashSet::new();
-        open.retain(|key| !listing.files.contains_key(key) && seen.insert(*key));
+        unlisted.retain(|key| !listing.files.contains_key(key) && seen.insert(*key));
         let cursor = self.db.mark(CURSOR).await?;
-        let start = cursor.and_then(|stem| open.iter().position(|key| key.to_string() == stem));
-        open.rotate_left(start.unwrap_or(0));
+        let start = cursor.and_then(|stem| unlisted.iter().position(|key| key.to_string() == stem));
+        unlisted.rotate_left(start.unwrap_or(0));
         let mut found = Vec::new();
-        for key in open.iter().take(LOOKUPS_MAX) {
+        for key in unlisted.iter().take(LOOKUPS_MAX) {
             let pair = self.github.lookup(*key, listing.head).await?;
             found.push((*key, pair.blobs()));
         }
-        if keep_cursor && let Some(next) = open.get(LOOKUPS_MAX) {
+        if keep_cursor && let Some(next) = unlisted.get(LOOKUPS_MAX) {
             self.db.set_mark(CURSOR, &next.to_string()).await?;
         }
         Ok(found)
     }
 
-    /// What OpenHands says of the rows that have neither a pushed file nor a verdict, and which services
-    /// did not respond.
-    pub(super) async fn ask_openhands(
+    /// The generation statuses of pending rows that have no pushed file, have not failed and are not overdue.
+    /// Also returns the errors of the API.
+    pub(super) async fn generation_statuses(
         &self,
         snapshot: &Snapshot,
         options: &SweepOptions,
-    ) -> Result<(HashMap<VideoKey, AgentStatus>, Vec<ServiceError>), Stopped> {
-        let asked: Vec<(&PendingRow, &String)> = snapshot
+    ) -> Result<(HashMap<VideoKey, AgentStatus>, Vec<ServiceError>), SweepError> {
+        let rows: Vec<(&PendingRow, &String)> = snapshot
             .pending
             .iter()
             .filter(|row| row.failed.is_none() && row.age < self.generation_deadline)
@@ -85,31 +86,31 @@ impl Sweep {
             .filter(|row| options.includes(row.key))
             .filter_map(|row| Some((row, row.conversation_id.as_ref()?)))
             .collect();
-        let Some(openhands) = self.openhands.as_ref().filter(|_| !asked.is_empty()) else {
+        let Some(openhands) = self.openhands.as_ref().filter(|_| !rows.is_empty()) else {
             return Ok((HashMap::new(), Vec::new()));
         };
-        let before = self.db.statuses().await?;
-        let conversations: Vec<String> = asked.iter().map(|(_, id)| (*id).clone()).collect();
+        let stored = self.db.statuses().await?;
+        let conversations: Vec<String> = rows.iter().map(|(_, id)| (*id).clone()).collect();
         let probed = openhands.probe(&conversations).await;
-        let mut changed: Vec<(VideoKey, &str, &GenerationStatus)> = Vec::new();
-        let mut said = HashMap::new();
-        for (row, conversation) in asked {
+        let mut reported: Vec<(VideoKey, &str, &GenerationStatus)> = Vec::new();
+        let mut statuses = HashMap::new();
+        for (row, conversation) in rows {
             let Some(status) = probed.statuses.get(conversation) else {
-                said.insert(row.key, AgentStatus::NoAnswer);
+                statuses.insert(row.key, AgentStatus::Unavailable);
                 continue;
             };
-            let since = before
+            let since = stored
                 .get(&row.key.video_id)
                 .filter(|stored| stored.conversation_id == *conversation)
                 .filter(|stored| stored.status.is_same_kind(status))
                 .map(|stored| stored.since);
-            changed.push((row.key, conversation, status));
+            reported.push((row.key, conversation, status));
             let status = status.clone();
-            said.insert(row.key, AgentStatus::Said { status, since });
+            statuses.insert(row.key, AgentStatus::Reported { status, since });
         }
         if !options.dry_run {
-            self.db.keep_statuses(&changed).await?;
+            self.db.keep_statuses(&reported).await?;
         }
-        Ok((said, probed.errors))
+        Ok((statuses, probed.errors))
     }
 }

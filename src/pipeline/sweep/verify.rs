@@ -1,40 +1,40 @@
-//! `verify=true`: ready rows against the objects that the storage holds.
+//! `verify=true`: compares the ready rows with the objects in the storage.
 
 use std::collections::HashMap;
 
 use futures_util::{StreamExt as _, stream};
 
-use super::{Stopped, Sweep, SweepOptions};
+use super::{Sweep, SweepError, SweepOptions};
 use crate::domain::failure::Failure;
 use crate::domain::ids::VideoKey;
 use crate::domain::report::ServiceError;
 use crate::services::storage::ObjectPath;
 
-/// Objects whose size is asked for at once.
+/// The maximum number of concurrent requests to the storage.
 const VERIFY_AT_ONCE: usize = 8;
 
-/// Failures of the storage in a row before a sweep leaves the rest to the next one.
+/// The number of consecutive failures after which the comparison is aborted.
 const FAILURES_IN_A_ROW_MAX: usize = 8;
 
 impl Sweep {
-    /// Ready rows whose object is missing or has another size, with the reason, and the failures of the
-    /// storage, one for each code.
+    /// The videos whose object is missing or has another size, with the reason. Also returns the errors of
+    /// the storage, one per code.
     pub(super) async fn verify(
         &self,
         options: &SweepOptions,
-    ) -> Result<(HashMap<VideoKey, &'static str>, Vec<ServiceError>), Stopped> {
+    ) -> Result<(HashMap<VideoKey, &'static str>, Vec<ServiceError>), SweepError> {
         let objects = self.db.ready_objects().await?.into_iter();
         let objects = objects.filter(|object| options.includes(object.key));
-        let mut looked = stream::iter(objects)
+        let mut results = stream::iter(objects)
             .map(async |object| {
                 let Some(path) = ObjectPath::from_stored(&object.bucket, &object.path) else {
-                    return Ok(Some((object.key, "Its storage path is not one of ours")));
+                    return Ok(Some((object.key, "The storage path has an unknown format")));
                 };
                 let info = self.store.info(&path).await?;
                 Ok::<_, Failure>(match (info, object.size) {
-                    (None, _) => Some((object.key, "Its object is missing in the storage")),
+                    (None, _) => Some((object.key, "The object is missing in the storage")),
                     (Some(info), Some(size)) if info.size != size => {
-                        Some((object.key, "Its object has another size in the storage"))
+                        Some((object.key, "The object has another size in the storage"))
                     }
                     _ => None,
                 })
@@ -43,7 +43,7 @@ impl Sweep {
         let (mut drifted, mut errors) = (HashMap::new(), Vec::new());
         let mut failures_in_a_row = 0;
         while failures_in_a_row < FAILURES_IN_A_ROW_MAX
-            && let Some(result) = looked.next().await
+            && let Some(result) = results.next().await
         {
             match result {
                 Ok(found) => {

@@ -1,23 +1,23 @@
-//! Enums with one spelling, shared by SQL, JSON, HTML and the command line.
+//! Enums with one string per variant, shared by SQL, JSON, HTML and the command line.
 
-/// Declares an enum whose variants are spelled the same at every edge: `ALL`, `as_str`, `parse`,
-/// `Display` and `serde::Serialize`.
-macro_rules! spelled {
+/// Declares an enum with `ALL`, `as_str`, `parse`, `Display` and `serde::Serialize`, which use the same
+/// strings.
+macro_rules! string_enum {
     ($(#[$meta:meta])* pub enum $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)* }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum $name { $($(#[$doc])* $variant,)* }
 
         impl $name {
-            /// Every value there is.
+            /// All variants, in the order of their declaration.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
-            /// The spelling in the database, the API and the logs.
+            /// The string in the database, the API and the logs.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
             }
 
-            /// The value with this spelling.
+            /// The variant with this string.
             pub fn parse(text: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|value| value.as_str() == text)
             }
@@ -37,4 +37,4 @@ macro_rules! spelled {
     };
 }
 
-pub(crate) use spelled;
+pub(crate) use string_enum;

@@ -1,4 +1,5 @@
-//! What `doctor` asks the database about itself and about us. Nothing here writes.
+//! Read-only queries for the checks of the database: connection, schema, columns, constraints and
+//! privileges.
 
 use std::net::IpAddr;
 
@@ -8,11 +9,10 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::{Db, DbError, Dialect, MIGRATIONS, Unit};
 
-/// Buckets that pending rows name and that are looked at.
+/// The maximum number of buckets of pending rows that are checked.
 const BUCKETS_MAX: usize = 10;
 
-/// What has to be there of `lesson_assets`, with the types that will do.
-/// Source: the app's schema.
+/// The required columns of `lesson_assets` with their accepted types. Source: the app's schema.
 const COLUMNS: &[(&str, &[&str])] = &[
     ("id", &["uuid"]),
     ("lesson_id", &["uuid"]),
@@ -27,49 +27,49 @@ const COLUMNS: &[(&str, &[&str])] = &[
     ("metadata", &["jsonb"]),
 ];
 
-/// What is written when a video is ready or has failed.
+/// The columns that are written when a video becomes ready or fails.
 const UPDATED: &str = "'storage_path', 'mime_type', 'duration_ms', 'conversation_id', 'metadata'";
 
-/// What is written when a row is made for a video that has none.
+/// The columns that are written when a missing row is inserted.
 const INSERTED: &str = "'id', 'lesson_id', 'user_id', 'kind', 'storage_bucket', 'mime_type'";
 
-/// How far our own tables are.
+/// The version of our own tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Migrated {
-    /// The newest migration that was applied; 0 before the first one.
+    /// The version of the newest applied migration; 0 if there is none.
     pub applied: i64,
-    /// The newest that this program knows.
+    /// The version of the newest migration of this release.
     pub known: i64,
 }
 
-/// Our schema in the app's database.
+/// The schema `video_ingest` in the app's database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Schema {
-    /// It is there and we may use it.
+    /// It exists and our role may use it.
     Usable,
-    /// It is made at the first start.
+    /// It does not exist. Our role may create it, which happens at the first start.
     Creatable,
-    /// It is not there, and we may not make it.
+    /// It does not exist, and our role may not create it.
     NotCreatable,
-    /// It is there, but it or a table in it is somebody else's.
+    /// It exists, but our role may not use it or does not own all of its tables.
     Foreign,
 }
 
-/// What protects the way to the database, by its URL.
+/// The protection of the connection to the database, according to its URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tls {
-    /// It does not leave this machine.
+    /// The connection does not leave this machine.
     Local,
-    /// Only a server with a certificate of the right authority is talked to.
+    /// The connection is encrypted and the server's certificate is verified.
     Verified,
-    /// It is encrypted, whoever answers.
+    /// The connection is encrypted, but the server's certificate is not verified.
     Unverified,
-    /// It is not encrypted, or only if the server happens to offer it.
+    /// The connection is not encrypted, or only if the server supports it.
     Optional,
 }
 
 impl Tls {
-    /// Of a Postgres URL; `None` if it is none.
+    /// The protection that a Postgres URL requests; `None` if the URL is invalid.
     pub fn of(url: &SecretString) -> Option<Self> {
         let options: PgConnectOptions = url.expose_secret().parse().ok()?;
         let host = options.get_host();
@@ -81,46 +81,46 @@ impl Tls {
         Some(match options.get_ssl_mode() {
             _ if is_local => Self::Local,
             PgSslMode::VerifyCa | PgSslMode::VerifyFull => Self::Verified,
-            // Also with `sslrootcert`, which in psql would make it `verify-ca`.
+            // Unlike libpq, sqlx does not treat `require` with `sslrootcert` as `verify-ca`.
             PgSslMode::Require => Self::Unverified,
             PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer => Self::Optional,
         })
     }
 }
 
-/// The app's database as our role sees it. Every list is empty when all is well.
+/// The app's database as seen by our role. All lists of problems are empty if there are none.
 #[derive(Clone, Debug)]
 pub struct AppFacts {
-    /// How we are connected, in words.
+    /// The kind of connection, for people.
     pub connection: &'static str,
-    /// The role.
+    /// The name of our role.
     pub user: String,
     /// The database's clock, in milliseconds since the Unix epoch.
     pub now_ms: i64,
-    /// Whether a statement may take for ever.
+    /// Whether there is no statement timeout.
     pub endless_statements: bool,
-    /// Ours.
+    /// The state of our schema.
     pub schema: Schema,
-    /// Roles of Supabase's API that reach our schema.
+    /// Roles of Supabase's API that may use our schema.
     pub exposed_to: Vec<String>,
     /// Whether `lesson_assets` is on the `search_path`.
     pub has_table: bool,
-    /// Columns of `lesson_assets` that are missing or of another type; empty without the table.
+    /// Columns of `lesson_assets` that are missing or have another type; empty without the table.
     pub columns: Vec<String>,
-    /// Constraints of `lesson_assets` that our writes would break.
+    /// Constraints of `lesson_assets` that our writes would violate.
     pub constraints: Vec<String>,
-    /// Whether Supabase Realtime sends updates of `lesson_assets`.
+    /// Whether Supabase Realtime publishes updates of `lesson_assets`.
     pub published: bool,
-    /// Rights that our writes need.
+    /// Privileges that our role lacks.
     pub missing_rights: Vec<String>,
-    /// Rights that nothing of ours needs.
+    /// Privileges of our role that are not required.
     pub extra_rights: Vec<String>,
-    /// What row-level security lets us do with no row at all: `select`, `update`.
+    /// Commands that row-level security rejects for all rows: `select`, `update`.
     pub blocked: Vec<String>,
 }
 
 impl Db {
-    /// How far our own tables are, without touching them.
+    /// The version of our own tables. Unlike [`Db::migrate`], writes nothing.
     pub async fn migrated(&self) -> Result<Migrated, DbError> {
         let known = MIGRATIONS.last().map_or(0, |newest| newest.version);
         let exists = match self.dialect {
@@ -130,23 +130,22 @@ impl Db {
             }
         };
         let mut unit = self.unit(&self.read).await?;
-        // Not through `query`, which would take the schema's name out of it.
+        // Not `self.query`, which would remove the schema's name from the statement.
         let exists = sqlx::query(exists).persistent(!self.pooled);
         let tables: i64 = exists.fetch_one(unit.connection()).await?.get(0);
-        let applied = match tables {
-            0 => 0,
-            _ => {
-                let newest = "select coalesce(max(version), 0) from video_ingest.migrations";
-                let row = self.query(newest).fetch_one(unit.connection()).await?;
-                row.get(0)
-            }
+        let applied = if tables == 0 {
+            0
+        } else {
+            let newest = "select coalesce(max(version), 0) from video_ingest.migrations";
+            let row = self.query(newest).fetch_one(unit.connection()).await?;
+            row.get(0)
         };
         unit.commit().await?;
         Ok(Migrated { applied, known })
     }
 
-    /// Looks at the app's database; `creates_rows`: whether rows are to be made for videos without one.
-    /// For Postgres: an embedded database has no roles, and nobody else in it.
+    /// Examines the app's database. `creates_rows`: whether missing rows are inserted. Postgres only: an
+    /// embedded database has no roles and no other users.
     pub async fn app_facts(&self, creates_rows: bool) -> Result<AppFacts, DbError> {
         let mut unit = self.transaction().await?;
         let role = "select current_user::text, rolsuper, rolbypassrls,
@@ -156,9 +155,10 @@ impl Db {
         let role = self.query(role).fetch_one(unit.connection()).await?;
         let columns = self.wrong_columns(&mut unit).await?;
         let mut facts = AppFacts {
-            connection: match self.pooled {
-                true => "through a transaction pooler",
-                false => "directly or through a session pooler",
+            connection: if self.pooled {
+                "through a transaction pooler"
+            } else {
+                "directly or through a session pooler"
             },
             user: role.get(0),
             endless_statements: role.get(3),
@@ -175,7 +175,7 @@ impl Db {
         };
         for (has, what) in [
             (1, "it is a superuser"),
-            (2, "it passes row-level security"),
+            (2, "it bypasses row-level security"),
         ] {
             if role.get(has) {
                 facts.extra_rights.push(what.to_owned());
@@ -229,16 +229,14 @@ impl Db {
         Ok(facts)
     }
 
-    /// Where pending rows want their videos.
+    /// The buckets of pending rows.
     pub async fn pending_buckets(&self) -> Result<Vec<String>, DbError> {
         let statement = format!(
             "select distinct storage_bucket from lesson_assets
             where kind = 'video' and storage_path is null order by 1 limit {BUCKETS_MAX}"
         );
-        let mut unit = self.unit(&self.read).await?;
-        let buckets = self.texts(&mut unit, &statement).await?;
-        unit.commit().await?;
-        Ok(buckets)
+        let rows = self.fetch_all(self.query(&statement)).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     async fn schema(&self, unit: &mut Unit) -> Result<Schema, DbError> {
@@ -280,7 +278,7 @@ impl Db {
         Ok(Some(COLUMNS.iter().filter_map(wrong).collect()))
     }
 
-    /// Which constraints our writes would break; `creates_rows`: rows are inserted, too.
+    /// The constraints that our writes would violate. `creates_rows`: whether missing rows are inserted.
     async fn constraints(
         &self,
         unit: &mut Unit,
@@ -351,24 +349,25 @@ impl Db {
 }
 
 impl DbError {
-    /// Why a connection cannot be made, for a person, without what the setting holds.
+    /// The reason for people, without the final period. Contains nothing of DATABASE_URL.
     pub fn reason(&self) -> String {
         let error = match self {
-            Self::Unfit(reason) => return reason.clone(),
+            Self::Misconfigured(reason) => return reason.trim_end_matches('.').to_owned(),
             Self::Sqlx(error) => error,
         };
         let reason = match error {
             sqlx::Error::Database(error) => match error.code().as_deref() {
-                Some("28P01" | "28000") => "user or password is wrong",
-                Some("3D000") => "there is no database of that name",
-                Some("53300") => "it has no connection left",
-                Some("26" | "11") => "the file is no SQLite database, or is damaged",
-                _ => return format!("it refuses: {}", error.message()),
+                // Postgres error codes, then SQLite result codes (NOTADB, CORRUPT).
+                Some("28P01" | "28000") => "the user or password is wrong",
+                Some("3D000") => "the database does not exist",
+                Some("53300") => "it has no free connections",
+                Some("26" | "11") => "the file is not an SQLite database or is corrupt",
+                _ => return format!("it returned an error: {}", error.message()),
             },
-            sqlx::Error::Io(_) => "nothing answers at that host and port",
-            sqlx::Error::Tls(_) => "no TLS connection can be made",
-            sqlx::Error::PoolTimedOut => "it does not answer in time",
-            _ => "it does not answer as a database does",
+            sqlx::Error::Io(_) => "the connection to its host and port failed",
+            sqlx::Error::Tls(_) => "the TLS connection failed",
+            sqlx::Error::PoolTimedOut => "it did not respond in time",
+            _ => "it returned an invalid response",
         };
         reason.to_owned()
     }

@@ -1,0 +1,46 @@
+//! Deletes old history from all tables.
+
+use std::time::Duration;
+
+use super::{Db, DbError, Dialect};
+
+/// The maximum number of rows that one statement deletes, so that none blocks other writers for long.
+const PRUNE_ROWS: i64 = 5000;
+
+impl Db {
+    /// Deletes deliveries, timeline entries and hourly counts that are older than `retention`, and the
+    /// generation statuses of rows that are ready or were deleted.
+    pub async fn prune(&self, retention: Duration) -> Result<(), DbError> {
+        // The table `events` has no primary key. The name of the physical row id differs.
+        let (events_id, readings_where) = match self.dialect {
+            Dialect::Sqlite => ("rowid", "lesson_assets.id = readings.video_id"),
+            Dialect::Postgres => ("ctid", "lesson_assets.id = readings.video_id::uuid"),
+        };
+        let events = format!(
+            "delete from video_ingest.events where {events_id} in (
+                select {events_id} from video_ingest.events where at < {{now}} - $1 limit $2)"
+        );
+        let deliveries = "delete from video_ingest.deliveries where guid in (
+                select guid from video_ingest.deliveries
+                where received_at < {now} - $1 and scan_due_at is null limit $2)";
+        let hours = "delete from video_ingest.hours where (hour, what, bucket) in (
+                select hour, what, bucket from video_ingest.hours where hour < {now} - $1 limit $2)";
+        let readings = format!(
+            "delete from video_ingest.readings where not exists (
+                select 1 from lesson_assets where {readings_where} and storage_path is null)"
+        );
+        for statement in [events.as_str(), deliveries, hours] {
+            loop {
+                let query = self
+                    .query(statement)
+                    .bind(retention.as_millis() as i64)
+                    .bind(PRUNE_ROWS);
+                if self.execute(query).await? < PRUNE_ROWS as u64 {
+                    break;
+                }
+            }
+        }
+        self.execute(self.query(&readings)).await?;
+        Ok(())
+    }
+}
