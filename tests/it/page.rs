@@ -100,7 +100,7 @@ scenario! {
 
         let list = browser.text("/").await;
         assert!(list.contains("Needs attention"), "{list}");
-        assert!(list.contains("Render the video again or copy it completely"), "{list}");
+        assert!(list.contains("Render the video again, or copy it again in full"), "{list}");
         assert!(list.contains("1 videos became ready and 1 failed"), "{list}");
         for video in [&good, &bad, &generating] {
             assert!(list.contains(&video.id()), "{list}");
@@ -200,7 +200,7 @@ scenario! {
         let said = GenerationStatus::unknown("the sandbox was paused");
         t.db.keep_statuses(&[(video.key, "c", &said)]).await.unwrap();
         let list = Browser::signed_in(t).await.text("/").await;
-        assert!(list.contains("The agent's status is unknown: the sandbox was paused."), "{list}");
+        assert!(list.contains("status is unknown: the sandbox was paused."), "{list}");
     }
 
     a_person_retries_on_the_page(t) {

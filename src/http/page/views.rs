@@ -1,4 +1,5 @@
-//! How things are said to people: ages, sizes, durations, and the two pictures.
+//! What the pages show: videos as table rows, the chart of the last 24 hours and the bar of the last
+//! attempt, with times, sizes and durations as text.
 
 use std::time::Duration;
 
@@ -8,13 +9,13 @@ use crate::db::{Day, EventView, VideoView};
 use crate::domain::advice::advice;
 use crate::domain::state::VideoState;
 
-/// The pictures' width in their own units; style sheets scale them.
+/// The width of both charts in SVG units. The style sheet scales them.
 const WIDTH: f64 = 480.0;
 
-/// The height of the day's picture in its own units.
+/// The height of the chart of the last 24 hours, in SVG units.
 const DAY_HEIGHT: f64 = 64.0;
 
-/// A step this short is still drawn this wide.
+/// The minimum width of a step, so that short steps stay visible.
 const SEGMENT_WIDTH_MIN: f64 = 3.0;
 
 /// A moment, for people and for machines.
@@ -89,7 +90,7 @@ pub(super) struct VideoRow {
     pub length: String,
     pub changed: Moment,
     pub created: Moment,
-    /// What to do about it.
+    /// What to do about the failure.
     pub advice: Option<&'static str>,
 }
 
@@ -105,11 +106,11 @@ impl VideoRow {
         }
     }
 
-    /// Why it is as it is, where that needs a word.
+    /// The reason for the state, if there is one.
     pub(super) fn reason(&self) -> Option<String> {
         let message = self.video.message.as_deref();
         if self.video.state == VideoState::Generating {
-            return Some(message.unwrap_or("Nothing has been pushed yet.").to_owned());
+            return Some(message.unwrap_or("No file has been pushed yet.").to_owned());
         }
         message.map(capitalized)
     }
@@ -122,7 +123,7 @@ pub(super) fn capitalized(text: &str) -> String {
         .unwrap_or_default()
 }
 
-/// One hour of the day's picture; places and heights in the picture's units.
+/// One hour of the chart, in SVG units.
 pub(super) struct Bar {
     pub x: f64,
     pub width: f64,
@@ -133,8 +134,8 @@ pub(super) struct Bar {
     pub title: String,
 }
 
-/// The last 24 hours.
-pub(super) struct DayPicture {
+/// The chart and the figures of the last 24 hours.
+pub(super) struct DayChart {
     pub bars: Vec<Bar>,
     pub ready: i64,
     pub failed: i64,
@@ -142,7 +143,7 @@ pub(super) struct DayPicture {
     pub p95: Option<String>,
 }
 
-impl DayPicture {
+impl DayChart {
     pub(super) fn new(day: &Day) -> Self {
         let most = day.hours.iter().map(|h| h.ready + h.failed).max();
         let unit = DAY_HEIGHT / most.unwrap_or(0).max(1) as f64;
@@ -181,22 +182,22 @@ impl DayPicture {
 pub(super) struct Segment {
     pub x: f64,
     pub width: f64,
-    /// What it led to.
+    /// The timeline entry that ended it.
     pub step: String,
     pub took: String,
 }
 
-/// The last attempt, from the request to its end.
+/// The last attempt, from its request to its end.
 pub(super) struct LastAttempt {
-    /// Each as wide as it was long.
+    /// The width of each is proportional to its duration.
     pub segments: Vec<Segment>,
     pub took: String,
 }
 
-/// `None`: nothing was attempted yet.
+/// `None` before the first attempt.
 pub(super) fn last_attempt(timeline: &[EventView]) -> Option<LastAttempt> {
     let begins = |event: &EventView| event.step.begins_attempt();
-    // The last request that something followed: one that came meanwhile has no attempt yet.
+    // A request that arrived during or after the last attempt has no attempt of its own yet.
     let start = timeline
         .windows(2)
         .rposition(|pair| begins(&pair[0]) && !begins(&pair[1]))?;
@@ -206,7 +207,7 @@ pub(super) fn last_attempt(timeline: &[EventView]) -> Option<LastAttempt> {
         let ends = millis(&event.at).unwrap_or(at).max(at);
         let ms = ends - at;
         at = ends;
-        // What the first step did not take, the video spent in the queue.
+        // The time before the first step began was spent in the queue.
         let queued = ms - event.ms.unwrap_or(ms);
         if steps.is_empty() && queued > 0 {
             steps.push(("queued", queued));
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bar_shows_the_last_attempt_in_full_width() {
+    fn the_last_attempt_fills_the_width() {
         let event = |second: u32, step: Step| EventView {
             at: format!("2026-01-28T21:12:{second:02}Z"),
             step,
@@ -279,12 +280,9 @@ mod tests {
             event(14, Step::Ready),
             event(20, Step::Requested),
         ];
-        let LastAttempt {
-            segments: shown,
-            took,
-        } = last_attempt(&timeline).unwrap();
+        let LastAttempt { segments, took } = last_attempt(&timeline).unwrap();
         assert_eq!(took, "4.0 s");
-        let steps: Vec<_> = shown
+        let steps: Vec<_> = segments
             .iter()
             .map(|s| (s.step.as_str(), s.took.as_str()))
             .collect();
@@ -296,7 +294,7 @@ mod tests {
                 ("ready", "3.0 s")
             ]
         );
-        assert!((shown[2].x + shown[2].width + 1.0 - WIDTH).abs() < 0.01);
+        assert!((segments[2].x + segments[2].width + 1.0 - WIDTH).abs() < 0.01);
         assert!(last_attempt(&timeline[..1]).is_none());
     }
 }
