@@ -1,4 +1,4 @@
-//! Logs: readable text on a terminal, JSON elsewhere, with the same field names in both.
+//! Logs and metrics. Logs are text on a terminal and JSON otherwise, with the same field names.
 
 pub mod metrics;
 
@@ -14,10 +14,11 @@ use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::config::{LogConfig, LogFormat};
 
-/// octocrab logs every failed call as an error; ours are logged once, where they are handled.
+/// Directives for dependencies. octocrab is off because it logs every failed call as an error, and we log
+/// errors once, where they are handled.
 const QUIET: &str = "octocrab=off,hyper=off,sqlx=error";
 
-/// Starts logging to standard error.
+/// Configures logging to standard error.
 pub fn init(log: &LogConfig) {
     let filter = EnvFilter::new(format!("{QUIET},{}", log.filter));
     let json = match log.format {
@@ -26,16 +27,15 @@ pub fn init(log: &LogConfig) {
         None => !std::io::stderr().is_terminal(),
     };
     let registry = tracing_subscriber::registry().with(filter);
-    match json {
-        true => registry.with(json_lines(std::io::stderr)).init(),
-        false => {
-            let layer = fmt::layer().with_writer(std::io::stderr);
-            registry.with(layer.with_target(false)).init();
-        }
+    if json {
+        registry.with(json_lines(std::io::stderr)).init();
+    } else {
+        let layer = fmt::layer().with_writer(std::io::stderr);
+        registry.with(layer.with_target(false)).init();
     }
 }
 
-/// One JSON object per line, the fields beside time, level and message.
+/// A layer that writes one JSON object per line, with the fields at the top level.
 pub fn json_lines<S, W>(writer: W) -> impl Layer<S>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -44,19 +44,20 @@ where
     fmt::layer().with_writer(writer).json().flatten_event(true)
 }
 
-/// An error and what caused it, for a field of a log line: JSON would show the error alone.
+/// An error and its causes as the value of a log field. A field with the error itself would omit the
+/// causes.
 pub fn causes(error: &(dyn Error + 'static)) -> tracing::field::DisplayValue<String> {
-    let mut said = error.to_string();
+    let mut chain = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {
         let text = next.to_string();
-        // Many say their cause themselves.
-        if !said.contains(&text) {
-            said = format!("{said}: {text}");
+        // Many errors contain the text of their cause.
+        if !chain.contains(&text) {
+            chain = format!("{chain}: {text}");
         }
         cause = next.source();
     }
-    tracing::field::display(said)
+    tracing::field::display(chain)
 }
 
 #[cfg(test)]
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_cause_is_said_once() {
+    fn each_cause_appears_once() {
         let error = anyhow::anyhow!("connection refused")
             .context("cannot connect: connection refused")
             .context("no answer");
