@@ -1,4 +1,4 @@
-//! Everything put together: the one place where clients, pool, clock and fail points are made.
+//! Wiring: the only place that constructs clients, the database pool and the clock.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,96 +14,85 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::{Config, Database, MissingRow, OpenHandsConfig, StoreConfig};
-use crate::db::{Db, RowOwner};
+use crate::db::{Db, DbError, RowOwner};
 use crate::domain::plan::Waits;
-use crate::failpoint::{FailPoints, Fault};
 use crate::http::{self, AppState, STREAMS_MAX};
+use crate::pipeline::checks::Services;
 use crate::pipeline::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
 use crate::pipeline::intake::Intake;
 use crate::pipeline::sweep::{Sweep, SweepOptions};
 use crate::pipeline::worker::Worker;
-use crate::services::github::{Github, InvalidSetting, Patience};
-use crate::services::openhands::{self, Agent};
-use crate::services::storage::{FolderStore, Store, SupabaseStore, Timeouts};
+use crate::services::client::InvalidSetting;
+use crate::services::github::{self, Github};
+use crate::services::openhands::{OpenHands, Pacing};
+use crate::services::storage::{self, FolderStore, Store, SupabaseStore};
 use crate::telemetry::metrics;
 
-/// After SIGTERM, running videos have this long to end before they are handed back.
+/// After SIGTERM, running videos get this long to finish before they are handed back.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// And this long to be handed back; together with closing, less than the contract's 25 s.
+/// How long handing back may take. With closing the database, all of it stays below the documented 25 s.
 const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What tests put in the place of the real thing.
+/// Replaceable parts, which tests set and production leaves at their defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Injected {
-    /// Moved instead of slept.
+    /// Tests move it instead of sleeping.
     pub clock: Clock,
-    /// Armed to break things on purpose.
-    pub fail: FailPoints,
-    /// How patient the GitHub client is.
-    pub github_patience: Patience,
-    /// How patient the storage client is.
-    pub storage_timeouts: Timeouts,
-    /// How patient and how fast the agent's client is.
-    pub openhands_limits: openhands::Limits,
+    /// Timeouts of the GitHub client.
+    pub github_timeouts: github::Timeouts,
+    /// Timeouts of the storage client.
+    pub storage_timeouts: storage::Timeouts,
+    /// How fast and for how long OpenHands is called.
+    pub openhands_pacing: Pacing,
 }
 
-/// The program, ready to serve.
+/// The server, ready to run.
 pub struct App {
-    /// The settings it was made from.
+    /// Its configuration.
     pub config: Config,
-    /// Our records and the app's rows.
+    /// Our tables and the app's rows.
     pub db: Db,
-    /// Does one thing that is due.
+    /// Processes due videos.
     pub worker: Worker,
-    /// Looks at everything.
+    /// Compares the branch with the rows.
     pub sweep: Sweep,
-    /// Every route.
+    /// All routes.
     pub router: axum::Router,
     closing: CancellationToken,
-    /// Ends once every delivery that came was answered.
+    /// Ends once every received delivery was answered.
     intake: JoinHandle<()>,
 }
 
 impl App {
-    /// Opens and migrates the database, opens the store, and wires the rest.
+    /// Opens and migrates the database, opens the store and wires the rest.
     ///
     /// # Errors
-    /// In words for the person who started it.
+    /// Fails if a service of the settings cannot be used; the message names the setting.
     pub async fn build(config: Config, injected: Injected) -> anyhow::Result<Self> {
         let Injected {
             clock,
-            fail,
-            github_patience,
+            github_timeouts,
             storage_timeouts,
-            openhands_limits,
+            openhands_pacing,
         } = injected;
-        for (name, fault) in &config.fail_points {
-            let fault = match fault.as_str() {
-                "abort" => Fault::Abort,
-                "hang" => Fault::Hang,
-                "panic" => Fault::Panic,
-                other => anyhow::bail!("FAIL_POINTS: no fault is called {other}"),
-            };
-            fail.arm(name, fault);
-        }
         std::fs::create_dir_all(&config.data_dir)
-            .with_context(|| format!("DATA_DIR: cannot create {}", config.data_dir.display()))?;
+            .with_context(|| format!("DATA_DIR: Cannot create {}", config.data_dir.display()))?;
         let db = open_database(&config, clock.clone()).await?;
         db.migrate()
             .await
-            .context("the database could not be brought up to this version")?;
-        let store = Arc::new(open_store(&config, storage_timeouts)?);
+            .context("The database could not be migrated")?;
+        let store = Arc::new(open_store(&config, &clock, storage_timeouts)?);
         let github = &config.github;
         let client = self::github(&config, &clock)?;
-        let client = Arc::new(client.with_patience(github_patience));
+        let client = Arc::new(client.with_timeouts(github_timeouts));
         let wake = Arc::new(Notify::new());
         let videos_dir: Arc<str> = github.videos_dir.as_str().into();
         let sweep = Sweep {
             db: db.clone(),
             github: client.clone(),
             store: store.clone(),
-            openhands: agent(&config, &clock, openhands_limits)?,
+            openhands: openhands(&config, &clock, openhands_pacing)?,
             videos_dir: videos_dir.clone(),
             generation_deadline: config.generation_deadline,
             history_retention: config.history_retention,
@@ -134,7 +123,7 @@ impl App {
             }),
             video_bytes_max: Arc::new(AtomicU64::new(video_bytes_max(&config, &store).await)),
             clock,
-            fail,
+            fail: config.fail_points.clone(),
         };
         let worker = Worker {
             db: db.clone(),
@@ -180,7 +169,7 @@ impl App {
         })
     }
 
-    /// Serves until `stop`, then finishes or hands back what is running and returns.
+    /// Serves until `stop`, then finishes or hands back the running videos and returns.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
         let tasks = TaskTracker::new();
         for _ in 0..self.config.workers {
@@ -213,7 +202,7 @@ impl App {
         };
         tokio::join!(serving, closing);
         upkeep.abort();
-        tracing::info!("stopping: nothing new is taken");
+        tracing::info!("draining");
         self.worker.stop.cancel();
         self.worker.wake.notify_waiters();
         if tokio::time::timeout(FINISH_TIMEOUT, tasks.wait())
@@ -225,7 +214,7 @@ impl App {
                 .await
                 .is_err()
             {
-                tracing::warn!("something did not stop in time; its lease will end");
+                tracing::warn!("a task did not stop in time, its lease will expire");
             }
         }
         let _ = tokio::time::timeout(HAND_BACK_TIMEOUT / 3, self.db.close()).await;
@@ -239,7 +228,7 @@ pub async fn stop_signal() {
         signal(SignalKind::interrupt()),
     ) else {
         tracing::error!(
-            "signals cannot be received: stop the process with SIGKILL, nothing is lost"
+            "signal handlers unavailable, stop the process with SIGKILL (no data is lost)"
         );
         return std::future::pending().await;
     };
@@ -249,11 +238,11 @@ pub async fn stop_signal() {
     }
 }
 
-/// Once now, then at the interval, a tenth earlier or later each time so that replicas spread.
+/// Sweeps now and then at the interval, varied by up to a tenth so that replicas spread.
 async fn sweep_every(interval: Duration, sweep: Sweep, stop: CancellationToken) {
     loop {
         let swept = async {
-            // Its failure was logged where it happened; the next one is the retry.
+            // A failure was logged where it happened, and the next sweep is the retry.
             let _ = sweep.run(&SweepOptions::default()).await;
             tokio::time::sleep(interval.mul_f64(0.9 + fastrand::f64() * 0.2)).await;
         };
@@ -264,7 +253,7 @@ async fn sweep_every(interval: Duration, sweep: Sweep, stop: CancellationToken) 
     }
 }
 
-/// Keeps the samples of a process that nobody scrapes from piling up.
+/// Bounds the samples of a process that nobody scrapes.
 async fn fold_metrics() {
     loop {
         tokio::time::sleep(metrics::UPKEEP_EVERY).await;
@@ -272,40 +261,75 @@ async fn fold_metrics() {
     }
 }
 
-/// The database of the settings.
+/// Connects to the configured database.
 ///
 /// # Errors
-/// It cannot be reached.
+/// Fails if the database cannot be opened or reached.
 pub async fn open_database(config: &Config, clock: Clock) -> anyhow::Result<Db> {
+    connect(config, clock)
+        .await
+        .with_context(|| match &config.database {
+            Database::Sqlite => {
+                format!("Cannot open the database in {}", config.data_dir.display())
+            }
+            Database::Postgres { .. } => "DATABASE_URL: Cannot connect to the database".to_owned(),
+        })
+}
+
+async fn connect(config: &Config, clock: Clock) -> Result<Db, DbError> {
     match &config.database {
-        Database::Sqlite => Db::sqlite(&config.data_dir, clock)
-            .await
-            .with_context(|| format!("cannot open the database in {}", config.data_dir.display())),
-        Database::Postgres { url } => Db::postgres(url, clock)
-            .await
-            .context("DATABASE_URL: cannot connect to that database"),
+        Database::Sqlite => Db::sqlite(&config.data_dir, clock).await,
+        Database::Postgres { url } => Db::postgres(url, clock).await,
     }
 }
 
-/// The repository of the settings.
-pub(crate) fn github(config: &Config, clock: &Clock) -> Result<Github, InvalidSetting> {
+/// Everything that [`crate::pipeline::checks`] asks. Creates no file, unlike [`App::build`]: an embedded
+/// database that does not exist yet is `None`.
+pub async fn services(config: &Config, injected: &Injected) -> Services {
+    let clock = injected.clock.clone();
+    let is_new = matches!(config.database, Database::Sqlite)
+        && !Db::embedded_file(&config.data_dir).exists();
+    Services {
+        github: github(config, &clock),
+        storage: match config.store {
+            StoreConfig::Folder => Ok(None),
+            StoreConfig::Supabase { .. } => {
+                open_store(config, &clock, injected.storage_timeouts).map(Some)
+            }
+        },
+        openhands: openhands(config, &clock, injected.openhands_pacing).map_err(Into::into),
+        database: if is_new {
+            Ok(None)
+        } else {
+            connect(config, clock.clone()).await.map(Some)
+        },
+        clock,
+    }
+}
+
+/// A client for the configured repository.
+pub(crate) fn github(config: &Config, clock: &Clock) -> anyhow::Result<Github> {
     let github = &config.github;
-    Github::new(
+    Ok(Github::new(
         &github.api_url,
         github.token.clone(),
-        &github.repository.to_string(),
+        github.repository.clone(),
         github.branch.clone(),
         &github.videos_dir,
         clock.clone(),
-    )
+    )?)
 }
 
-fn open_store(config: &Config, timeouts: Timeouts) -> anyhow::Result<Store> {
+fn open_store(
+    config: &Config,
+    clock: &Clock,
+    timeouts: storage::Timeouts,
+) -> anyhow::Result<Store> {
     Ok(match &config.store {
         StoreConfig::Folder => {
             let folder = config.data_dir.join("store");
             Store::Folder(FolderStore::open(&folder).with_context(|| {
-                format!("DATA_DIR: cannot use {} as the store", folder.display())
+                format!("DATA_DIR: Cannot use {} as the store", folder.display())
             })?)
         }
         StoreConfig::Supabase {
@@ -313,17 +337,18 @@ fn open_store(config: &Config, timeouts: Timeouts) -> anyhow::Result<Store> {
             service_role_key,
         } => {
             let url = reqwest::Url::parse(url).context("SUPABASE_URL is not a URL")?;
-            Store::Supabase(SupabaseStore::new(&url, service_role_key, timeouts)?)
+            let clock = clock.clone();
+            Store::Supabase(SupabaseStore::new(&url, service_role_key, clock, timeouts)?)
         }
     })
 }
 
-/// The agent's API, if the settings have a key for it.
-pub(crate) fn agent(
+/// A client for OpenHands, `None` without a key.
+fn openhands(
     config: &Config,
     clock: &Clock,
-    limits: openhands::Limits,
-) -> anyhow::Result<Option<Arc<Agent>>> {
+    pacing: Pacing,
+) -> Result<Option<Arc<OpenHands>>, InvalidSetting> {
     let Some(OpenHandsConfig {
         key,
         api_url,
@@ -332,12 +357,11 @@ pub(crate) fn agent(
     else {
         return Ok(None);
     };
-    let agent = Agent::new(api_url, key.clone(), *version, clock.clone(), limits)
-        .context("the agent's API cannot be asked")?;
-    Ok(Some(Arc::new(agent)))
+    let client = OpenHands::new(api_url, key.clone(), *version, clock.clone(), pacing)?;
+    Ok(Some(Arc::new(client)))
 }
 
-/// The settings' limit, else the bucket's, else the default; in bytes.
+/// The size limit of a video in bytes: the setting, else the bucket's limit, else the default.
 async fn video_bytes_max(config: &Config, store: &Store) -> u64 {
     if let Some(max) = config.max_video_bytes {
         return max;
@@ -346,13 +370,13 @@ async fn video_bytes_max(config: &Config, store: &Store) -> u64 {
         Ok(limits) => {
             if !limits.mp4_allowed {
                 tracing::error!(
-                    "the bucket's allowed types lack video/mp4: every upload will be refused; add it"
+                    "the bucket does not accept video/mp4, so every upload will fail: add it to the allowed MIME types"
                 );
             }
             limits.max_bytes.unwrap_or(VIDEO_BYTES_MAX_DEFAULT)
         }
         Err(failure) => {
-            tracing::warn!(code = %failure.code, "the bucket's limits are not known yet: {}", failure.message);
+            tracing::warn!(code = %failure.code, "the limits of the bucket are unknown: {}", failure.message);
             VIDEO_BYTES_MAX_DEFAULT
         }
     }

@@ -80,7 +80,9 @@
 //!
 //! The last column names the fail point or the test in `tests/it` that covers the row.
 //! `process::a_crash_anywhere_leaves_work_that_the_next_start_finishes` crashes the server at each fail
-//! point. To reproduce a crash, start the server with `FAIL_POINTS=uploaded=abort` and push a video.
+//! point. To reproduce a crash, push a video to a server that was started with
+//! `FAIL_POINTS=uploaded=abort cargo run --features fail-points -- serve`; builds without that feature have no
+//! fail points.
 //!
 //! <!-- crashes -->
 //! | failure | state afterwards | recovery | fail point or test |
@@ -157,7 +159,9 @@ pub mod config;
 pub mod db;
 pub mod domain;
 pub mod failpoint;
+#[cfg(feature = "demo")]
 pub mod fake_github;
+pub mod format;
 pub mod http;
 pub mod pipeline;
 pub mod services;

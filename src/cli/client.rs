@@ -1,46 +1,51 @@
-//! A running server, asked over its HTTP API. Every error says what to do next.
+//! Client of a running server's HTTP API. Every error says what to do next.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use clap::{Arg, ArgMatches};
 use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// A server that does not take a connection within this time is not there.
+use super::{InvalidConfiguration, reachable};
+use crate::config::{Config, Problem, Sources};
+use crate::services::client;
+
+/// Timeout for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest wait for an answer, beyond what the server was asked to wait.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Timeout of a request, in addition to the time that the server was asked to wait.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The largest answer that is read, in bytes: a sweep's report on about 300,000 videos.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// The largest response, in bytes: the report of a sweep over about 300,000 videos.
+const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
-/// A video as the API lists it; what is not shown is not read, so that versions may differ.
+/// A video as the API lists it. Fields that are not shown are not read, so that versions may differ.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct Video {
-    /// Its id.
+    /// The video's id.
     pub video_id: String,
-    /// Its lesson's.
+    /// The lesson's id.
     pub lesson_id: String,
     /// `generating`, `queued`, `running`, `waiting`, `ready`, `failed`.
     pub state: String,
-    /// Why it is not ready.
+    /// The failure code.
     pub code: Option<String>,
-    /// The same for a person.
+    /// The failure in words.
     pub message: Option<String>,
-    /// What asked for it last.
+    /// What requested it last.
     pub source: Option<String>,
-    /// Attempts counted so far.
+    /// Attempts so far.
     pub attempts: i64,
-    /// The stored object's size.
+    /// The size of the stored object.
     pub size_bytes: Option<u64>,
-    /// The stored video's duration.
+    /// The duration of the stored video.
     pub duration_ms: Option<u64>,
-    /// Where the object is in its bucket.
+    /// The path of the object in its bucket.
     pub storage_path: Option<String>,
-    /// The commit it was read from.
+    /// The commit that it was read from.
     pub commit: Option<String>,
     /// RFC 3339.
     pub updated_at: String,
@@ -49,10 +54,10 @@ pub(crate) struct Video {
 /// A video with its history.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct Detail {
-    /// What the list has too.
+    /// The fields of the list.
     #[serde(flatten)]
     pub video: Video,
-    /// What was not as the JSON said.
+    /// Differences between the video and its JSON.
     pub warnings: Option<Vec<String>>,
     /// Oldest first.
     pub timeline: Vec<Event>,
@@ -65,21 +70,22 @@ pub(crate) struct Detail {
 pub(crate) struct Event {
     /// RFC 3339.
     pub at: String,
-    /// One word.
+    /// The name of the step.
     pub step: String,
-    /// In words.
+    /// A description.
     pub detail: String,
-    /// How long the step took.
+    /// How long the step took, in milliseconds.
     pub ms: Option<i64>,
 }
 
+/// An error response, `application/problem+json`.
 #[derive(Deserialize)]
-struct Problem {
+struct ErrorBody {
     detail: String,
     code: String,
 }
 
-/// Where a server is, and the right to ask it.
+/// A running server and its admin token.
 pub(crate) struct Client {
     base: String,
     token: SecretString,
@@ -87,13 +93,34 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// For a server at this address, without a slash at its end.
+    /// The server of `--url`, else the one that listens on this machine.
     ///
     /// # Errors
-    /// No TLS on this machine.
+    /// Fails on an invalid configuration.
+    pub(crate) fn from_flags(matches: &ArgMatches) -> anyhow::Result<Self> {
+        let sources = Sources::from_process(matches);
+        let url = match matches.get_one::<String>("url") {
+            Some(url) => url.clone(),
+            None => {
+                let listen = Config::listen_addr(&sources).map_err(InvalidConfiguration)?;
+                format!("http://{}", reachable(listen))
+            }
+        };
+        let token = Config::admin_token(&sources).map_err(InvalidConfiguration)?;
+        let unset = || {
+            let right = "must be set to the token of the server (or use ADMIN_TOKEN_FILE)";
+            InvalidConfiguration(vec![Problem::new("ADMIN_TOKEN", right)])
+        };
+        Self::new(&url, token.ok_or_else(unset)?)
+    }
+
+    /// A client for the server at the URL `base`.
+    ///
+    /// # Errors
+    /// Fails if the system's TLS certificates cannot be read.
     pub(crate) fn new(base: &str, token: SecretString) -> anyhow::Result<Self> {
-        let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT);
-        // A proxy cannot reach this machine's own loopback.
+        let mut builder = client::via_proxy(CONNECT_TIMEOUT);
+        // A proxy cannot reach the loopback interface of this machine.
         let host = reqwest::Url::parse(base)?
             .host_str()
             .unwrap_or_default()
@@ -109,35 +136,37 @@ impl Client {
     /// One video with its history.
     ///
     /// # Errors
-    /// It is not known there, or as for every call.
+    /// Fails if the server does not have the video, or like [`Client::call`].
     pub(crate) async fn video(&self, id: uuid::Uuid) -> anyhow::Result<Value> {
-        let answer = self.find_video(id).await?;
-        self.known(answer, id).await
+        let response = self.find_video(id).await?;
+        self.known(response, id).await
     }
 
-    /// The same, `None` if it is not known there.
+    /// One video with its history; `None` if the server does not have it.
     ///
     /// # Errors
-    /// As for every call.
+    /// Fails like [`Client::call`].
     pub(crate) async fn find_video(&self, id: uuid::Uuid) -> anyhow::Result<Option<Value>> {
         let path = format!("/api/videos/{id}");
-        self.ask(Method::GET, &path, &[], Duration::ZERO).await
+        self.request(Method::GET, &path, &[], Duration::ZERO).await
     }
 
-    /// Asks for a video again.
+    /// Requests a video again.
     ///
     /// # Errors
-    /// It is not known there, or as for every call.
+    /// Fails if the server does not have the video, or like [`Client::call`].
     pub(crate) async fn retry(&self, id: uuid::Uuid) -> anyhow::Result<Value> {
         let path = format!("/api/videos/{id}/retry");
-        let answer = self.ask(Method::POST, &path, &[], Duration::ZERO).await?;
-        self.known(answer, id).await
+        let response = self
+            .request(Method::POST, &path, &[], Duration::ZERO)
+            .await?;
+        self.known(response, id).await
     }
 
-    /// Anything else.
+    /// Any other request.
     ///
     /// # Errors
-    /// No server, no right, no such API, or the server's own trouble.
+    /// Fails if the server does not respond, rejects the token, has no such API or returns an error.
     pub(crate) async fn call(
         &self,
         method: Method,
@@ -145,32 +174,32 @@ impl Client {
         query: &[(&str, String)],
         wait: Duration,
     ) -> anyhow::Result<Value> {
-        let answer = self.ask(method, path, query, wait).await?;
-        answer.with_context(|| {
+        let response = self.request(method, path, query, wait).await?;
+        response.with_context(|| {
             format!(
-                "{} has no such API for us: start that server with ADMIN_TOKEN set, or correct --url",
+                "{} returns 404 for its API. Start that server with ADMIN_TOKEN set, or correct --url.",
                 self.base
             )
         })
     }
 
-    /// A 404 means no such video or no API at all; only another question tells which.
-    async fn known(&self, answer: Option<Value>, id: uuid::Uuid) -> anyhow::Result<Value> {
-        if answer.is_none() {
+    /// A 404 means that the video or the whole API is missing; a second request tells which.
+    async fn known(&self, response: Option<Value>, id: uuid::Uuid) -> anyhow::Result<Value> {
+        if response.is_none() {
             let query = [("limit", "1".to_owned())];
             self.call(Method::GET, "/api/videos", &query, Duration::ZERO)
                 .await?;
         }
-        answer.with_context(|| {
+        response.with_context(|| {
             format!(
-                "{} knows no video {id}: look for it with `video-ingest videos list --q …`",
+                "{} has no video {id}. Search for it with `video-ingest videos list --q …`.",
                 self.base
             )
         })
     }
 
-    /// The answer, `None` for a 404.
-    async fn ask(
+    /// The response; `None` for a 404.
+    async fn request(
         &self,
         method: Method,
         path: &str,
@@ -178,43 +207,61 @@ impl Client {
         wait: Duration,
     ) -> anyhow::Result<Option<Value>> {
         let base = &self.base;
-        let broken = |error: reqwest::Error| match error.is_connect() {
-            true => anyhow::anyhow!(
-                "no server answers at {base}: start it with `video-ingest serve`, or say where it is with --url"
-            ),
-            false => anyhow::anyhow!("{base} did not answer: {}", error.without_url()),
+        let broken = |error: reqwest::Error| {
+            if error.is_connect() {
+                anyhow::anyhow!(
+                    "No server responds at {base}. Start it with `video-ingest serve`, or set its URL with --url."
+                )
+            } else {
+                anyhow::anyhow!("{base} did not respond: {}", error.without_url())
+            }
         };
         let mut response = self
             .http
             .request(method, format!("{base}{path}"))
             .query(query)
             .bearer_auth(self.token.expose_secret())
-            .timeout(ANSWER_TIMEOUT + wait)
+            .timeout(REQUEST_TIMEOUT + wait)
             .send()
             .await
             .map_err(broken)?;
         let status = response.status();
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(broken)? {
-            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                bail!("{base} answers more than {ANSWER_BYTES_MAX} bytes; ask for less");
-            }
-            body.extend_from_slice(&chunk);
-        }
+        let body = client::body(&mut response, RESPONSE_BYTES_MAX).await;
+        let Some(body) = body.map_err(broken)? else {
+            bail!("{base} returned more than {RESPONSE_BYTES_MAX} bytes. Request fewer videos.");
+        };
         match status {
             StatusCode::NOT_FOUND => Ok(None),
             StatusCode::UNAUTHORIZED => bail!(
-                "{base} refuses this ADMIN_TOKEN: set ADMIN_TOKEN (or ADMIN_TOKEN_FILE) to the one that server runs with"
+                "{base} rejects this ADMIN_TOKEN. Set ADMIN_TOKEN (or ADMIN_TOKEN_FILE) to the token of that server."
             ),
             _ if status.is_success() => {
-                serde_json::from_slice(&body).map(Some).with_context(|| {
-                    format!("{base} answers, but not as video-ingest does: correct --url")
-                })
+                let response = serde_json::from_slice(&body).map(Some);
+                response
+                    .with_context(|| format!("{base} is not a video-ingest server. Correct --url"))
             }
-            _ => match serde_json::from_slice::<Problem>(&body) {
-                Ok(problem) => bail!("{base}: {} ({})", problem.detail, problem.code),
-                Err(_) => bail!("{base} answers {status}: is that a video-ingest server?"),
+            _ => match serde_json::from_slice::<ErrorBody>(&body) {
+                Ok(body) => bail!("{base}: {} ({})", body.detail, body.code),
+                Err(_) => {
+                    bail!("{base} returned {status}. Check that it is a video-ingest server.")
+                }
             },
         }
+    }
+}
+
+/// The flag of [`Client::from_flags`].
+pub(super) fn url_flag() -> Arg {
+    Arg::new("url")
+        .long("url")
+        .value_name("URL")
+        .value_parser(server_url)
+        .help("URL of the server [default: this machine, at LISTEN_ADDR or PORT]")
+}
+
+fn server_url(text: &str) -> Result<String, String> {
+    match reqwest::Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(text.to_owned()),
+        _ => Err("must be a URL such as `https://videos.example.org`".to_owned()),
     }
 }

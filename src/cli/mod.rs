@@ -1,129 +1,121 @@
-//! What a person types.
+//! The command line: one table of commands, and the exit codes.
 
 mod client;
+#[cfg(feature = "demo")]
 mod demo;
 pub mod doctor;
+#[cfg(feature = "demo")]
 mod fake_github;
 mod reconcile;
 mod videos;
 pub mod webhook;
-mod words;
 
+use std::fmt;
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{self, App, Injected};
 use crate::clock::Clock;
 use crate::config::{self, Config, Problem, Sources};
+use crate::services;
 use crate::telemetry;
-use client::Client;
 
-/// Wrong usage or settings; nothing was tried.
-const USAGE: u8 = 2;
+/// Exit code of invalid usage or configuration: nothing was attempted.
+const EXIT_USAGE: u8 = 2;
 
-/// How long `healthcheck` waits for the answer.
+/// How long `healthcheck` waits for a response.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The command line, as `--help` shows it.
 pub fn command() -> Command {
-    let with_settings = |command: Command| {
-        command
-            .args(config::arguments())
-            .after_help(config::secrets_help())
-    };
-    Command::new("video-ingest")
-        .about("From a signed GitHub push to a playable video in Supabase")
+    let command = Command::new("video-ingest")
+        .about("Ingest videos from signed GitHub pushes into Supabase Storage")
         .version(env!("CARGO_PKG_VERSION"))
+        .after_help("Exit codes: 0 success, 1 failure, 2 invalid usage or configuration.")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(with_settings(
             Command::new("serve").about("Receive webhooks and ingest videos"),
-        ))
+        ));
+    #[cfg(feature = "demo")]
+    let command = command
         .subcommand(demo::command())
+        .subcommand(fake_github::command());
+    command
         .subcommand(doctor::command())
         .subcommand(webhook::command())
-        .subcommand(fake_github::command())
         .subcommand(reconcile::command())
         .subcommand(videos::command())
         .subcommand(with_settings(
-            Command::new("migrate").about("Bring the database up to this version and exit"),
+            Command::new("migrate").about("Migrate the database to this version and exit"),
         ))
         .subcommand(
             Command::new("healthcheck")
-                .about("Ask this server's /healthz: for containers")
-                .arg(
-                    Arg::new("LISTEN_ADDR")
-                        .long("listen-addr")
-                        .value_name("LISTEN_ADDR"),
-                )
-                .arg(Arg::new("PORT").long("port").value_name("PORT")),
+                .about("Check that the server on this machine is up, for containers")
+                .args([config::LISTEN_ADDR, config::PORT].map(|s| config::argument(&s))),
         )
 }
 
-/// Does what the command line says. The exit code is 0 done, 1 failed, 2 usage or settings.
+/// Runs the command.
 pub async fn run(matches: &ArgMatches) -> ExitCode {
     let Some((name, matches)) = matches.subcommand() else {
-        return ExitCode::from(USAGE);
+        return ExitCode::from(EXIT_USAGE);
     };
     let result = match name {
+        "serve" => serve(matches).await,
+        #[cfg(feature = "demo")]
         "demo" => demo::run(matches).await,
-        "doctor" => doctor::run(matches).await.map_err(anyhow::Error::from),
-        "webhook" => match webhook::run(matches).await {
-            Ok(result) => result,
-            Err(problems) => return refuse(&problems),
-        },
-        "healthcheck" => match Config::listen_addr(&Sources::from_process(matches)) {
-            Ok(address) => healthcheck(address).await,
-            Err(problems) => return refuse(&problems),
-        },
-        "reconcile" | "videos" => {
-            // `videos` has subcommands, which have the flag.
-            let flags = matches.subcommand().map_or(matches, |(_, flags)| flags);
-            let client = match server(flags) {
-                Ok((url, token)) => Client::new(&url, token),
-                Err(problems) => return refuse(&problems),
-            };
-            let asked = async {
-                match name {
-                    "videos" => videos::run(matches, &client?).await,
-                    _ => reconcile::run(matches, &client?).await,
-                }
-            };
-            tokio::select! {
-                result = asked => result,
-                () = app::stop_signal() => Ok(ExitCode::SUCCESS),
-            }
-        }
-        _ => match Config::load(&Sources::from_process(matches)) {
-            Ok(config) => {
-                telemetry::init(&config.log);
-                match name {
-                    "fake-github" => fake_github::run(matches, &config)
-                        .await
-                        .map(|()| ExitCode::SUCCESS),
-                    "migrate" => migrate(&config).await,
-                    _ => serve(config).await,
-                }
-            }
-            Err(problems) => return refuse(&problems),
-        },
+        "doctor" => doctor::run(matches).await,
+        "webhook" => webhook::run(matches).await,
+        #[cfg(feature = "demo")]
+        "fake-github" => fake_github::run(matches).await,
+        "reconcile" => until_stopped(reconcile::run(matches)).await,
+        "videos" => until_stopped(videos::run(matches)).await,
+        "migrate" => migrate(matches).await,
+        "healthcheck" => healthcheck(matches).await,
+        _ => unreachable!("clap accepts only the commands above"),
     };
     match result {
         Ok(code) => code,
-        // Whoever read the output has read enough, such as `head`: not done, but nothing to complain of.
+        // The reader of the output, such as `head`, has exited: a failure, but not worth a message.
         Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("video-ingest: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<InvalidConfiguration>() {
+                ExitCode::from(EXIT_USAGE)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
+}
+
+/// Every problem of the configuration; exits with [`EXIT_USAGE`].
+#[derive(Debug)]
+struct InvalidConfiguration(Vec<Problem>);
+
+impl fmt::Display for InvalidConfiguration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("invalid configuration:")?;
+        self.0
+            .iter()
+            .try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for InvalidConfiguration {}
+
+/// Loads the configuration and starts logging.
+fn load(matches: &ArgMatches) -> Result<Config, InvalidConfiguration> {
+    let config = Config::load(&Sources::from_process(matches)).map_err(InvalidConfiguration)?;
+    telemetry::init(&config.log);
+    Ok(config)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -131,55 +123,46 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Writes to standard output, which may be a pipe that nobody reads any more.
-fn print(text: &str) -> io::Result<()> {
+/// Runs a client command until it ends or the process is asked to stop.
+async fn until_stopped(
+    command: impl Future<Output = anyhow::Result<ExitCode>>,
+) -> anyhow::Result<ExitCode> {
+    tokio::select! {
+        result = command => result,
+        () = app::stop_signal() => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Writes to standard output; `print!` would panic on a closed pipe.
+fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
-    out.flush()
+    Ok(out.flush()?)
 }
 
-fn print_json(value: &serde_json::Value) -> io::Result<()> {
-    print(&format!("{value:#}\n"))
+fn print_line(line: &str) -> anyhow::Result<()> {
+    print(&format!("{line}\n"))
 }
 
-fn url_flag() -> Arg {
-    Arg::new("url")
-        .long("url")
-        .value_name("URL")
-        .value_parser(server_url)
-        .help("The server [default: this machine's, at LISTEN_ADDR or PORT]")
+fn print_json(value: &serde_json::Value) -> anyhow::Result<()> {
+    print_line(&format!("{value:#}"))
 }
 
 fn json_flag() -> Arg {
     Arg::new("json")
         .long("json")
         .action(ArgAction::SetTrue)
-        .help("Print the server's answer for programs")
+        .help("Print JSON")
 }
 
-fn server_url(text: &str) -> Result<String, String> {
-    match reqwest::Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(text.to_owned()),
-        _ => Err("must be a URL, such as `https://videos.example.org`".to_owned()),
-    }
+/// Adds a flag for each setting, and the help about secrets.
+fn with_settings(command: Command) -> Command {
+    command
+        .args(config::arguments())
+        .after_help(config::secrets_help())
 }
 
-/// The running server that a command is about, and the right to ask it.
-fn server(matches: &ArgMatches) -> Result<(String, SecretString), Vec<Problem>> {
-    let sources = Sources::from_process(matches);
-    let url = match matches.get_one::<String>("url") {
-        Some(url) => url.clone(),
-        None => format!("http://{}", reachable(Config::listen_addr(&sources)?)),
-    };
-    let unset = || Problem {
-        name: "ADMIN_TOKEN".to_owned(),
-        right: "must be set to the one that the server runs with (or ADMIN_TOKEN_FILE)".to_owned(),
-    };
-    let token = Config::admin_token(&sources)?.ok_or_else(|| vec![unset()])?;
-    Ok((url, token))
-}
-
-/// Where to find a server that listens there: every address includes this machine's own.
+/// The address of the server that listens on `address`, as seen from this machine.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(Ipv4Addr::LOCALHOST.into());
@@ -187,23 +170,16 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-fn refuse(problems: &[Problem]) -> ExitCode {
-    eprintln!("video-ingest: the settings are not usable:");
-    for problem in problems {
-        eprintln!("  {problem}");
-    }
-    ExitCode::from(USAGE)
-}
-
-async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+async fn serve(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    let config = load(matches)?;
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
-        anyhow::anyhow!("LISTEN_ADDR: cannot listen on {}: {error}", config.listen)
+        anyhow::anyhow!("LISTEN_ADDR: Cannot listen on {}: {error}", config.listen)
     })?;
     let address = listener.local_addr()?;
     let app = App::build(config, Injected::default()).await?;
     tracing::info!(%address, repository = %app.config.github.repository, workers = app.config.workers, "listening");
     if app.config.admin_token.is_none() {
-        tracing::info!("ADMIN_TOKEN is not set: /reconcile, /api and the page answer 404");
+        tracing::info!("ADMIN_TOKEN is not set: /reconcile, /api and the page return 404");
     }
     let stop = CancellationToken::new();
     let stop_on_signal = stop.clone();
@@ -215,18 +191,19 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn migrate(config: &Config) -> anyhow::Result<ExitCode> {
+async fn migrate(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    let config = load(matches)?;
     std::fs::create_dir_all(&config.data_dir)?;
-    let db = app::open_database(config, Clock::default()).await?;
+    let db = app::open_database(&config, Clock::default()).await?;
     db.migrate().await?;
-    print("the database is up to date\n")?;
+    print_line("The database is up to date.")?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn healthcheck(address: SocketAddr) -> anyhow::Result<ExitCode> {
-    let address = reachable(address);
-    let client = reqwest::Client::builder()
-        .no_proxy()
+async fn healthcheck(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    let listen = Config::listen_addr(&Sources::from_process(matches));
+    let address = reachable(listen.map_err(InvalidConfiguration)?);
+    let client = services::client::direct(HEALTHCHECK_TIMEOUT)
         .timeout(HEALTHCHECK_TIMEOUT)
         .build()?;
     client
@@ -235,7 +212,7 @@ async fn healthcheck(address: SocketAddr) -> anyhow::Result<ExitCode> {
         .await
         .and_then(reqwest::Response::error_for_status)
         .map_err(|error| anyhow::anyhow!("{address} is not healthy: {}", error.without_url()))?;
-    print("healthy\n")?;
+    print_line("healthy")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -249,17 +226,18 @@ mod tests {
     }
 
     #[test]
-    fn wrong_usage_is_clap_s_exit_code_2() {
+    fn wrong_usage_exits_with_2() {
         for wrong in [
             &["video-ingest"][..],
             &["video-ingest", "videos", "show", "notes.json"],
             &["video-ingest", "videos", "list", "--state", "blue"],
             &["video-ingest", "reconcile", "--wait", "301"],
+            &["video-ingest", "reconcile", "--wait", "6m"],
             &["video-ingest", "reconcile", "--watch", "30s", "--json"],
             &["video-ingest", "reconcile", "--url", "localhost:8080"],
         ] {
             let error = command().try_get_matches_from(wrong).unwrap_err();
-            assert_eq!(error.exit_code(), i32::from(USAGE), "{wrong:?}");
+            assert_eq!(error.exit_code(), i32::from(EXIT_USAGE), "{wrong:?}");
         }
     }
 }

@@ -1,92 +1,95 @@
-//! `video-ingest reconcile`: one sweep of a running server, and what it found, in words.
+//! `video-ingest reconcile`: requests a sweep from a running server and prints its report.
 
 use std::collections::HashMap;
 use std::io::{IsTerminal as _, stdout};
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use indicatif::{ProgressBar, ProgressStyle};
-use jiff::{SignedDuration, Timestamp};
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::client::{Client, Video};
-use super::words::{self, Row, plain};
-use super::{json_flag, print, print_json, url_flag, videos};
+use super::client::{Client, Video, url_flag};
+use super::{json_flag, print, print_json, videos};
+use crate::clock::Clock;
+use crate::config;
 use crate::domain::advice::advice;
 use crate::domain::failure::Code;
+use crate::format::{self, Row, plain};
 
-/// How long a sweep waits for what it found, in seconds, unless asked otherwise; and at most.
-/// Source: the API's `wait`.
-const WAIT_DEFAULT: &str = "25";
-const WAIT_MAX: u64 = 300;
+/// Default and upper limit of `--wait`. Source: the API's `wait`.
+const WAIT_DEFAULT: &str = "25s";
+const WAIT_MAX: Duration = Duration::from_secs(300);
 
-/// Videos that need attention and are shown; the page and `videos list` have them all.
+/// How many videos that need attention are shown; the page and `videos list` have them all.
 const ATTENTION_MAX: usize = 50;
 
-/// The shortest time between two sweeps of `--watch`.
-const WATCH_MIN: Duration = Duration::from_secs(1);
+/// Bounds of `--watch`.
+const WATCH: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 
-/// Between two frames of the spinner.
+/// Time between two frames of the spinner.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Its command line.
+/// The command line of `reconcile`.
 pub(crate) fn command() -> Command {
     Command::new("reconcile")
-        .about("Have a running server look for what lost webhooks left behind")
+        .about("Run a sweep on a running server, to ingest videos whose webhooks were lost")
         .after_help(
-            "ADMIN_TOKEN comes from the environment, .env, or the file that ADMIN_TOKEN_FILE names.\n\
-             Exit code: 0 done, 1 something failed, 2 wrong usage or settings.",
+            "ADMIN_TOKEN is read from the environment, .env or the file that ADMIN_TOKEN_FILE names.\n\
+             Exit codes: 0 success, 1 a video or the sweep failed, 2 invalid usage or configuration.",
         )
         .args([url_flag(), json_flag().conflicts_with("watch")])
         .arg(
             Arg::new("dry-run")
                 .long("dry-run")
                 .action(ArgAction::SetTrue)
-                .help("Only say what would be done"),
+                .help("Only show what would be done"),
         )
         .arg(
             Arg::new("wait")
                 .long("wait")
-                .value_name("SECONDS")
+                .value_name("DURATION")
                 .default_value(WAIT_DEFAULT)
-                .value_parser(value_parser!(u64).range(0..=WAIT_MAX))
-                .help("How long to wait until what was found is ready, up to 300"),
+                .value_parser(wait)
+                .help("How long to wait until the videos found are ready: `0s` to `5m`"),
         )
         .arg(
             Arg::new("verify")
                 .long("verify")
                 .action(ArgAction::SetTrue)
-                .help("Compare ready videos with the store, too"),
+                .help("Also compare ready videos with the store"),
         )
         .arg(
             Arg::new("video")
                 .long("video")
                 .value_name("ID")
                 .value_parser(videos::video_id)
-                .help("Only this video: its id, or the name of one of its files"),
+                .help("Only this video: its id or the name of one of its files"),
         )
         .arg(
             Arg::new("watch")
                 .long("watch")
-                .value_name("INTERVAL")
-                .value_parser(interval)
-                .help("Repeat (`30s`, `5m`), print only what changes, and ring when a video turns ready"),
+                .value_name("DURATION")
+                .value_parser(|text: &str| config::duration(text, WATCH))
+                .help("Repeat at this interval (`30s`, `5m`), print changes, and ring the bell when a video is ready"),
         )
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
-    let parsed = text.parse::<SignedDuration>().ok();
-    parsed
-        .and_then(|duration| Duration::try_from(duration).ok())
-        .filter(|duration| *duration >= WATCH_MIN)
-        .ok_or_else(|| "must be a number and a unit, such as `30s` or `5m`".to_owned())
+/// A number without a unit means seconds, as in the API's `wait`.
+fn wait(text: &str) -> Result<Duration, String> {
+    let unit = if text.ends_with(|c: char| c.is_ascii_digit()) {
+        "s"
+    } else {
+        ""
+    };
+    config::duration(&format!("{text}{unit}"), Duration::ZERO..=WAIT_MAX)
 }
 
-/// A sweep's report, as far as it is shown.
+/// The fields of a sweep's report that are shown.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Report {
@@ -118,7 +121,7 @@ impl Swept {
     }
 }
 
-/// What to ask the server for.
+/// The sweep to request.
 struct Sweep<'a> {
     client: &'a Client,
     query: Vec<(&'static str, String)>,
@@ -133,39 +136,41 @@ impl Sweep<'_> {
             .await
     }
 
-    /// The failure code of a video; `None` if it has none, or cannot be asked for.
+    /// The failure code of a video; `None` if there is none or the request fails.
     async fn code(&self, id: Uuid) -> Option<Code> {
         let video: Video = serde_json::from_value(self.client.video(id).await.ok()?).ok()?;
         video.code.as_deref().and_then(Code::parse)
     }
 }
 
-/// Runs it; the exit code says whether something failed.
-pub(super) async fn run(matches: &ArgMatches, client: &Client) -> anyhow::Result<ExitCode> {
-    let wait = matches.get_one::<u64>("wait").copied().unwrap_or_default();
-    let mut query = vec![("wait", wait.to_string())];
+/// Requests a sweep; the exit code says whether a video failed.
+pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    let client = Client::from_flags(matches)?;
+    let wait = matches.get_one::<Duration>("wait").copied();
+    let wait = wait.unwrap_or_default();
+    let mut query = vec![("wait", wait.as_secs().to_string())];
     for (flag, name) in [("dry-run", "dry_run"), ("verify", "verify")] {
         query.push((name, matches.get_flag(flag).to_string()));
     }
     let video = matches.get_one::<Uuid>("video");
     query.extend(video.map(|id| ("video_id", id.to_string())));
     let sweep = Sweep {
-        client,
+        client: &client,
         query,
         dry_run: matches.get_flag("dry-run"),
-        wait: Duration::from_secs(wait),
+        wait,
     };
     if let Some(every) = matches.get_one::<Duration>("watch") {
         return watch(&sweep, *every).await;
     }
 
     let spinner = spinner(sweep.wait);
-    let answer = sweep.run().await;
+    let response = sweep.run().await;
     spinner.finish_and_clear();
-    let answer = answer?;
-    let report: Report = serde_json::from_value(answer.clone())?;
+    let response = response?;
+    let report: Report = serde_json::from_value(response.clone())?;
     if matches.get_flag("json") {
-        print_json(&answer)?;
+        print_json(&response)?;
     } else {
         let attention = report.videos.iter().filter(|video| video.needs_attention());
         let mut codes = HashMap::new();
@@ -180,17 +185,14 @@ pub(super) async fn run(matches: &ArgMatches, client: &Client) -> anyhow::Result
         print(&summary(&report, sweep.dry_run))?;
         print(&attention_table(&report, &codes))?;
     }
-    Ok(match report.failed {
-        0 => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    })
+    Ok(ExitCode::from(u8::from(report.failed > 0)))
 }
 
-/// Shown on a terminal only: indicatif draws nothing elsewhere.
+/// Visible only on a terminal: indicatif draws nothing elsewhere.
 fn spinner(wait: Duration) -> ProgressBar {
     let template = format!(
-        "{{spinner}} looking at every video, waiting up to {} s for what is found … {{elapsed}}",
-        wait.as_secs()
+        "{{spinner}} reconciling, waiting up to {} for the videos found … {{elapsed}}",
+        format::duration(wait)
     );
     let spinner = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template(&template) {
@@ -200,7 +202,7 @@ fn spinner(wait: Duration) -> ProgressBar {
     spinner
 }
 
-/// The first two lines are the old poll script's, which other scripts read.
+/// The first two lines are those of an older poll script, which other scripts parse.
 fn summary(report: &Report, dry_run: bool) -> String {
     let lines = [
         (report.processed, "ready! Check your app."),
@@ -210,9 +212,10 @@ fn summary(report: &Report, dry_run: bool) -> String {
         ),
         (
             report.queued,
-            match dry_run {
-                true => "would be ingested.",
-                false => "being ingested. Check again in 30-60 seconds.",
+            if dry_run {
+                "would be ingested."
+            } else {
+                "being ingested. Check again in 30-60 seconds."
             },
         ),
         (report.failed, "failed."),
@@ -224,7 +227,7 @@ fn summary(report: &Report, dry_run: bool) -> String {
         .collect();
     for error in &report.errors {
         text += &format!(
-            "{} could not be asked: {}\n",
+            "{} is unavailable: {}\n",
             plain(&error.service),
             plain(&error.code)
         );
@@ -259,13 +262,13 @@ fn attention_table(report: &Report, codes: &HashMap<Uuid, Code>) -> String {
     let mut text = String::new();
     if !rows.is_empty() {
         text += "\nNeeds attention:\n";
-        text += &words::table(&["VIDEO", "OUTCOME", "CODE"], &rows);
+        text += &format::table(&["VIDEO", "OUTCOME", "CODE"], &rows);
     }
     if more > 0 {
-        text += &format!("and {more} more: `video-ingest videos list --state failed`\n");
+        text += &format!("and {more} more, see `video-ingest videos list --state failed`\n");
     }
     if !report.orphans.is_empty() {
-        text += "\nPushed, but no row in lesson_assets has that id:\n";
+        text += "\nPushed without a row in lesson_assets:\n";
         for path in report.orphans.iter().take(ATTENTION_MAX) {
             text += &format!("    {}\n", plain(path));
         }
@@ -276,44 +279,44 @@ fn attention_table(report: &Report, codes: &HashMap<Uuid, Code>) -> String {
     text
 }
 
-/// Sweeps again and again until the process is stopped.
+/// Repeats the sweep until the process is stopped.
 async fn watch(sweep: &Sweep<'_>, every: Duration) -> anyhow::Result<ExitCode> {
     let mut before: Option<Vec<Swept>> = None;
-    let mut trouble = String::new();
+    let mut problem = String::new();
     loop {
-        // The first look must work: a wrong address or token would be watched for ever.
-        let (report, now_trouble) = match (sweep.run().await, &before) {
-            (Ok(answer), _) => (
-                Some(serde_json::from_value::<Report>(answer)?),
+        // The first sweep must succeed: a wrong URL or token would never recover.
+        let (report, now_problem) = match (sweep.run().await, &before) {
+            (Ok(response), _) => (
+                Some(serde_json::from_value::<Report>(response)?),
                 String::new(),
             ),
             (Err(error), None) => return Err(error),
             (Err(error), Some(_)) => (None, format!("{error:#}")),
         };
-        if now_trouble != trouble {
-            let text = if now_trouble.is_empty() {
-                "it answers again"
+        if now_problem != problem {
+            let text = if now_problem.is_empty() {
+                "The server responds again."
             } else {
-                &now_trouble
+                &now_problem
             };
             print(&stamped(text))?;
-            trouble = now_trouble;
+            problem = now_problem;
         }
         if let Some(report) = report {
             let known = before.unwrap_or_default();
-            let mut turned_ready = false;
+            let mut became_ready = false;
             for video in gone(&known, &report.videos) {
-                let answer = sweep.client.video(video.video_id).await;
-                if answer.is_ok_and(|answer| answer["state"] == "ready") {
+                let response = sweep.client.video(video.video_id).await;
+                if response.is_ok_and(|response| response["state"] == "ready") {
                     print(&stamped(&format!("{} ready", video.video_id)))?;
-                    turned_ready = true;
+                    became_ready = true;
                 }
             }
             for video in changed(&known, &report.videos) {
-                turned_ready |= video.outcome == "processed";
+                became_ready |= video.outcome == "processed";
                 print(&stamped(&line(video)))?;
             }
-            if turned_ready && stdout().is_terminal() {
+            if became_ready && stdout().is_terminal() {
                 print("\x07")?;
             }
             before = Some(report.videos);
@@ -323,11 +326,8 @@ async fn watch(sweep: &Sweep<'_>, every: Duration) -> anyhow::Result<ExitCode> {
 }
 
 fn stamped(text: &str) -> String {
-    format!(
-        "{}  {}\n",
-        Timestamp::now().strftime("%H:%M:%SZ"),
-        plain(text)
-    )
+    let now = Clock::default().now();
+    format!("{}  {}\n", now.strftime("%H:%M:%SZ"), plain(text))
 }
 
 fn line(video: &Swept) -> String {
@@ -337,7 +337,7 @@ fn line(video: &Swept) -> String {
     }
 }
 
-/// What is new or has another outcome. Details hold ages, which change by themselves.
+/// Videos that are new or have another outcome. Details are ignored: the ages in them always change.
 fn changed<'a>(before: &[Swept], now: &'a [Swept]) -> impl Iterator<Item = &'a Swept> {
     let known: HashMap<Uuid, String> = before
         .iter()
@@ -347,7 +347,7 @@ fn changed<'a>(before: &[Swept], now: &'a [Swept]) -> impl Iterator<Item = &'a S
         .filter(move |video| known.get(&video.video_id) != Some(&video.outcome))
 }
 
-/// What was pending and is not any more, without having been announced as ready.
+/// Videos that are no longer pending and were not announced as ready.
 fn gone<'a>(before: &'a [Swept], now: &[Swept]) -> impl Iterator<Item = &'a Swept> {
     let there: std::collections::HashSet<Uuid> = now.iter().map(|video| video.video_id).collect();
     before
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_attention_says_what_to_do() {
+    fn failures_come_with_advice() {
         let report = Report {
             videos: vec![swept(1, "generating"), swept(2, "failed")],
             ..Report::default()
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watcher_hears_of_changes_only() {
+    fn only_changes_are_printed() {
         let before = [
             swept(1, "generating"),
             swept(2, "failed"),
@@ -424,16 +424,21 @@ mod tests {
         assert_eq!(
             gone(&now, &[]).count(),
             2,
-            "what was announced is not announced again"
+            "an announced video is not announced again"
         );
     }
 
     #[test]
-    fn intervals_have_units() {
-        assert_eq!(interval("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(interval("5m"), Ok(Duration::from_secs(300)));
+    fn durations_have_the_syntax_of_settings() {
+        let parsed = ["0", "30", "30s", "5m"].map(|text| wait(text).unwrap().as_secs());
+        assert_eq!(parsed, [0, 30, 30, 300]);
+        for wrong in ["301", "6m", "-5s", "soon", ""] {
+            assert!(wait(wrong).is_err(), "{wrong}");
+        }
+        let watch = |every| command().try_get_matches_from(["reconcile", "--watch", every]);
+        assert!(watch("30s").is_ok());
         for wrong in ["30", "0s", "-5s", "soon"] {
-            assert!(interval(wrong).is_err(), "{wrong}");
+            assert!(watch(wrong).is_err(), "{wrong}");
         }
     }
 }

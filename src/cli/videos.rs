@@ -1,4 +1,4 @@
-//! `video-ingest videos`: what became of each video, from a terminal.
+//! `video-ingest videos`: lists, shows and retries the videos of a running server.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,33 +10,37 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::client::{Client, Detail, Video};
-use super::words::{self, Row, plain};
-use super::{json_flag, print, print_json, url_flag};
+use super::client::{Client, Detail, Video, url_flag};
+use super::{json_flag, print, print_json, print_line};
+use crate::clock::Clock;
 use crate::domain::advice::advice;
 use crate::domain::failure::Code;
+use crate::format::{self, Row, length, plain, size};
 
-/// The most videos that the server lists at once. Source: `db::PAGE_ROWS_MAX`.
+/// The longest page of the API. Source: `db::PAGE_ROWS_MAX`.
 const PAGE_ROWS_MAX: usize = 200;
 
-/// What is listed unless asked otherwise.
+/// Default of `--limit`.
 const LIMIT_DEFAULT: &str = "50";
 
-/// Its command line.
+/// Where values start in the output of `show`, in characters.
+const FACT_INDENT: usize = 14;
+
+/// The command line of `videos`.
 pub(crate) fn command() -> Command {
     let id = Arg::new("id")
         .value_name("ID")
         .required(true)
         .value_parser(video_id)
-        .help("A video's id, or the name of one of its files");
+        .help("The id of the video or the name of one of its files");
     Command::new("videos")
-        .about("List videos, show one's history, or try one again, on a running server")
-        .after_help("ADMIN_TOKEN comes from the environment, .env, or the file that ADMIN_TOKEN_FILE names.")
+        .about("List, show or retry the videos of a running server")
+        .after_help("ADMIN_TOKEN is read from the environment, .env or the file that ADMIN_TOKEN_FILE names.")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(
             Command::new("list")
-                .about("List videos, the last changed first")
+                .about("List videos, most recently changed first")
                 .args([url_flag(), json_flag()])
                 .arg(
                     Arg::new("state")
@@ -49,7 +53,7 @@ pub(crate) fn command() -> Command {
                     Arg::new("q")
                         .long("q")
                         .value_name("TEXT")
-                        .help("Only videos whose id or lesson's id begins so, or of this file name"),
+                        .help("Only videos whose id or lesson id starts with this, or with this file name"),
                 )
                 .arg(
                     Arg::new("limit")
@@ -62,17 +66,17 @@ pub(crate) fn command() -> Command {
         )
         .subcommand(
             Command::new("show")
-                .about("Show a video with each step that was taken, and how long it took")
+                .about("Show a video with its timeline")
                 .args([url_flag(), json_flag(), id.clone()]),
         )
         .subcommand(
             Command::new("retry")
-                .about("Ask for a video again, whatever became of it")
+                .about("Ingest a video again, regardless of its state")
                 .args([url_flag(), id.action(ArgAction::Set)]),
         )
 }
 
-/// A video's id from what a person has at hand: the id, a file's name or its path.
+/// Parses a video id, a file name or a path.
 pub(crate) fn video_id(text: &str) -> Result<Uuid, String> {
     let name = text.trim().rsplit('/').next().unwrap_or_default();
     let stem = name
@@ -81,48 +85,51 @@ pub(crate) fn video_id(text: &str) -> Result<Uuid, String> {
         .unwrap_or(name);
     let id = stem.rsplit('_').next().unwrap_or_default();
     Uuid::try_parse(id).map_err(|_| {
-        "must be a video's id (a UUID) or a file name `<lesson_id>_<video_id>.mp4`".to_owned()
+        "must be the id of a video (a UUID) or a file name `<lesson_id>_<video_id>.mp4`".to_owned()
     })
 }
 
 /// Runs `list`, `show` or `retry`.
-pub(super) async fn run(matches: &ArgMatches, client: &Client) -> anyhow::Result<ExitCode> {
-    let as_json = |matches: &ArgMatches| matches.get_flag("json");
-    match matches.subcommand() {
-        Some(("list", matches)) => {
-            let (videos, next) = list(matches, client).await?;
-            match as_json(matches) {
-                true => print_json(&json!({"videos": videos, "next": next}))?,
-                false => {
-                    let videos: Vec<Video> = serde_json::from_value(videos.into())?;
-                    print(&listed(&videos, next.is_null(), Timestamp::now()))?;
-                }
-            }
+pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    let Some((name, matches)) = matches.subcommand() else {
+        unreachable!("clap requires one of the subcommands");
+    };
+    let client = Client::from_flags(matches)?;
+    let now = Clock::default().now();
+    if name == "retry" {
+        let id = id(matches)?;
+        client.retry(id).await?;
+        print_line(&format!(
+            "Queued. Run `video-ingest videos show {id}` to see the result."
+        ))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let as_json = matches.get_flag("json");
+    if name == "show" {
+        let response = client.video(id(matches)?).await?;
+        if as_json {
+            print_json(&response)?;
+        } else {
+            print(&shown(&serde_json::from_value(response)?, now))?;
         }
-        Some(("show", matches)) => {
-            let answer = client.video(id(matches)?).await?;
-            match as_json(matches) {
-                true => print_json(&answer)?,
-                false => print(&shown(&serde_json::from_value(answer)?, Timestamp::now()))?,
-            }
+    } else {
+        let (videos, next) = list(matches, &client).await?;
+        if as_json {
+            print_json(&json!({"videos": videos, "next": next}))?;
+        } else {
+            let videos: Vec<Video> = serde_json::from_value(videos.into())?;
+            print(&listed(&videos, next.is_null(), now))?;
         }
-        Some(("retry", matches)) => {
-            let id = id(matches)?;
-            client.retry(id).await?;
-            print(&format!(
-                "queued; `video-ingest videos show {id}` tells what becomes of it\n"
-            ))?;
-        }
-        _ => unreachable!("clap requires one of its subcommands"),
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// The required argument ID.
 fn id(matches: &ArgMatches) -> anyhow::Result<Uuid> {
-    matches.get_one("id").copied().context("no ID given")
+    matches.get_one("id").copied().context("ID is required.")
 }
 
-/// Page after page until there are enough; and where the rest begins.
+/// Reads pages until there are enough videos. Returns them and the cursor of the rest.
 async fn list(matches: &ArgMatches, client: &Client) -> anyhow::Result<(Vec<Value>, Value)> {
     let limit = matches.get_one::<u32>("limit").map_or(0, |n| *n as usize);
     let (mut videos, mut next) = (Vec::new(), Value::Null);
@@ -147,9 +154,27 @@ async fn list(matches: &ArgMatches, client: &Client) -> anyhow::Result<(Vec<Valu
     }
 }
 
+/// How long ago: `5 min ago`.
+fn ago(at: &str, now: Timestamp) -> String {
+    let Ok(at) = at.parse::<Timestamp>() else {
+        return "?".to_owned();
+    };
+    // A server's clock may be ahead of ours.
+    let age = Duration::try_from(now.duration_since(at)).unwrap_or_default();
+    format!("{} ago", format::age(age))
+}
+
+/// Date and time to the millisecond, in UTC.
+fn moment(at: &str) -> String {
+    match at.parse::<Timestamp>() {
+        Ok(at) => at.strftime("%F %T%.3f").to_string(),
+        Err(_) => plain(at),
+    }
+}
+
 fn listed(videos: &[Video], complete: bool, now: Timestamp) -> String {
     if videos.is_empty() {
-        return "no videos\n".to_owned();
+        return "No videos.\n".to_owned();
     }
     let rows: Vec<Row> = videos
         .iter()
@@ -157,26 +182,24 @@ fn listed(videos: &[Video], complete: bool, now: Timestamp) -> String {
             cells: vec![
                 video.video_id.clone(),
                 video.state.clone(),
-                words::ago(&video.updated_at, now),
+                ago(&video.updated_at, now),
                 about(video),
             ],
             notes: video.message.iter().map(|message| plain(message)).collect(),
         })
         .collect();
-    let mut text = words::table(&["VIDEO", "STATE", "CHANGED", "ABOUT"], &rows);
+    let mut text = format::table(&["VIDEO", "STATE", "CHANGED", "ABOUT"], &rows);
     if !complete {
-        text += "there are more: use --limit, --state or --q\n";
+        text += "There are more videos. Use --limit, --state or --q.\n";
     }
     text
 }
 
-/// What matters most about a video, in a few words.
+/// The failure code, else size and length.
 fn about(video: &Video) -> String {
     match (&video.code, video.size_bytes, video.duration_ms) {
         (Some(code), ..) => plain(code),
-        (None, Some(bytes), Some(ms)) => {
-            format!("{}, {}", words::size(bytes), words::duration(ms))
-        }
+        (None, Some(bytes), Some(ms)) => format!("{}, {}", size(bytes), length(ms)),
         _ => String::new(),
     }
 }
@@ -188,11 +211,7 @@ fn shown(detail: &Detail, now: Timestamp) -> String {
         ("lesson", video.lesson_id.clone()),
         (
             "state",
-            format!(
-                "{}, changed {}",
-                video.state,
-                words::ago(&video.updated_at, now)
-            ),
+            format!("{}, changed {}", video.state, ago(&video.updated_at, now)),
         ),
     ];
     let mut fact = |name, value: Option<String>| facts.extend(value.map(|value| (name, value)));
@@ -204,17 +223,17 @@ fn shown(detail: &Detail, now: Timestamp) -> String {
         "size",
         video
             .size_bytes
-            .map(|bytes| format!("{bytes} bytes ({})", words::size(bytes))),
+            .map(|bytes| format!("{bytes} bytes ({})", size(bytes))),
     );
     fact(
         "duration",
         video
             .duration_ms
-            .map(|ms| format!("{ms} ms ({})", words::duration(ms))),
+            .map(|ms| format!("{ms} ms ({})", length(ms))),
     );
     fact("stored", video.storage_path.clone());
     fact("commit", video.commit.clone());
-    fact("asked by", video.source.clone());
+    fact("requested by", video.source.clone());
     fact("attempts", Some(video.attempts.to_string()));
     for warning in detail.warnings.iter().flatten() {
         fact("warning", Some(warning.clone()));
@@ -224,8 +243,8 @@ fn shown(detail: &Detail, now: Timestamp) -> String {
     }
     let mut text = String::new();
     for (name, value) in facts {
-        let lines = words::indented(&[plain(&value)], 12);
-        text += &format!("{name:<12}{}", lines.trim_start());
+        let lines = format::indented(&[plain(&value)], FACT_INDENT);
+        text += &format!("{name:<FACT_INDENT$}{}", lines.trim_start());
     }
     if !detail.timeline.is_empty() {
         text.push('\n');
@@ -240,7 +259,7 @@ fn timeline(detail: &Detail) -> String {
         .iter()
         .map(|event| Row {
             cells: vec![
-                words::clock(&event.at),
+                moment(&event.at),
                 event.ms.map_or_else(String::new, |ms| format!("{ms} ms")),
                 plain(&event.step),
                 plain(&event.detail),
@@ -248,7 +267,7 @@ fn timeline(detail: &Detail) -> String {
             notes: Vec::new(),
         })
         .collect();
-    words::table(&["TIME (UTC)", "TOOK", "STEP", "DETAIL"], &rows)
+    format::table(&["TIME (UTC)", "TOOK", "STEP", "DETAIL"], &rows)
 }
 
 #[cfg(test)]
@@ -276,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_a_person_pastes_names_the_video() {
+    fn ids_file_names_and_paths_name_a_video() {
         for text in [
             VIDEO.to_owned(),
             VIDEO.to_uppercase(),
@@ -290,6 +309,12 @@ mod tests {
     }
 
     #[test]
+    fn ages_need_not_be_positive_or_known() {
+        let ages = ["2026-01-28T11:58:00Z", "2026-01-28T12:00:01Z", "yesterday"];
+        assert_eq!(ages.map(|at| ago(at, now())), ["2 min ago", "0 s ago", "?"]);
+    }
+
+    #[test]
     fn a_list_shows_age_code_and_message() {
         assert_eq!(
             listed(&[failed()], true, now()),
@@ -300,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_video_shows_what_to_do_and_how_long_each_step_took() {
+    fn a_video_shows_advice_and_its_timeline() {
         let event = Event {
             at: "2026-01-28T11:54:59.5Z".to_owned(),
             step: "listed".to_owned(),
@@ -314,7 +339,7 @@ mod tests {
         };
         let text = shown(&detail, now());
         assert!(
-            text.contains(&format!("what to do  {}", advice(Code::Truncated))),
+            text.contains(&format!("what to do    {}", advice(Code::Truncated))),
             "{text}"
         );
         assert!(

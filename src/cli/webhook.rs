@@ -1,7 +1,6 @@
-//! `video-ingest webhook`: the repository's webhook, managed over GitHub's API.
+//! `video-ingest webhook`: manages the repository's webhook through GitHub's API.
 
 use std::collections::HashSet;
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,86 +13,79 @@ use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 use uuid::Uuid;
 
+use super::{InvalidConfiguration, json_flag, print_json, print_line, with_settings};
 use crate::app;
 use crate::clock::Clock;
-use crate::config::{self, Config, Problem, Sources};
+use crate::config::{Config, GITHUB_WEBHOOK_SECRET, Sources};
 use crate::domain::signature::sign;
+use crate::services::client;
 use crate::services::github::{Github, Hook, HookDelivery, RECEIVER_PATH, failed_guids};
 
-/// The setting that a first installation makes up.
-const SECRET: &str = config::GITHUB_WEBHOOK_SECRET.name;
+/// The setting that `install` generates if it is not set.
+const SECRET: &str = GITHUB_WEBHOOK_SECRET.name;
 
-/// How long GitHub may take to send what it was asked to send.
+/// How long GitHub may take to send a ping.
 const DELIVERY_WAIT_MAX: Duration = Duration::from_secs(15);
 
-/// Between two looks for it.
-const LOOK: Duration = Duration::from_millis(500);
+/// Time between two requests for the result of a ping.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Deliveries that `status` shows.
+/// How many deliveries `status` shows.
 const SHOWN_MAX: usize = 10;
 
-/// The largest body that `send` reads, in bytes: what a server takes as a form.
+/// The largest body that `send` reads, in bytes: the server's limit for forms.
 const BODY_BYTES_MAX: u64 = 40 << 20;
 
-/// The longest `send` waits; GitHub gives up after 10 s.
+/// Timeout of `send`, which is GitHub's.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest answer that `send` prints, in bytes.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// The longest response that `send` prints, in bytes.
+const RESPONSE_BYTES_MAX: usize = 1 << 20;
 
-/// Its command line.
+/// The command line of `webhook`.
 pub fn command() -> Command {
     let url = |help: &'static str| {
         let arg = Arg::new("url").long("url").value_name("URL").required(true);
         arg.value_parser(receiver).help(help)
     };
-    let json = Arg::new("json")
-        .long("json")
-        .action(ArgAction::SetTrue)
-        .help("Print it for programs");
-    let with_settings = |command: Command| {
-        command
-            .args(config::arguments())
-            .after_help(config::secrets_help())
-    };
     Command::new("webhook")
-        .about("Install the repository's webhook, look at it, and repeat deliveries")
+        .about("Install and inspect the repository's webhook, and redeliver pushes")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(with_settings(
             Command::new("install")
-                .about("Create or correct the webhook, and have GitHub ping it")
+                .about("Create or correct the webhook, and have GitHub ping the server")
                 .long_about(
-                    "Create or correct the webhook, and have GitHub ping it. May be repeated.\n\n\
-                     GITHUB_TOKEN needs \"Webhooks: read and write\". Without GITHUB_WEBHOOK_SECRET one is made \
-                     up and shown, once.",
+                    "Create or correct the webhook, and have GitHub ping the server. Safe to repeat.\n\n\
+                     GITHUB_TOKEN needs \"Webhooks: read and write\". If GITHUB_WEBHOOK_SECRET is not set, \
+                     a secret is generated and shown once.",
                 )
-                .arg(url("Where GitHub reaches this server: https://videos.example.org")),
+                .arg(url("URL at which GitHub reaches this server, such as https://videos.example.org")),
         ))
         .subcommand(with_settings(
-            Command::new("status").about("Show the webhook and its last deliveries").arg(json),
+            Command::new("status").about("Show the webhook and its last deliveries").arg(json_flag()),
         ))
         .subcommand(with_settings(
             Command::new("redeliver")
-                .about("Ask GitHub for pushes once more")
+                .about("Ask GitHub to redeliver pushes")
                 .arg(
                     Arg::new("failed")
                         .long("failed")
                         .action(ArgAction::SetTrue)
                         .required(true)
-                        .help("Those of the last three days of which no attempt succeeded"),
+                        .help("Pushes of the last three days that were never delivered successfully"),
                 ),
         ))
         .subcommand(with_settings(
             Command::new("send")
-                .about("Sign a body and send it, as GitHub does")
-                .arg(url("The server: https://videos.example.org"))
+                .about("Sign a body and send it as GitHub does")
+                .arg(url("URL of the server, such as https://videos.example.org"))
                 .arg(
                     Arg::new("event")
                         .long("event")
                         .value_name("EVENT")
                         .default_value("push")
-                        .help("The event it is"),
+                        .help("The event"),
                 )
                 .arg(
                     Arg::new("file")
@@ -101,39 +93,40 @@ pub fn command() -> Command {
                         .value_name("FILE")
                         .required(true)
                         .value_parser(value_parser!(PathBuf))
-                        .help("The JSON body, sent byte for byte"),
+                        .help("File with the JSON body"),
                 ),
         ))
 }
 
-/// Does what the command line says.
+/// Runs `install`, `status`, `redeliver` or `send`.
 ///
 /// # Errors
-/// `Ok(Err(…))`: it was tried and failed. `Err(…)`: the settings are not usable.
-pub async fn run(matches: &ArgMatches) -> Result<anyhow::Result<ExitCode>, Vec<Problem>> {
+/// Fails if the configuration is invalid or a request fails.
+pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let Some((name, matches)) = matches.subcommand() else {
-        return Ok(Ok(ExitCode::from(2)));
+        unreachable!("clap requires one of the subcommands");
     };
     let mut sources = Sources::from_process(matches);
-    let made_up = match name {
-        "install" => make_up_secret(&mut sources),
-        _ => None,
+    let generated = if name == "install" {
+        generate_secret(&mut sources)
+    } else {
+        None
     };
-    let config = Config::load(&sources)?;
-    Ok(match name {
-        "install" => install(matches, &config, made_up).await,
+    let config = Config::load(&sources).map_err(InvalidConfiguration)?;
+    match name {
+        "install" => install(matches, &config, generated).await,
         "status" => status(&config, matches.get_flag("json")).await,
         "redeliver" => redeliver(&config).await,
         _ => send(matches, &config).await,
-    })
+    }
 }
 
-/// Reads `https://host` or `https://host/webhooks/github`.
+/// Parses `https://host` or `https://host/webhooks/github`.
 ///
 /// # Errors
-/// In words for the command line.
+/// A description of a valid value.
 pub fn receiver(text: &str) -> Result<Url, String> {
-    let right = "must be a URL, such as `https://videos.example.org`";
+    let right = "must be a URL such as `https://videos.example.org`";
     let mut url: Url = text.parse().map_err(|_| right.to_owned())?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(right.to_owned());
@@ -144,19 +137,12 @@ pub fn receiver(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// A secret for settings that have none.
-fn make_up_secret(sources: &mut Sources) -> Option<String> {
-    let in_file = config::GITHUB_WEBHOOK_SECRET.file_variable();
-    let is_set = |name: &str| {
-        let layers = [&sources.env, &sources.dotenv];
-        layers
-            .iter()
-            .any(|layer| layer.get(name).is_some_and(|value| !value.is_empty()))
-    };
-    if is_set(SECRET) || is_set(&in_file) {
+/// Adds a webhook secret to settings that have none, and returns it.
+fn generate_secret(sources: &mut Sources) -> Option<String> {
+    if sources.has(&[GITHUB_WEBHOOK_SECRET]) {
         return None;
     }
-    // 244 bits of the system's randomness.
+    // 244 random bits of the operating system.
     let secret = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
     sources.env.insert(SECRET.to_owned(), secret.clone());
     Some(secret)
@@ -165,55 +151,61 @@ fn make_up_secret(sources: &mut Sources) -> Option<String> {
 async fn install(
     matches: &ArgMatches,
     config: &Config,
-    made_up: Option<String>,
+    generated: Option<String>,
 ) -> anyhow::Result<ExitCode> {
-    let url = matches.get_one::<Url>("url").context("--url is missing")?;
+    let url = matches
+        .get_one::<Url>("url")
+        .context("--url is required.")?;
     let github = app::github(config, &Clock::default())?;
-    if made_up.is_some()
+    if generated.is_some()
         && existing(&github, url)
             .await?
             .is_some_and(|hook| hook.config.is_signed())
     {
         bail!(
-            "the webhook is there and has a secret, which a server may be using: set {SECRET} to that one, or to a new one for both"
+            "The webhook exists and has a secret that a server may be using. Set {SECRET} to that secret, or to a new one for both."
         );
     }
     let (hook, is_new) = save(&github, url, &config.webhook_secrets[0]).await?;
     let what = if is_new { "created" } else { "up to date" };
-    say(&format!("✓ the webhook to {url} is {what}"))?;
-    if let Some(secret) = made_up {
-        // No server runs with it yet, so there is nothing to ping.
-        say(&format!(
-            "\nPut this into the server's settings; it is not shown again:\n\n{SECRET}={secret}\n\n\
-             Then start the server, and run this once more: GitHub pings it."
+    print_line(&format!("✓ The webhook to {url} is {what}."))?;
+    if let Some(secret) = generated {
+        // No server has this secret yet, so a ping would fail.
+        print_line(&format!(
+            "\nAdd this to the settings of the server; it is not shown again:\n\n{SECRET}={secret}\n\n\
+             Then start the server and run this command again to have GitHub ping it."
         ))?;
         return Ok(ExitCode::SUCCESS);
     }
     match ping(&github, &hook).await? {
-        Some(answer) if answer.succeeded() => say("✓ the server answered GitHub's ping")?,
-        Some(answer) => {
-            let hint = match answer.status_code {
-                401 => "the server runs with another GITHUB_WEBHOOK_SECRET",
-                0 => "GitHub does not reach that address",
-                _ => "something else than this server is there",
+        Some(response) if response.succeeded() => {
+            print_line("✓ The server responded to GitHub's ping.")?
+        }
+        Some(response) => {
+            let hint = match response.status_code {
+                401 => "The server has another GITHUB_WEBHOOK_SECRET",
+                0 => "GitHub cannot reach that URL",
+                _ => "That URL is not a video-ingest server",
             };
-            say(&format!(
-                "✗ GitHub's ping failed ({}): {hint}. Start the server, and run this again",
-                answer.status
+            print_line(&format!(
+                "✗ GitHub's ping failed ({}). {hint}. Fix this and run the command again.",
+                response.status
             ))?;
             return Ok(ExitCode::FAILURE);
         }
-        None => say("! GitHub has not sent its ping yet: video-ingest webhook status")?,
+        None => print_line(
+            "! GitHub has not sent the ping yet. Check video-ingest webhook status later.",
+        )?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes the repository's webhook one for pushes to `url`; whether it had to be made.
+/// Creates or corrects the webhook that delivers pushes to `url`. Returns it, and whether it is new.
 ///
-/// One that has this address is corrected; else the only one of ours is moved here.
+/// Corrects the webhook with this URL, else the only webhook that points to a server like this one.
 ///
 /// # Errors
-/// In words for the command line.
+/// Fails if GitHub does not respond or denies access to webhooks.
 pub async fn save(
     github: &Github,
     url: &Url,
@@ -223,7 +215,7 @@ pub async fn save(
     Ok((github.save_hook(id, url, secret).await?, id.is_none()))
 }
 
-/// The webhook that has this address; else the only one of ours.
+/// The webhook that [`save`] corrects.
 async fn existing(github: &Github, url: &Url) -> anyhow::Result<Option<Hook>> {
     let mut hooks = visible(github).await?;
     if let Some(at) = hooks
@@ -239,14 +231,14 @@ async fn existing(github: &Github, url: &Url) -> anyhow::Result<Option<Hook>> {
 async fn visible(github: &Github) -> anyhow::Result<Vec<Hook>> {
     let hooks = github.hooks().await?;
     hooks.context(
-        "GitHub shows no webhooks: check GITHUB_REPOSITORY, and give GITHUB_TOKEN \"Webhooks: read and write\" (classic: admin:repo_hook)",
+        "GITHUB_TOKEN lacks access to the webhooks of GITHUB_REPOSITORY. Check the name, and grant the token \"Webhooks: read and write\" (classic: admin:repo_hook).",
     )
 }
 
-/// Has GitHub ping the receiver; what came of it, once GitHub says so.
+/// Has GitHub ping the receiver. Returns the result, `None` if GitHub reports none in time.
 ///
 /// # Errors
-/// GitHub cannot be asked.
+/// Fails if GitHub does not respond.
 pub async fn ping(github: &Github, hook: &Hook) -> anyhow::Result<Option<HookDelivery>> {
     let before = github.deliveries(hook.id).await?;
     let before: HashSet<u64> = before.iter().map(|delivery| delivery.id).collect();
@@ -258,7 +250,7 @@ pub async fn ping(github: &Github, hook: &Hook) -> anyhow::Result<Option<HookDel
             if let Some(found) = all.into_iter().find(is_new) {
                 return anyhow::Ok(found);
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
     match tokio::time::timeout(DELIVERY_WAIT_MAX, arrives).await {
@@ -267,20 +259,21 @@ pub async fn ping(github: &Github, hook: &Hook) -> anyhow::Result<Option<HookDel
     }
 }
 
-async fn ours(github: &Github) -> anyhow::Result<Hook> {
-    let mut ours = visible(github).await?;
-    ours.retain(Hook::is_ours);
-    let at = ours.iter().position(|hook| hook.active).unwrap_or(0);
+/// The webhook that points to a server like this one, preferably an active one.
+async fn installed(github: &Github) -> anyhow::Result<Hook> {
+    let mut hooks = visible(github).await?;
+    hooks.retain(Hook::is_ours);
+    let at = hooks.iter().position(|hook| hook.active).unwrap_or(0);
     ensure!(
-        at < ours.len(),
-        "the repository has no webhook to {RECEIVER_PATH}: video-ingest webhook install --url https://YOUR-HOST"
+        at < hooks.len(),
+        "The repository has no webhook to {RECEIVER_PATH}. Run video-ingest webhook install --url https://YOUR-HOST."
     );
-    Ok(ours.swap_remove(at))
+    Ok(hooks.swap_remove(at))
 }
 
 async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
     let github = app::github(config, &Clock::default())?;
-    let hook = ours(&github).await?;
+    let hook = installed(&github).await?;
     let deliveries = github.deliveries(hook.id).await?;
     let failed = failed_guids(&deliveries);
     if as_json {
@@ -289,14 +282,10 @@ async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
             "content_type": hook.config.content_type, "signed": hook.config.is_signed(),
             "deliveries": deliveries, "failed": failed,
         });
-        say(&format!("{shown:#}"))?;
+        print_json(&shown)?;
     } else {
-        let active = if hook.active {
-            "active"
-        } else {
-            "switched off"
-        };
-        say(&format!(
+        let active = if hook.active { "active" } else { "disabled" };
+        print_line(&format!(
             "{}  ({active}; {})\n",
             hook.config.url,
             hook.events.join(", ")
@@ -310,16 +299,18 @@ async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
                 status,
                 ..
             } = delivery;
-            say(&format!(
+            print_line(&format!(
                 "{mark} {delivered_at}  {event:5} {guid}  {status}"
             ))?;
         }
-        say(&match failed.len() {
+        print_line(&match failed.len() {
             0 => format!(
-                "\n{} deliveries in three days; no push is missing",
+                "\n{} deliveries in three days; every push was delivered.",
                 deliveries.len()
             ),
-            n => format!("\n{n} push(es) never arrived: video-ingest webhook redeliver --failed"),
+            n => format!(
+                "\n{n} push(es) were not delivered. Run video-ingest webhook redeliver --failed."
+            ),
         })?;
     }
     Ok(ExitCode::from(u8::from(!failed.is_empty() || !hook.active)))
@@ -327,20 +318,20 @@ async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
 
 async fn redeliver(config: &Config) -> anyhow::Result<ExitCode> {
     let github = app::github(config, &Clock::default())?;
-    let asked = redeliver_failed(&github, &ours(&github).await?).await?;
+    let asked = redeliver_failed(&github, &installed(&github).await?).await?;
     for guid in &asked {
-        say(&format!("asked for {guid} once more"))?;
+        print_line(&format!("Requested redelivery of {guid}."))?;
     }
     if asked.is_empty() {
-        say("no push of the last three days is missing")?;
+        print_line("Every push of the last three days was delivered.")?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks for every push of which no attempt succeeded, oldest first; their GUIDs.
+/// Requests redelivery of every push that was never delivered, oldest first. Returns their GUIDs.
 ///
 /// # Errors
-/// GitHub cannot be asked, or refuses; what was asked for until then is on its way.
+/// Fails if GitHub does not respond or refuses; redeliveries requested before that are on their way.
 pub async fn redeliver_failed(github: &Github, hook: &Hook) -> anyhow::Result<Vec<String>> {
     let deliveries = github.deliveries(hook.id).await?;
     let failed = failed_guids(&deliveries);
@@ -358,13 +349,11 @@ async fn send(matches: &ArgMatches, config: &Config) -> anyhow::Result<ExitCode>
         matches.get_one::<String>("event"),
         matches.get_one::<PathBuf>("file"),
     ) else {
-        bail!("--url or --file is missing");
+        bail!("--url and --file are required.");
     };
     let body = read(file).await?;
     let guid = Uuid::new_v4();
-    let mut answer = reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
+    let mut response = client::direct(SEND_TIMEOUT)
         .timeout(SEND_TIMEOUT)
         .build()?
         .post(url.clone())
@@ -378,22 +367,18 @@ async fn send(matches: &ArgMatches, config: &Config) -> anyhow::Result<ExitCode>
         .body(body)
         .send()
         .await
-        .map_err(|error| anyhow::anyhow!("{url} does not answer: {}", error.without_url()))?;
-    let status = answer.status();
-    let mut said = Vec::new();
-    while let Some(piece) = answer.chunk().await?
-        && said.len() < ANSWER_BYTES_MAX
-    {
-        said.extend_from_slice(&piece);
-    }
-    say(&format!("{status}\n{}", String::from_utf8_lossy(&said)))?;
+        .map_err(|error| anyhow::anyhow!("{url} does not respond: {}", error.without_url()))?;
+    let status = response.status();
+    let body = client::body(&mut response, RESPONSE_BYTES_MAX).await?;
+    let body = body.unwrap_or_else(|| b"(the response is too long to print)".to_vec());
+    print_line(&format!("{status}\n{}", String::from_utf8_lossy(&body)))?;
     Ok(ExitCode::from(u8::from(!status.is_success())))
 }
 
 async fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
     let shown = file.display();
     let opened = tokio::fs::File::open(file).await;
-    let opened = opened.with_context(|| format!("--file: {shown} cannot be read"))?;
+    let opened = opened.with_context(|| format!("--file: Cannot read {shown}"))?;
     let mut body = Vec::new();
     opened
         .take(BODY_BYTES_MAX + 1)
@@ -401,11 +386,7 @@ async fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
         .await?;
     ensure!(
         body.len() as u64 <= BODY_BYTES_MAX,
-        "--file: {shown} is larger than {BODY_BYTES_MAX} bytes, which no server takes"
+        "--file: {shown} is larger than {BODY_BYTES_MAX} bytes, the limit of the server."
     );
     Ok(body)
-}
-
-fn say(text: &str) -> io::Result<()> {
-    writeln!(io::stdout().lock(), "{text}")
 }

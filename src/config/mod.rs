@@ -1,7 +1,7 @@
-//! Settings: the only place that reads the environment.
+//! Settings, and the only place that reads the environment.
 //!
-//! A flag wins over the environment, the environment over `.env`, that over the default. Everything
-//! that is wrong is reported at once, so that a deployment is not mended one restart at a time.
+//! A flag takes precedence over the environment, which takes precedence over `.env`, then the default.
+//! All problems are reported at once, so that one restart is enough to fix a deployment.
 
 mod rules;
 mod settings;
@@ -9,199 +9,192 @@ mod sources;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use uuid::Uuid;
 
 pub use crate::domain::generation::OpenHandsVersion;
-use crate::domain::signature::same_secret;
+use crate::domain::ids::RepoName;
+use crate::failpoint::FailPoints;
 
+pub use rules::duration;
 pub use settings::{
-    Fallback, GITHUB_WEBHOOK_SECRET, SETTINGS, Setting, arguments, reference, secrets_help,
+    Fallback, GITHUB_WEBHOOK_SECRET, LISTEN_ADDR, PORT, SETTINGS, Setting, argument, arguments,
+    reference, secrets_help,
 };
 pub use sources::{Problem, Sources};
 
 use settings::*;
-use sources::{Layer, Reader};
+use sources::{Reader, is_same};
 
-/// Most videos ingested at once by one process.
+/// Upper limit of `WORKERS`.
 const WORKERS_MAX: usize = 64;
 
-/// Largest `MAX_VIDEO_BYTES`: what the databases' `bigint` holds.
+/// Upper limit of `MAX_VIDEO_BYTES`: the largest `bigint` of the databases.
 const VIDEO_BYTES_CEILING: u64 = i64::MAX as u64;
 
-/// Fail points of test harnesses, on purpose in no reference.
-const FAIL_POINTS: &str = "FAIL_POINTS";
-
-/// Everything that can be set, checked. Printing it shows no secret.
+/// The validated configuration. Its `Debug` output contains no secret.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen.
+    /// Address to listen on.
     pub listen: SocketAddr,
-    /// Embedded database, folder store, spool.
+    /// Directory of the embedded database, the folder store and the spool.
     pub data_dir: PathBuf,
-    /// The database of rows and work.
+    /// The database of the rows and the queue.
     pub database: Database,
-    /// Where videos are kept.
+    /// Where videos are stored.
     pub store: StoreConfig,
-    /// Bucket for rows that name none.
+    /// Bucket of rows that name none.
     pub storage_bucket: String,
-    /// Secrets a delivery may be signed with: the current one and, during rotation, the previous.
+    /// Secrets that a delivery may be signed with: the current one and, during a rotation, the previous.
     pub webhook_secrets: Vec<SecretString>,
-    /// The repository videos are pushed to.
+    /// The repository that videos are pushed to.
     pub github: GithubConfig,
-    /// The agent's API; `None`: the sweep does not ask about generation.
+    /// The OpenHands API; `None`: sweeps do not ask about generation.
     pub agent: Option<OpenHandsConfig>,
-    /// The operator's bearer token; `None`: admin routes answer 404.
+    /// The operator's bearer token; `None`: operator routes return 404.
     pub admin_token: Option<SecretString>,
-    /// Time between sweeps; `None`: no sweep by itself, not even at start.
+    /// Time between sweeps; `None`: no automatic sweep, not even at start.
     pub reconcile_interval: Option<Duration>,
-    /// Videos ingested at once; 0: this process only receives.
+    /// Videos ingested at the same time; 0: this process only receives webhooks.
     pub workers: usize,
-    /// Largest video in bytes; `None`: the bucket's limit decides.
+    /// Size limit of a video in bytes; `None`: the bucket's limit.
     pub max_video_bytes: Option<u64>,
-    /// A row older than this without a video is failed.
+    /// Age at which a row without a video is marked as failed.
     pub generation_deadline: Duration,
-    /// How long an `.mp4` waits for its `.json`.
+    /// How long an `.mp4` waits for its `.json` before it is ingested without.
     pub metadata_grace: Duration,
-    /// What to do about a video without a row.
+    /// What to do with a video without a row.
     pub missing_row: MissingRow,
-    /// Owner of rows that are created in embedded mode.
+    /// Owner of rows created in embedded mode.
     pub default_user_id: Uuid,
-    /// How long a claim holds without being renewed.
+    /// How long a claim is valid without being renewed.
     pub lease: Duration,
-    /// Deliveries and timelines older than this are pruned.
+    /// Deliveries and timelines older than this are deleted.
     pub history_retention: Duration,
-    /// What is logged, and how.
+    /// Log format and filter.
     pub log: LogConfig,
-    /// Names and faults for [`crate::failpoint`].
-    pub fail_points: Vec<(String, String)>,
+    /// Armed by tests.
+    pub fail_points: FailPoints,
 }
 
-/// The database of rows and work.
+/// The database of the rows and the queue.
 #[derive(Clone, Debug)]
 pub enum Database {
     /// A file in `DATA_DIR`.
     Sqlite,
-    /// The application's.
+    /// The app's Postgres.
     Postgres {
-        /// With user and password, hence a secret.
+        /// A secret, because it contains user and password.
         url: SecretString,
     },
 }
 
-/// Where videos are kept.
+/// Where videos are stored.
 #[derive(Clone, Debug)]
 pub enum StoreConfig {
     /// A folder in `DATA_DIR`.
     Folder,
     /// Supabase Storage.
     Supabase {
-        /// The project, without a slash at the end.
+        /// Base URL of the project, without a trailing slash.
         url: String,
-        /// `sb_secret_…`, or a legacy JWT.
+        /// `sb_secret_…` or a legacy JWT.
         service_role_key: SecretString,
     },
 }
 
-/// The repository videos are pushed to.
+/// The repository that videos are pushed to.
 #[derive(Clone, Debug)]
 pub struct GithubConfig {
-    /// Its name.
+    /// Owner and name.
     pub repository: RepoName,
-    /// The branch whose videos count; `None`: the repository's default branch.
+    /// The branch that videos are read from; `None`: the repository's default branch.
     pub branch: Option<String>,
     /// Folder of the videos, without slashes at either end.
     pub videos_dir: String,
-    /// Reads the repository's contents.
+    /// Token that can read the repository's contents.
     pub token: Option<SecretString>,
-    /// Base of the REST API, without a slash at the end.
+    /// Base URL of the REST API, without a trailing slash.
     pub api_url: String,
 }
 
-/// `owner/name`. GitHub compares both without regard to case.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RepoName {
-    /// A user or an organisation.
-    pub owner: String,
-    /// The repository, without `.git`.
-    pub name: String,
-}
-
-impl fmt::Display for RepoName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.owner, self.name)
-    }
-}
-
-/// The agent's API.
+/// The OpenHands API.
 #[derive(Clone, Debug)]
 pub struct OpenHandsConfig {
     /// Bearer token.
     pub key: SecretString,
-    /// Base of the API, without a slash at the end.
+    /// Base URL of the API, without a trailing slash.
     pub api_url: String,
-    /// Which API that server speaks.
+    /// The API version of that server.
     pub version: OpenHandsVersion,
 }
 
-/// What to do about a pushed video that has no row.
+/// What to do with a pushed video that has no row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MissingRow {
-    /// Wait for the application to insert it.
+    /// Wait until the app inserts the row.
     Wait,
-    /// Insert it.
+    /// Insert the row.
     Create,
 }
 
-/// What is logged, and how.
+/// Log format and filter.
 #[derive(Clone, Debug)]
 pub struct LogConfig {
     /// `None`: text on a terminal, else JSON.
     pub format: Option<LogFormat>,
-    /// Directives of `tracing-subscriber`, known to parse.
+    /// Valid directives of `tracing-subscriber`.
     pub filter: String,
 }
 
-/// One line per event, for people or for machines.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// For machines.
+    /// One JSON object per line.
     Json,
 }
 
 impl Config {
-    /// Reads and checks everything; the error holds all that is wrong, not just the first.
+    /// Reads and validates all settings.
+    ///
+    /// # Errors
+    /// Every problem, not only the first.
     pub fn load(sources: &Sources) -> Result<Self, Vec<Problem>> {
         let mut reader = Reader::new(sources);
         let config = read(&mut reader);
         reader.finish(config)
     }
 
-    /// The listen address alone, for commands that work with otherwise incomplete settings.
+    /// Reads the listen address alone, for commands that work with an otherwise incomplete configuration.
+    ///
+    /// # Errors
+    /// Every problem with it.
     pub fn listen_addr(sources: &Sources) -> Result<SocketAddr, Vec<Problem>> {
         let mut reader = Reader::new(sources);
         let listen = read_listen(&mut reader);
         reader.finish(listen)
     }
 
-    /// The admin token alone, for commands that work with otherwise incomplete settings.
+    /// Reads the admin token alone, for commands that work with an otherwise incomplete configuration.
+    ///
+    /// # Errors
+    /// Every problem with it.
     pub fn admin_token(sources: &Sources) -> Result<Option<SecretString>, Vec<Problem>> {
         let mut reader = Reader::new(sources);
         let token = read_admin_token(&mut reader);
         reader.finish(Some(token))
     }
 
-    /// Embedded mode with every default, for the demo and tests; reads nothing from outside.
+    /// Embedded mode with default values, for the demo and tests. Reads no file and no environment.
     ///
     /// # Panics
-    /// When an argument would be refused as a setting.
+    /// Panics if an argument is not valid as a setting.
     pub fn embedded(
         data_dir: &Path,
         listen: SocketAddr,
@@ -230,7 +223,7 @@ impl Config {
     }
 }
 
-/// Reads every setting before it gives up on any, so that each problem is found.
+/// Reads every setting before it returns, so that all problems are found.
 fn read(r: &mut Reader<'_>) -> Option<Config> {
     let listen = read_listen(r);
     let data_dir = r.value(&DATA_DIR, |text| Ok(PathBuf::from(text)));
@@ -241,7 +234,6 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
         &[SUPABASE_SERVICE_ROLE_KEY],
         &[rules::long_enough, rules::sendable],
     );
-    let mode = read_mode(r);
     let storage_bucket = r.value(&STORAGE_BUCKET, rules::bucket);
 
     let webhook_secret = r.secret(&[GITHUB_WEBHOOK_SECRET], &[rules::long_enough]);
@@ -294,32 +286,10 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
     });
     let default_user_id = r.value(&DEFAULT_USER_ID, rules::uuid);
 
-    let log_format = r.value(&LOG_FORMAT, |text| {
-        rules::one_of(
-            text,
-            &[("text", LogFormat::Text), ("json", LogFormat::Json)],
-        )
-    });
-    let log_filter = r.value(&RUST_LOG, rules::log_filter);
-    let fail_points = match r.undocumented(FAIL_POINTS) {
-        Some(text) => r.check(FAIL_POINTS, rules::fail_points(text)),
-        None => Some(Vec::new()),
-    };
+    let log = read_log(r);
+    let fail_points = read_fail_points(r);
 
-    let (database, store) = match mode? {
-        Mode::Embedded => (Database::Sqlite, StoreConfig::Folder),
-        Mode::PostgresAndFolder => (
-            Database::Postgres { url: database_url? },
-            StoreConfig::Folder,
-        ),
-        Mode::Supabase => (
-            Database::Postgres { url: database_url? },
-            StoreConfig::Supabase {
-                url: supabase_url?,
-                service_role_key: service_role_key?,
-            },
-        ),
-    };
+    let (database, store) = read_mode(r, database_url, supabase_url, service_role_key)?;
     let missing_row = missing_row.unwrap_or(match database {
         Database::Sqlite => MissingRow::Create,
         Database::Postgres { .. } => MissingRow::Wait,
@@ -360,25 +330,43 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
         default_user_id: default_user_id?,
         lease: lease?,
         history_retention: history_retention?,
-        log: LogConfig {
-            format: log_format,
-            filter: log_filter?,
-        },
+        log: log?,
         fail_points: fail_points?,
     })
 }
 
-/// `LISTEN_ADDR`, else `PORT`; but a flag `--port` wins over `LISTEN_ADDR` in the environment.
+fn read_log(r: &mut Reader<'_>) -> Option<LogConfig> {
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let format = r.value(&LOG_FORMAT, |text| rules::one_of(text, &formats));
+    let filter = r.value(&RUST_LOG, rules::log_filter)?;
+    Some(LogConfig { format, filter })
+}
+
+/// The one setting that is deliberately undocumented.
+#[cfg(feature = "fail-points")]
+fn read_fail_points(r: &mut Reader<'_>) -> Option<FailPoints> {
+    match r.text("FAIL_POINTS") {
+        Some(text) => r.check("FAIL_POINTS", text.parse()),
+        None => Some(FailPoints::default()),
+    }
+}
+
+/// Builds for users have no fail points.
+#[cfg(not(feature = "fail-points"))]
+fn read_fail_points(_: &mut Reader<'_>) -> Option<FailPoints> {
+    Some(FailPoints)
+}
+
+/// `LISTEN_ADDR`, else `PORT`. A flag `--port` takes precedence over `LISTEN_ADDR` in the environment.
 fn read_listen(r: &mut Reader<'_>) -> Option<SocketAddr> {
-    let is_set = |layer: Layer<'_>, setting: &Setting| layer.get(setting.name).is_some();
-    let layer = r.layer(|layer| is_set(layer, &LISTEN_ADDR) || is_set(layer, &PORT));
+    let layer = r.sources.layer(&[LISTEN_ADDR, PORT]);
     let port = r.value(&PORT, |text| rules::number(text, 0..=u16::MAX));
     let addr = r.value(&LISTEN_ADDR, |text| {
         let right = "must be an IP address and a port, such as `127.0.0.1:8080` or `[::]:8080`";
         text.parse().map_err(|_| right.to_owned())
     });
     match layer {
-        Some(layer) if !is_set(layer, &LISTEN_ADDR) => Some((Ipv4Addr::UNSPECIFIED, port?).into()),
+        Some(layer) if !layer.has(&LISTEN_ADDR) => Some((Ipv4Addr::UNSPECIFIED, port?).into()),
         _ => addr,
     }
 }
@@ -387,52 +375,56 @@ fn read_admin_token(r: &mut Reader<'_>) -> Option<SecretString> {
     r.secret(&[ADMIN_TOKEN], &[rules::long_enough, rules::sendable])
 }
 
-#[derive(Clone, Copy)]
-enum Mode {
-    Embedded,
-    PostgresAndFolder,
-    Supabase,
-}
-
-/// All three Supabase settings or none; with the folder store, a database may stand alone.
-fn read_mode(r: &mut Reader<'_>) -> Option<Mode> {
-    let folder = r
-        .value(&STORE, |text| rules::one_of(text, &[("folder", ())]))
-        .is_some();
+/// All three Supabase settings or none; `STORE=folder` allows `DATABASE_URL` alone.
+fn read_mode(
+    r: &mut Reader<'_>,
+    database_url: Option<SecretString>,
+    supabase_url: Option<String>,
+    service_role_key: Option<SecretString>,
+) -> Option<(Database, StoreConfig)> {
+    let folder = r.value(&STORE, |text| rules::one_of(text, &[("folder", ())]));
     let three = [DATABASE_URL, SUPABASE_URL, SUPABASE_SERVICE_ROLE_KEY];
-    let set = three.map(|setting| r.is_set(&setting));
-    match (set, folder) {
-        ([false, false, false], _) => Some(Mode::Embedded),
-        ([true, false, false], true) => Some(Mode::PostgresAndFolder),
-        ([true, true, true], false) => Some(Mode::Supabase),
+    match (
+        three.map(|setting| r.sources.has(&[setting])),
+        folder.is_some(),
+    ) {
+        ([false, false, false], _) => Some((Database::Sqlite, StoreConfig::Folder)),
+        ([true, false, false], true) => Some((
+            Database::Postgres { url: database_url? },
+            StoreConfig::Folder,
+        )),
+        ([true, true, true], false) => Some((
+            Database::Postgres { url: database_url? },
+            StoreConfig::Supabase {
+                url: supabase_url?,
+                service_role_key: service_role_key?,
+            },
+        )),
         (_, true) => {
-            let right = "must be unset beside SUPABASE_URL or SUPABASE_SERVICE_ROLE_KEY: \
-                         with `folder`, only DATABASE_URL may be set";
-            r.refuse(STORE.name, right);
-            None
+            let right = "must be unset if SUPABASE_URL or SUPABASE_SERVICE_ROLE_KEY is set: \
+                         `folder` goes with DATABASE_URL alone";
+            r.refuse(STORE.name, right)
         }
-        (_, false) => {
+        (set, false) => {
             for (setting, _) in three.iter().zip(set).filter(|(_, is_set)| !is_set) {
                 let right = "is missing: set DATABASE_URL, SUPABASE_URL and \
                              SUPABASE_SERVICE_ROLE_KEY together, or none of them for embedded mode";
-                r.refuse(setting.name, right);
+                r.refuse::<()>(setting.name, right);
             }
             None
         }
     }
 }
 
-/// One leaked secret must open one door only.
+/// Refuses equal secrets, so that a leaked secret gives access to one thing only.
 fn refuse_shared_secrets(r: &mut Reader<'_>, secrets: &[(Setting, &Option<SecretString>)]) {
     for (i, (setting, secret)) in secrets.iter().enumerate() {
-        let same = |(_, other): &&(Setting, &Option<SecretString>)| match (secret, other) {
-            (Some(a), Some(b)) => {
-                same_secret(a.expose_secret().as_bytes(), b.expose_secret().as_bytes())
-            }
-            _ => false,
+        let same = |(_, other): &&(Setting, &Option<SecretString>)| {
+            let pair = secret.as_ref().zip(other.as_ref());
+            pair.is_some_and(|(a, b)| is_same(a, b))
         };
         if let Some((other, _)) = secrets[..i].iter().find(same) {
-            r.refuse(setting.name, format!("must differ from {}", other.name));
+            r.refuse::<()>(setting.name, format!("must differ from {}", other.name));
         }
     }
 }

@@ -1,6 +1,6 @@
-//! What a value must look like: each rule returns the value, or says what would be right.
+//! Validation: each rule returns the parsed value, or a description of a valid one.
 //!
-//! No rule repeats the value it refuses: people paste secrets into the wrong variable.
+//! The description never repeats the refused value: people paste secrets into the wrong variable.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -12,14 +12,11 @@ use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 
-use super::RepoName;
+use crate::domain::ids::{NotARepoName, RepoName};
+use crate::format;
 
-/// Shortest secret that this server compares or that opens everything, in bytes.
+/// Shortest secret that this server compares, and shortest storage key, in bytes.
 const SECRET_MIN_BYTES: usize = 16;
-
-/// Longest names that GitHub gives to owners and repositories, in bytes.
-const OWNER_MAX_BYTES: usize = 39;
-const REPOSITORY_MAX_BYTES: usize = 100;
 
 /// Longest branch name, videos folder and bucket name, in bytes.
 const BRANCH_MAX_BYTES: usize = 255;
@@ -33,13 +30,13 @@ const fn seconds(n: u64) -> Duration {
 /// Units of a duration and their seconds, largest first.
 const UNITS: [(char, u64); 4] = [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)];
 
-/// What intervals, deadlines and retentions may be.
+/// Bounds of intervals, deadlines and retentions.
 pub(super) const ANY_DURATION: RangeInclusive<Duration> = seconds(1)..=seconds(3_650 * 86_400);
 
-/// Shorter leases are lost to a slow disk; longer ones leave a dead replica's videos lying.
+/// Shorter leases expire during a slow write; longer ones delay the videos of a crashed replica.
 pub(super) const LEASE: RangeInclusive<Duration> = seconds(5)..=seconds(600);
 
-/// The value, or what would be right, to be read after the variable's name.
+/// The value, or a description of a valid one, as the rest of a sentence after the variable's name.
 pub(super) type Rule<T> = Result<T, String>;
 
 fn ensure<T>(holds: bool, value: T, right: &str) -> Rule<T> {
@@ -70,8 +67,11 @@ pub(super) fn number<T: FromStr + PartialOrd + std::fmt::Display>(
     }
 }
 
-/// `30s`, `5m`, `6h`, `30d`, within bounds.
-pub(super) fn duration(text: &str, bounds: RangeInclusive<Duration>) -> Rule<Duration> {
+/// `30s`, `5m`, `6h` or `30d`, within bounds: the syntax of durations in settings and flags.
+///
+/// # Errors
+/// A description of a valid value, as the rest of a sentence after the name of the setting or flag.
+pub fn duration(text: &str, bounds: RangeInclusive<Duration>) -> Result<Duration, String> {
     let parse = || {
         let (unit, scale) = UNITS.iter().find(|(unit, _)| text.ends_with(*unit))?;
         let count = number(text.strip_suffix(*unit)?, 0..=u64::MAX).ok()?;
@@ -81,13 +81,13 @@ pub(super) fn duration(text: &str, bounds: RangeInclusive<Duration>) -> Rule<Dur
     parse().ok_or_else(|| {
         format!(
             "must be a number and a unit (`30s`, `5m`, `6h`, `30d`), from {} to {}",
-            short(*bounds.start()),
-            short(*bounds.end())
+            format::duration(*bounds.start()),
+            format::duration(*bounds.end())
         )
     })
 }
 
-/// As [`duration`], and `0` for never.
+/// Like [`duration`], with `0` for never.
 pub(super) fn duration_or_never(
     text: &str,
     bounds: RangeInclusive<Duration>,
@@ -100,16 +100,7 @@ pub(super) fn duration_or_never(
     }
 }
 
-/// A duration of whole seconds in its largest fitting unit.
-fn short(duration: Duration) -> String {
-    let total = duration.as_secs();
-    let fits = UNITS.iter().find(|(_, scale)| total.is_multiple_of(*scale));
-    fits.map_or_else(String::new, |(unit, scale)| {
-        format!("{}{unit}", total / scale)
-    })
-}
-
-/// One of a few words.
+/// One of a list of words.
 pub(super) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Rule<T> {
     let known = words.iter().find(|(word, _)| *word == text);
     known.map(|(_, value)| *value).ok_or_else(|| {
@@ -118,30 +109,13 @@ pub(super) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Rule<T> {
     })
 }
 
-/// `owner/name`, as GitHub allows them. Owners of GitHub Enterprise may hold `_`.
+/// `owner/name`, as GitHub allows them.
 pub(super) fn repository(text: &str) -> Rule<RepoName> {
-    let parse = || {
-        let (owner, name) = text.split_once('/')?;
-        let owner_fits = (1..=OWNER_MAX_BYTES).contains(&owner.len())
-            && owner.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && owner
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
-        let name_fits = (1..=REPOSITORY_MAX_BYTES).contains(&name.len())
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-            && ![".", ".."].contains(&name)
-            && !name.ends_with(".git");
-        (owner_fits && name_fits).then(|| RepoName {
-            owner: owner.to_owned(),
-            name: name.to_owned(),
-        })
-    };
-    parse().ok_or_else(|| "must be `owner/name`: no address, no `.git`".to_owned())
+    text.parse()
+        .map_err(|error: NotARepoName| error.to_string())
 }
 
-/// A branch's name by the rules of `git check-ref-format --branch`, without `refs/heads/`.
+/// A branch name by the rules of `git check-ref-format --branch`, without `refs/heads/`.
 pub(super) fn branch(text: &str) -> Rule<String> {
     let forbidden = |c: char| c.is_control() || " ~^:?*[\\".contains(c);
     let part_fits =
@@ -158,11 +132,11 @@ pub(super) fn branch(text: &str) -> Rule<String> {
     ensure(
         fits,
         text.to_owned(),
-        "must be a branch's name such as `main`, without `refs/heads/`",
+        "must be a branch name such as `main`, without `refs/heads/`",
     )
 }
 
-/// A folder inside the repository; one slash at its end is taken away.
+/// A folder inside the repository; a trailing slash is removed.
 pub(super) fn videos_dir(text: &str) -> Rule<String> {
     let folder = text.strip_suffix('/').unwrap_or(text);
     let part_fits = |part: &str| !["", ".", ".."].contains(&part);
@@ -176,7 +150,7 @@ pub(super) fn videos_dir(text: &str) -> Rule<String> {
     )
 }
 
-/// A bucket's name, which is also a folder's name in the folder store.
+/// A bucket name, which is also the name of a folder in the folder store.
 pub(super) fn bucket(text: &str) -> Rule<String> {
     let fits = text.len() <= BUCKET_MAX_BYTES
         && !text.starts_with('.')
@@ -186,13 +160,13 @@ pub(super) fn bucket(text: &str) -> Rule<String> {
     ensure(
         fits,
         text.to_owned(),
-        "must be a bucket's name: up to 100 letters, digits, `-`, `_`, `.`",
+        "must be a bucket name: up to 100 letters, digits, `-`, `_`, `.`",
     )
 }
 
-/// The base of an API, without a slash at its end.
+/// The base URL of an API; a trailing slash is removed.
 ///
-/// Plain http is for loopback and for the names and addresses of private networks: tokens go there.
+/// Because tokens are sent there, plain http is accepted only for loopback and private networks.
 pub(super) fn base_url(text: &str) -> Rule<String> {
     let url = Url::parse(text).ok().filter(|url| {
         ["http", "https"].contains(&url.scheme())
@@ -204,14 +178,14 @@ pub(super) fn base_url(text: &str) -> Rule<String> {
     });
     let Some(url) = url else {
         return Err(
-            "must be an address such as `https://example.com`, without user, query or fragment"
+            "must be a URL such as `https://example.com`, without user, query or fragment"
                 .to_owned(),
         );
     };
     ensure(
         url.scheme() == "https" || url.host_str().is_some_and(is_private),
         url.as_str().trim_end_matches('/').to_owned(),
-        "must begin with `https://`: plain http is for loopback and private hosts",
+        "must start with `https://`: plain http is allowed only for loopback and private hosts",
     )
 }
 
@@ -226,34 +200,36 @@ fn is_private(host: &str) -> bool {
     }
 }
 
-/// A secret that cannot be guessed by trying.
+/// A secret that is too long to guess.
 pub(super) fn long_enough(secret: &str) -> Rule<()> {
     let fits = secret.trim().len() >= SECRET_MIN_BYTES;
-    let right = format!("must be {SECRET_MIN_BYTES} bytes or more, as from `openssl rand -hex 32`");
+    let right = format!(
+        "must have {SECRET_MIN_BYTES} bytes or more, such as the output of `openssl rand -hex 32`"
+    );
     ensure(fits, (), &right)
 }
 
-/// A secret that fits into an HTTP header.
+/// A secret that can be sent in an HTTP header.
 pub(super) fn sendable(secret: &str) -> Rule<()> {
     let fits = secret.bytes().all(|b| b.is_ascii_graphic());
     ensure(
         fits,
         (),
-        "must be visible ASCII without spaces or line breaks",
+        "must be printable ASCII without spaces or line breaks",
     )
 }
 
-/// An address that the database driver understands.
+/// A URL that the database driver can parse.
 pub(super) fn postgres_url(secret: &str) -> Rule<()> {
     let scheme_fits = secret.starts_with("postgres://") || secret.starts_with("postgresql://");
     ensure(
         scheme_fits && PgConnectOptions::from_str(secret).is_ok(),
         (),
-        "must be `postgresql://user:password@host:port/database`, the password's special characters percent-encoded",
+        "must be `postgresql://user:password@host:port/database`, with special characters of the password percent-encoded",
     )
 }
 
-/// Any spelling of a UUID.
+/// A UUID in any notation.
 pub(super) fn uuid(text: &str) -> Rule<Uuid> {
     Uuid::try_parse(text).map_err(|_| "must be a UUID".to_owned())
 }
@@ -267,22 +243,11 @@ pub(super) fn log_filter(text: &str) -> Rule<String> {
     )
 }
 
-/// `name=abort,name=hang`.
-pub(super) fn fail_points(text: &str) -> Rule<Vec<(String, String)>> {
-    let points = text.split(',').map(|point| match point.split_once('=') {
-        Some((name, fault)) if !name.is_empty() && !fault.is_empty() => {
-            Ok((name.to_owned(), fault.to_owned()))
-        }
-        _ => Err("must be `name=fault,name=fault`".to_owned()),
-    });
-    points.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Every text on the left passes, every one on the right does not.
+    /// Every good text is accepted and every bad one refused.
     fn check<T: std::fmt::Debug>(rule: impl Fn(&str) -> Rule<T>, good: &[&str], bad: &[&str]) {
         for text in good {
             assert!(rule(text).is_ok(), "{text:?} was refused");
@@ -314,13 +279,13 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_duration_says_what_would_be_right() {
+    fn a_refused_duration_is_reported_with_its_bounds() {
         let right = duration("1h", LEASE).unwrap_err();
-        assert!(right.ends_with("from 5s to 10m"), "{right}");
+        assert!(right.ends_with("from 5 s to 10 min"), "{right}");
     }
 
     #[test]
-    fn only_some_durations_may_be_never() {
+    fn only_intervals_may_be_never() {
         assert_eq!(duration_or_never("0", ANY_DURATION), Ok(None));
         assert_eq!(duration_or_never("9s", ANY_DURATION), Ok(Some(seconds(9))));
         check(
@@ -470,12 +435,5 @@ mod tests {
     fn numbers_have_bounds() {
         let bad = ["", "65", "-1", "+1", "1e1", " 1", "99999999999999999999"];
         check(|text| number(text, 0..=64usize), &["0", "64"], &bad);
-    }
-
-    #[test]
-    fn fail_points_are_pairs() {
-        let pairs = fail_points("stored=abort,claimed=hang").unwrap();
-        assert_eq!(pairs[1], ("claimed".to_owned(), "hang".to_owned()));
-        check(fail_points, &[], &["stored", "=abort", "stored=", "a=b,"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Where settings come from, and how one is looked up.
+//! The sources of settings, and the lookup of one setting.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -14,35 +14,45 @@ use crate::domain::signature::same_secret;
 /// Largest `.env` that is read, in bytes.
 const DOTENV_MAX_BYTES: u64 = 256 * 1024;
 
-/// Largest file of a secret, in bytes.
+/// Largest file that a `NAME_FILE` variable may name, in bytes.
 const SECRET_FILE_MAX_BYTES: u64 = 16 * 1024;
 
-/// One setting that is wrong.
+/// One invalid setting.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name} {right}")]
+#[error("{name} {right}.")]
 pub struct Problem {
     /// The variable's name, or `.env`.
     pub name: String,
-    /// What would be right, to be read after the name. Never holds a value.
+    /// What the value must be, as the rest of a sentence after the name. Never contains the value.
     pub right: String,
 }
 
-/// Everything settings are looked up in, so that tests can bring their own.
+impl Problem {
+    /// A problem with a setting; `right` continues the sentence after its name.
+    pub fn new(name: &str, right: impl Into<String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            right: right.into(),
+        }
+    }
+}
+
+/// Everything that settings are read from; tests bring their own.
 #[derive(Default)]
 pub struct Sources {
     /// Values of flags, by the variable's name.
     pub flags: HashMap<String, String>,
     /// The environment.
     pub env: HashMap<String, String>,
-    /// What `.env` says.
+    /// The contents of `.env`.
     pub dotenv: HashMap<String, String>,
-    /// What relative paths of secret files start from.
+    /// The base of relative paths in `NAME_FILE` variables.
     pub dir: PathBuf,
-    /// What went wrong while gathering the above; refused together with what they say.
+    /// Problems with the sources themselves, reported together with those of the settings.
     pub problems: Vec<Problem>,
 }
 
-// By hand, because the values may be secrets.
+// Not derived, because the values may be secrets.
 impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sources").finish_non_exhaustive()
@@ -50,16 +60,21 @@ impl fmt::Debug for Sources {
 }
 
 impl Sources {
-    /// The flags of this command line, the process's environment and `.env` in the working directory.
+    /// Reads the flags of this command line, the environment and `.env` in the working directory.
     pub fn from_process(matches: &clap::ArgMatches) -> Self {
         let mut sources = Self::default();
         for setting in SETTINGS.iter().filter(|setting| !setting.secret) {
-            // An error means that this subcommand has no such flag.
+            // An error means that this command does not have the flag.
             if let Ok(Some(value)) = matches.try_get_one::<String>(setting.name) {
                 sources.flags.insert(setting.name.to_owned(), value.clone());
             }
         }
-        for (name, value) in std::env::vars_os() {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is the one place that reads the environment"
+        )]
+        let environment = std::env::vars_os();
+        for (name, value) in environment {
             let Ok(name) = name.into_string() else {
                 continue;
             };
@@ -75,14 +90,14 @@ impl Sources {
         sources
     }
 
-    /// Reads a `.env` file, if it is there. As with dotenv everywhere, a name's first line wins.
+    /// Reads a `.env` file if it exists. As in other dotenv implementations, the first line of a name wins.
     pub fn read_dotenv(&mut self, path: &Path) {
         let text = match read_text(path, DOTENV_MAX_BYTES) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => return self.refuse(".env", format!("cannot be read: {error}")),
         };
-        // dotenvy reports blanks at the end of a file as an open line, hence the line break.
+        // dotenvy reports trailing blanks at the end of a file as an unfinished line, hence the line break.
         let text = text.trim_start_matches('\u{feff}').to_owned() + "\n";
         for line in dotenvy::from_read_iter(text.as_bytes()) {
             match line {
@@ -90,29 +105,37 @@ impl Sources {
                     self.dotenv.entry(name).or_insert(value);
                 }
                 Err(dotenvy::Error::LineParse(broken, _)) => {
-                    // What is broken may be the value only, and of several lines the last.
+                    // `broken` may be the value alone, and the last of several lines.
                     let number = text.lines().position(|line| {
                         !line.trim_start().starts_with('#') && line.ends_with(broken.trim_end())
                     });
                     let place = number.map(|n| format!(" (line {})", n + 1));
-                    let right =
-                        "must be lines of NAME=value, values with blanks or `$` in single quotes";
+                    let right = "must consist of lines NAME=value, with values that contain blanks or `$` in single quotes";
                     self.refuse(".env", format!("{right}{}", place.unwrap_or_default()));
                 }
-                Err(_) => self.refuse(".env", "must be lines of NAME=value"),
+                Err(_) => self.refuse(".env", "must consist of lines NAME=value"),
             }
         }
     }
 
-    fn refuse(&mut self, name: &str, right: impl Into<String>) {
-        self.problems.push(Problem {
-            name: name.to_owned(),
-            right: right.into(),
-        });
+    /// Whether one of these settings, or a file for it, is given anywhere, valid or not.
+    pub fn has(&self, settings: &[Setting]) -> bool {
+        self.layer(settings).is_some()
     }
 
+    fn refuse(&mut self, name: &str, right: impl Into<String>) {
+        self.problems.push(Problem::new(name, right));
+    }
+
+    /// In the order of precedence.
     fn layers(&self) -> [Layer<'_>; 3] {
         [&self.flags, &self.env, &self.dotenv].map(Layer)
+    }
+
+    /// The first layer that has one of these settings.
+    pub(super) fn layer(&self, settings: &[Setting]) -> Option<Layer<'_>> {
+        let mut layers = self.layers().into_iter();
+        layers.find(|layer| settings.iter().any(|setting| layer.has(setting)))
     }
 }
 
@@ -123,21 +146,26 @@ fn is_known(name: &str) -> bool {
     SETTINGS.iter().any(known)
 }
 
-/// One place to look, in the order of precedence.
+/// Flags, environment or `.env`.
 #[derive(Clone, Copy)]
 pub(super) struct Layer<'a>(&'a HashMap<String, String>);
 
 impl<'a> Layer<'a> {
-    /// The value, where it is not empty: compose files pass unset variables on as empty ones.
-    pub(super) fn get(self, name: &str) -> Option<&'a str> {
+    /// The value unless it is empty: compose files pass unset variables on as empty ones.
+    fn get(self, name: &str) -> Option<&'a str> {
         let value = self.0.get(name)?;
         (!value.is_empty()).then_some(value)
     }
+
+    pub(super) fn has(self, setting: &Setting) -> bool {
+        self.get(setting.name).is_some()
+            || (setting.secret && self.get(&setting.file_variable()).is_some())
+    }
 }
 
-/// Looks settings up and collects what is wrong with them.
+/// Looks up settings and collects their problems.
 pub(super) struct Reader<'a> {
-    sources: &'a Sources,
+    pub(super) sources: &'a Sources,
     problems: Vec<Problem>,
 }
 
@@ -149,7 +177,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Everything that was wrong; a value that is needed and `None` is among it.
+    /// The value, or every problem found. A required value that is `None` has a problem.
     pub(super) fn finish<T>(self, value: Option<T>) -> Result<T, Vec<Problem>> {
         match value {
             Some(value) if self.problems.is_empty() => Ok(value),
@@ -157,83 +185,57 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn refuse(&mut self, name: &str, right: impl Into<String>) {
-        self.problems.push(Problem {
-            name: name.to_owned(),
-            right: right.into(),
-        });
+    /// Adds a problem; always `None`.
+    pub(super) fn refuse<T>(&mut self, name: &str, right: impl Into<String>) -> Option<T> {
+        self.problems.push(Problem::new(name, right));
+        None
     }
 
-    /// The highest layer in which `is_set` holds.
-    pub(super) fn layer(&self, is_set: impl Fn(Layer<'a>) -> bool) -> Option<Layer<'a>> {
-        self.sources
-            .layers()
-            .into_iter()
-            .find(|layer| is_set(*layer))
+    pub(super) fn check<T>(&mut self, name: &str, result: Rule<T>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(right) => self.refuse(name, right),
+        }
     }
 
-    /// Whether there is a value, right or wrong.
-    pub(super) fn is_set(&self, setting: &Setting) -> bool {
-        let file = setting.file_variable();
-        self.layer(|layer| {
-            layer.get(setting.name).is_some() || (setting.secret && layer.get(&file).is_some())
-        })
-        .is_some()
+    /// The value of a variable, documented or not.
+    pub(super) fn text(&self, name: &str) -> Option<&'a str> {
+        let mut layers = self.sources.layers().into_iter();
+        layers.find_map(|layer| layer.get(name))
     }
 
-    /// The value or its default, if it has one and the rule lets it pass.
+    /// The value or its default, if there is one and it satisfies the rule.
     pub(super) fn value<T>(
         &mut self,
         setting: &Setting,
         rule: impl FnOnce(&str) -> Rule<T>,
     ) -> Option<T> {
-        let layer = self.layer(|layer| layer.get(setting.name).is_some());
-        match (
-            layer.and_then(|layer| layer.get(setting.name)),
-            setting.default,
-        ) {
+        match (self.text(setting.name), setting.default) {
             (Some(text), _) | (None, Fallback::Value(text)) => self.check(setting.name, rule(text)),
-            (None, Fallback::Words(_)) => None,
-            (None, Fallback::Required) => self.require(setting),
+            (None, _) => self.absent(setting),
         }
     }
 
-    /// The secret, or what is in its file, if every rule lets it pass.
+    /// The secret, or the contents of its file, if it satisfies every rule.
     ///
-    /// Given several spellings of one setting, they may be set together only to the same.
+    /// Several spellings of one setting may be set together only if they agree.
     pub(super) fn secret(
         &mut self,
         spellings: &[Setting],
         rules: &[fn(&str) -> Rule<()>],
     ) -> Option<SecretString> {
-        let is_set = |layer: Layer<'_>, setting: &Setting| {
-            layer.get(setting.name).is_some() || layer.get(&setting.file_variable()).is_some()
-        };
-        let Some(layer) = self.layer(|layer| spellings.iter().any(|s| is_set(layer, s))) else {
-            return match spellings {
-                [setting, ..] if matches!(setting.default, Fallback::Required) => {
-                    self.require(setting)
-                }
-                _ => None,
-            };
+        let Some(layer) = self.sources.layer(spellings) else {
+            return self.absent(&spellings[0]);
         };
         let mut secret: Option<SecretString> = None;
-        for setting in spellings.iter().filter(|setting| is_set(layer, setting)) {
+        for setting in spellings.iter().filter(|setting| layer.has(setting)) {
             let found = self.secret_in(layer, setting)?;
             for rule in rules {
                 self.check(setting.name, rule(found.expose_secret()))?;
             }
-            if secret.is_some_and(|other| {
-                !same_secret(
-                    other.expose_secret().as_bytes(),
-                    found.expose_secret().as_bytes(),
-                )
-            }) {
-                self.refuse(
-                    setting.name,
-                    "contradicts its other spelling: set one of them",
-                );
-                return None;
+            if secret.is_some_and(|other| !is_same(&other, &found)) {
+                let right = "must equal its other spelling: set only one of them";
+                return self.refuse(setting.name, right);
             }
             secret = Some(found);
         }
@@ -243,45 +245,41 @@ impl<'a> Reader<'a> {
     fn secret_in(&mut self, layer: Layer<'_>, setting: &Setting) -> Option<SecretString> {
         let file = setting.file_variable();
         match (layer.get(setting.name), layer.get(&file)) {
-            (Some(_), Some(_)) => {
-                self.refuse(
-                    setting.name,
-                    format!("and {file} are both set: set one of them"),
-                );
-                None
-            }
+            (Some(_), Some(_)) => self.refuse(
+                setting.name,
+                format!("and {file} are both set: set only one of them"),
+            ),
             (Some(value), None) => Some(value.into()),
             (None, path) => {
-                // The path is not repeated: the secret itself may have been put there.
+                // The path is not repeated: it may be the secret itself, pasted into this variable.
                 let text = read_text(&self.sources.dir.join(path?), SECRET_FILE_MAX_BYTES)
                     .map_err(|error| format!("must name a readable file: {error}"));
                 let text = self.check(&file, text)?;
                 let secret = text.trim_end_matches(['\r', '\n']);
                 if secret.is_empty() {
-                    self.refuse(&file, "must name a file that is not empty");
-                    return None;
+                    return self.refuse(&file, "must name a file that is not empty");
                 }
                 Some(secret.into())
             }
         }
     }
 
-    /// The value of a variable that is in no table.
-    pub(super) fn undocumented(&self, name: &str) -> Option<&'a str> {
-        self.layer(|layer| layer.get(name).is_some())?.get(name)
-    }
-
-    pub(super) fn check<T>(&mut self, name: &str, result: Rule<T>) -> Option<T> {
-        result.map_err(|right| self.refuse(name, right)).ok()
-    }
-
-    fn require<T>(&mut self, setting: &Setting) -> Option<T> {
-        self.refuse(setting.name, format!("must be set: {}", setting.meaning));
-        None
+    /// `None`, which is a problem if the setting is required.
+    fn absent<T>(&mut self, setting: &Setting) -> Option<T> {
+        if let Fallback::Required = setting.default {
+            self.refuse(setting.name, format!("must be set ({})", setting.meaning))
+        } else {
+            None
+        }
     }
 }
 
-/// A small file of text.
+/// Compares two secrets in constant time.
+pub(super) fn is_same(a: &SecretString, b: &SecretString) -> bool {
+    same_secret(a.expose_secret().as_bytes(), b.expose_secret().as_bytes())
+}
+
+/// Reads a text file of at most `max_bytes`.
 fn read_text(path: &Path, max_bytes: u64) -> io::Result<String> {
     let mut text = String::new();
     fs::File::open(path)?

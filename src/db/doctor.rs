@@ -103,7 +103,9 @@ pub struct AppFacts {
     pub schema: Schema,
     /// Roles of Supabase's API that reach our schema.
     pub exposed_to: Vec<String>,
-    /// Columns of `lesson_assets` that are missing or of another type.
+    /// Whether `lesson_assets` is on the `search_path`.
+    pub has_table: bool,
+    /// Columns of `lesson_assets` that are missing or of another type; empty without the table.
     pub columns: Vec<String>,
     /// Constraints of `lesson_assets` that our writes would break.
     pub constraints: Vec<String>,
@@ -152,6 +154,7 @@ impl Db {
                 (extract(epoch from clock_timestamp()) * 1000)::bigint
             from pg_roles where rolname = current_user";
         let role = self.query(role).fetch_one(unit.connection()).await?;
+        let columns = self.wrong_columns(&mut unit).await?;
         let mut facts = AppFacts {
             connection: match self.pooled {
                 true => "through a transaction pooler",
@@ -162,7 +165,8 @@ impl Db {
             now_ms: role.get(4),
             schema: self.schema(&mut unit).await?,
             exposed_to: Vec::new(),
-            columns: self.wrong_columns(&mut unit).await?,
+            has_table: columns.is_some(),
+            columns: columns.unwrap_or_default(),
             constraints: self.constraints(&mut unit, creates_rows).await?,
             published: false,
             missing_rights: Vec::new(),
@@ -255,16 +259,15 @@ impl Db {
         })
     }
 
-    async fn wrong_columns(&self, unit: &mut Unit) -> Result<Vec<String>, DbError> {
+    /// `None` without the table.
+    async fn wrong_columns(&self, unit: &mut Unit) -> Result<Option<Vec<String>>, DbError> {
         let statement = "select attname::text, format_type(atttypid, null) from pg_attribute
             where attrelid = to_regclass('lesson_assets') and attnum > 0 and not attisdropped";
         let rows = self.query(statement).fetch_all(unit.connection()).await?;
         let found: Vec<(String, String)> =
             rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         if found.is_empty() {
-            return Ok(vec![
-                "there is no table lesson_assets on the search_path".to_owned(),
-            ]);
+            return Ok(None);
         }
         let wrong =
             |(name, types): &(&str, &[&str])| match found.iter().find(|(found, _)| found == name) {
@@ -274,7 +277,7 @@ impl Db {
                 }
                 Some(_) => None,
             };
-        Ok(COLUMNS.iter().filter_map(wrong).collect())
+        Ok(Some(COLUMNS.iter().filter_map(wrong).collect()))
     }
 
     /// Which constraints our writes would break; `creates_rows`: rows are inserted, too.

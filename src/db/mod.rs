@@ -28,8 +28,8 @@ use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Row as _
 use tokio::sync::{Notify, broadcast};
 
 use crate::clock::Clock;
+use crate::domain::failure::causes;
 use crate::domain::state::VideoState;
-use crate::telemetry::causes;
 
 pub use deliveries::{Delivery, Scan};
 pub use doctor::{AppFacts, Migrated, Schema, Tls};

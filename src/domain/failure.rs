@@ -1,5 +1,6 @@
 //! What can go wrong with a video, classed by what to do about it, and when to try again.
 
+use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
@@ -139,7 +140,7 @@ impl Failure {
 
     /// The same failure, not to be tried again before `wait` has passed.
     pub fn after(mut self, wait: Duration) -> Self {
-        self.retry_after = Some(wait.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX));
+        self.retry_after = Some(clamp_retry_after(wait));
         self
     }
 }
@@ -150,13 +151,18 @@ impl fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+impl Error for Failure {}
 
 /// The shortest wait: a service that asks for none, again and again, would be called in a loop.
 pub const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 
 /// The longest wait another service may ask of us.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(6 * 3600);
+
+/// Bounds a wait that another service asked for to [`RETRY_AFTER_MIN`]..=[`RETRY_AFTER_MAX`].
+pub fn clamp_retry_after(wait: Duration) -> Duration {
+    wait.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX)
+}
 
 /// How long transient failures are tried again before a human must look.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -181,9 +187,35 @@ pub fn retry_delay(attempts: u32, random: f64) -> Duration {
     spread(Duration::from_secs(RETRY_SECONDS[step]), random)
 }
 
+/// An error and its causes in one line, for a field of a log line: JSON would show the error alone.
+pub fn causes(error: &(dyn Error + 'static)) -> tracing::field::DisplayValue<String> {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let reason = next.to_string();
+        // Many errors include the text of their cause.
+        if !text.contains(&reason) {
+            text = format!("{text}: {reason}");
+        }
+        cause = next.source();
+    }
+    tracing::field::display(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_cause_is_named_once() {
+        let error = anyhow::anyhow!("connection refused")
+            .context("cannot connect: connection refused")
+            .context("no answer");
+        assert_eq!(
+            causes(error.as_ref()).to_string(),
+            "no answer: cannot connect: connection refused"
+        );
+    }
 
     #[test]
     fn the_schedule_is_the_contracts() {

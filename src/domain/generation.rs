@@ -58,8 +58,10 @@ impl GenerationStatus {
         match self {
             Self::Generating => "The agent is working on it.".to_owned(),
             Self::Finished => "The agent finished; its push has not arrived yet.".to_owned(),
-            Self::Failed { reason } => format!("The agent reports a failure: {reason}."),
-            Self::Unknown { reason } => format!("The agent's status is unknown: {reason}."),
+            Self::Failed { reason } => format!("OpenHands reports a failure: {reason}."),
+            Self::Unknown { reason } => {
+                format!("The status of the generation is unknown: {reason}.")
+            }
         }
     }
 

@@ -134,6 +134,54 @@ impl serde::Serialize for GitSha {
     }
 }
 
+/// The longest names of owners and repositories that GitHub allows, in bytes.
+const OWNER_BYTES_MAX: usize = 39;
+const REPOSITORY_BYTES_MAX: usize = 100;
+
+/// `owner/name`. GitHub compares both without regard to case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepoName {
+    /// A user or an organisation.
+    pub owner: String,
+    /// The repository, without `.git`.
+    pub name: String,
+}
+
+impl FromStr for RepoName {
+    type Err = NotARepoName;
+
+    fn from_str(text: &str) -> Result<Self, NotARepoName> {
+        // Owners on GitHub Enterprise Server may contain `_`.
+        let is_allowed = |b: u8, extra: &[u8]| b.is_ascii_alphanumeric() || extra.contains(&b);
+        let (owner, name) = text.split_once('/').ok_or(NotARepoName)?;
+        let is_owner = (1..=OWNER_BYTES_MAX).contains(&owner.len())
+            && owner.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && owner.bytes().all(|b| is_allowed(b, b"-_"));
+        let is_name = (1..=REPOSITORY_BYTES_MAX).contains(&name.len())
+            && name.bytes().all(|b| is_allowed(b, b"-_."))
+            && ![".", ".."].contains(&name)
+            && !name.ends_with(".git");
+        if !(is_owner && is_name) {
+            return Err(NotARepoName);
+        }
+        Ok(Self {
+            owner: owner.to_owned(),
+            name: name.to_owned(),
+        })
+    }
+}
+
+/// The text is not a repository's full name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be `owner/name`, not a URL and without `.git`")]
+pub struct NotARepoName;
+
+impl fmt::Display for RepoName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.owner, self.name)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -260,12 +260,12 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
             GenerationStatus::Finished => Verdict::Generating(status.sentence()),
             GenerationStatus::Failed { reason } if since.is_some() => Verdict::Fail(
                 Code::GenerationFailed,
-                format!("The agent failed: {reason}."),
+                format!("The generation failed: {reason}."),
             ),
             GenerationStatus::Failed { reason } => Verdict::Unknown(format!(
-                "The agent reports a failure ({reason}); the next sweep confirms it."
+                "OpenHands reports a failure ({reason}); the next sweep confirms it."
             )),
-            GenerationStatus::Unknown { reason } => Verdict::Unknown(reason.clone()),
+            GenerationStatus::Unknown { .. } => Verdict::Unknown(status.sentence()),
         },
     }
 }
@@ -508,7 +508,7 @@ mod tests {
         let generating = |why: &str| Verdict::Generating(why.into());
         let unknown = |why: &str| Verdict::Unknown(why.into());
         let awaited = || generating("The agent finished; its push has not arrived yet.");
-        let first = "The agent reports a failure (it broke); the next sweep confirms it.";
+        let first = "OpenHands reports a failure (it broke); the next sweep confirms it.";
         let fail = |code, why: &str| Verdict::Fail(code, why.into());
         let never_pushed = "The agent finished, but pushed no video within 15 min.";
         let cases = [
@@ -530,7 +530,7 @@ mod tests {
             ),
             (
                 said(GenerationStatus::unknown("who knows"), Some(99_999)),
-                unknown("who knows"),
+                unknown("The status of the generation is unknown: who knows."),
             ),
             (said(GenerationStatus::Finished, None), awaited()),
             (said(GenerationStatus::Finished, Some(899)), awaited()),
@@ -541,7 +541,7 @@ mod tests {
             (said(broken(), None), unknown(first)),
             (
                 said(broken(), Some(0)),
-                fail(Code::GenerationFailed, "The agent failed: it broke."),
+                fail(Code::GenerationFailed, "The generation failed: it broke."),
             ),
         ];
         for (agent, expected) in cases {

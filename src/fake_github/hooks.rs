@@ -1,6 +1,6 @@
-//! The repository's webhooks over the API, and what was delivered to them.
+//! The API of the repository's webhooks and their deliveries.
 //!
-//! Unlike GitHub, a ping or an attempt is over before the call that asked for it is answered.
+//! Unlike GitHub, a ping or an attempt is over before the call that asked for it returns.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
-use super::routes::{Problem, authorize, with_rate_limit};
+use super::routes::{Problem, authorize, number, with_rate_limit};
 use super::{Delivery, Shared, State, webhooks};
 
 /// The longest body of a call about a hook, in bytes.
@@ -52,7 +52,7 @@ impl Hook {
 }
 
 impl State {
-    /// A new hook with GitHub's own defaults.
+    /// Adds a hook with GitHub's own defaults and returns its id.
     pub(super) fn add_hook(&mut self, body: &Value) -> u64 {
         let id = webhooks::HOOK_ID + self.hooks.len() as u64;
         let mut hook = Hook {
@@ -69,10 +69,26 @@ impl State {
         id
     }
 
-    pub(super) fn change_hook(&mut self, id: u64, body: &Value) {
+    /// Changes a hook as a `PATCH` with this body would.
+    pub fn change_hook(&mut self, id: u64, body: &Value) {
         if let Ok(hook) = self.hook(&id.to_string()) {
             hook.change(body);
         }
+    }
+
+    /// Records an attempt with this outcome (`OK`, `timed out`, …) and the receiver's status code.
+    pub fn record(&mut self, hook: u64, delivery: &Delivery, status: &str, code: u16) {
+        let Ok(hook) = self.hook(&hook.to_string()) else {
+            return;
+        };
+        let redelivery = hook.log.iter().any(|(_, old)| old.guid == delivery.guid);
+        let attempt = json!({
+            "id": 7_000_000_000_u64 + hook.log.len() as u64, "guid": delivery.guid,
+            "delivered_at": crate::clock::Clock::default().now(), "redelivery": redelivery, "duration": 0.03,
+            "status": status, "status_code": code, "event": delivery.event, "action": null,
+            "installation_id": null, "repository_id": super::REPOSITORY_ID, "throttled_at": null,
+        });
+        hook.log.push((attempt, delivery.clone()));
     }
 
     fn hook(&mut self, id: &str) -> Result<&mut Hook, Problem> {
@@ -83,23 +99,7 @@ impl State {
 }
 
 impl Shared {
-    /// Notes an attempt: its outcome is `status` (`OK`, `timed out`, …) and the receiver's code.
-    pub(super) fn record(&self, hook: u64, delivery: &Delivery, status: &str, code: u16) {
-        let mut state = self.state();
-        let Ok(hook) = state.hook(&hook.to_string()) else {
-            return;
-        };
-        let redelivery = hook.log.iter().any(|(_, old)| old.guid == delivery.guid);
-        let attempt = json!({
-            "id": 7_000_000_000_u64 + hook.log.len() as u64, "guid": delivery.guid,
-            "delivered_at": jiff::Timestamp::now(), "redelivery": redelivery, "duration": 0.03,
-            "status": status, "status_code": code, "event": delivery.event, "action": null,
-            "installation_id": null, "repository_id": super::REPOSITORY_ID, "throttled_at": null,
-        });
-        hook.log.push((attempt, delivery.clone()));
-    }
-
-    /// Sends a delivery to a hook's receiver, and notes how that went.
+    /// Sends a delivery to a hook's receiver and records the result.
     pub(super) async fn deliver(&self, id: u64, delivery: Delivery) {
         let (url, secret) = {
             let mut state = self.state();
@@ -133,7 +133,7 @@ impl Shared {
             ),
             None => ("failed to connect to host".to_owned(), 0),
         };
-        self.record(id, &delivery, &said, code);
+        self.state().record(id, &delivery, &said, code);
     }
 }
 
@@ -145,7 +145,7 @@ pub(super) async fn answer(
     rest: &[&str],
 ) -> Response {
     let authorized = match authorize(&shared.state(), parts) {
-        // Hooks are for those who may administer the repository; to others they are not there.
+        // Only administrators see hooks.
         Ok(false) => Err(Problem::not_found()),
         Ok(true) => Ok(()),
         Err(problem) => Err(problem),
@@ -176,7 +176,7 @@ async fn route(
         (&Method::POST, []) => {
             let mut state = shared.state();
             let url = &body["config"]["url"];
-            let same = |hook: &super::hooks::Hook| hook.json["config"]["url"] == *url;
+            let same = |hook: &Hook| hook.json["config"]["url"] == *url;
             if state.hooks.iter().any(same) {
                 return Err(Problem::new(422, "Validation Failed"));
             }
@@ -193,7 +193,7 @@ async fn route(
         (&Method::POST, [id, "pings"]) => {
             let (id, ping) = {
                 let mut state = shared.state();
-                (state.hook(id)?.id, webhooks::ping(&state))
+                (state.hook(id)?.id, state.ping())
             };
             shared.deliver(id, ping).await;
             Ok(StatusCode::NO_CONTENT.into_response())
@@ -216,16 +216,8 @@ async fn route(
 
 /// A page, newest first; the cursor of the next one is in `Link`.
 fn deliveries(state: &mut State, parts: &Parts, id: &str) -> Result<Response, Problem> {
-    let query = parts.uri.query().unwrap_or_default();
-    let number = |wanted: &str| {
-        form_urlencoded::parse(query.as_bytes())
-            .find(|(name, _)| name == wanted)
-            .and_then(|(_, value)| value.parse::<usize>().ok())
-    };
-    let (from, max) = (
-        number("cursor").unwrap_or(0),
-        number("per_page").unwrap_or(PAGE_ENTRIES).min(100),
-    );
+    let from = number(parts, "cursor").unwrap_or(0);
+    let max = number(parts, "per_page").unwrap_or(PAGE_ENTRIES).min(100);
     let address = format!("{}{}", state.url, parts.uri.path());
     let hook = state.hook(id)?;
     let page: Vec<_> = hook
@@ -245,87 +237,4 @@ fn deliveries(state: &mut State, parts: &Parts, id: &str) -> Result<Response, Pr
         }
     }
     Ok(response)
-}
-
-#[cfg(test)]
-mod tests {
-    use reqwest::{Client, RequestBuilder};
-    use serde_json::{Value, json};
-
-    use crate::fake_github::FakeGithub;
-
-    const REPO: &str = "acme/video-artifacts";
-    /// Nobody listens there.
-    const CLOSED: &str = "http://127.0.0.1:1/webhooks/github";
-
-    fn call(gh: &FakeGithub, method: &str, path: &str) -> RequestBuilder {
-        let client = Client::builder().no_proxy().build().unwrap();
-        let url = format!("{}/repos/{REPO}/hooks{path}", gh.url());
-        client
-            .request(method.parse().unwrap(), url)
-            .bearer_auth("t")
-    }
-
-    async fn answer(request: RequestBuilder) -> (u16, Value) {
-        let answer = request.send().await.unwrap();
-        (
-            answer.status().as_u16(),
-            answer.json().await.unwrap_or_default(),
-        )
-    }
-
-    #[tokio::test]
-    async fn a_hook_never_shows_its_secret_and_exists_once_for_a_url() {
-        let gh = FakeGithub::start(REPO).await.unwrap();
-        let body = json!({"config": {"url": CLOSED, "secret": "a canary"}});
-        let (status, made) = answer(call(&gh, "POST", "").json(&body)).await;
-        assert_eq!(
-            (status, &made["config"]["secret"]),
-            (201, &json!("********"))
-        );
-        assert_eq!(
-            (&made["config"]["content_type"], &made["events"]),
-            (&json!("form"), &json!(["push"]))
-        );
-        let (status, refused) = answer(call(&gh, "POST", "").json(&body)).await;
-        assert_eq!(
-            (status, &refused["message"]),
-            (422, &json!("Validation Failed"))
-        );
-        let (status, all) = answer(call(&gh, "GET", "")).await;
-        assert_eq!((status, all), (200, json!([made])));
-    }
-
-    #[tokio::test]
-    async fn hooks_are_not_there_for_the_anonymous() {
-        let gh = FakeGithub::start(REPO).await.unwrap();
-        let hooks = format!("{}/repos/{REPO}/hooks", gh.url());
-        let client = Client::builder().no_proxy().build().unwrap();
-        let (status, body) = answer(client.get(hooks)).await;
-        assert_eq!((status, &body["message"]), (404, &json!("Not Found")));
-    }
-
-    #[tokio::test]
-    async fn each_attempt_has_an_id_and_all_of_them_the_delivery_s_guid() {
-        let gh = FakeGithub::start(REPO).await.unwrap();
-        let id = gh.add_hook(&json!({"config": {"url": CLOSED}}));
-        let (status, _) = answer(call(&gh, "POST", &format!("/{id}/pings"))).await;
-        assert_eq!(status, 204);
-        let log = format!("/{id}/deliveries");
-        let (_, first) = answer(call(&gh, "GET", &log)).await;
-        let attempts = format!("{log}/{}/attempts", first[0]["id"]);
-        let (status, _) = answer(call(&gh, "POST", &attempts)).await;
-        assert_eq!(status, 202);
-        let (_, both) = answer(call(&gh, "GET", &log)).await;
-        assert_eq!(both[0]["guid"], both[1]["guid"]);
-        assert_ne!(both[0]["id"], both[1]["id"]);
-        assert_eq!(
-            (&both[0]["redelivery"], &both[1]["redelivery"]),
-            (&json!(true), &json!(false))
-        );
-        assert_eq!(
-            (&both[0]["status"], &both[0]["status_code"]),
-            (&json!("failed to connect to host"), &json!(0))
-        );
-    }
 }

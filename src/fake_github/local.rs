@@ -1,6 +1,6 @@
-//! Serves a repository that is on this disk, read with the `git` command.
+//! Serves a repository on disk, read with the `git` command.
 //!
-//! Commits and trees are read once; blobs stay in git and are streamed when somebody asks for them.
+//! Commits and trees are read once; blobs stay in git and are streamed on request.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -149,9 +149,10 @@ async fn printed(path: &Path, args: &[&str]) -> Result<Result<String, String>, L
             return Err(LocalError::Unsupported(shown, "it has too many files"));
         }
         let status = child.wait().await?;
-        Ok(match status.success() {
-            true => Ok(String::from_utf8_lossy(&printed).into_owned()),
-            false => Err(String::from_utf8_lossy(&said).trim().to_owned()),
+        Ok(if status.success() {
+            Ok(String::from_utf8_lossy(&printed).into_owned())
+        } else {
+            Err(String::from_utf8_lossy(&said).trim().to_owned())
         })
     };
     tokio::time::timeout(GIT_TIMEOUT, run)

@@ -15,10 +15,10 @@ const MODE_COMMIT: u32 = 0o160_000;
 const MODE_FILE: u32 = 0o100_644;
 /// Date of the first commit, Unix seconds (2026-01-28T00:00:00Z).
 const FIRST_COMMIT_AT: i64 = 1_769_558_400;
-/// Seconds between two commits. Dates come from a counter, so equal stories have equal SHAs.
+/// Seconds between two commits. Dates come from a counter, so equal scenarios have equal SHAs.
 const COMMIT_SPACING: i64 = 60;
 
-/// Whatever has a SHA.
+/// Anything with a SHA.
 pub(super) enum Object {
     Blob(Blob),
     Tree(Vec<Entry>),
@@ -101,6 +101,7 @@ pub struct Changes {
     files: BTreeMap<String, Option<Bytes>>,
     lfs: HashMap<String, LfsObject>,
     message: Option<String>,
+    merged: Option<GitSha>,
 }
 
 impl Changes {
@@ -135,6 +136,12 @@ impl Changes {
         self
     }
 
+    /// Makes it a merge commit: its second parent. The files of that commit are not added.
+    pub fn merge(mut self, commit: GitSha) -> Self {
+        self.merged = Some(commit);
+        self
+    }
+
     fn point(
         mut self,
         path: impl Into<String>,
@@ -162,15 +169,19 @@ pub(super) struct Diff {
 pub(super) type Files = BTreeMap<String, (u32, GitSha)>;
 
 /// Objects and branches of the one repository that is served.
-pub(super) struct Repository {
-    pub(super) full_name: String,
-    pub(super) former_names: Vec<String>,
-    pub(super) default_branch: String,
-    pub(super) branches: BTreeMap<String, GitSha>,
+pub struct Repository {
+    /// `owner/name`
+    pub full_name: String,
+    /// Names that redirect here.
+    pub former_names: Vec<String>,
+    /// Its name.
+    pub default_branch: String,
+    /// The newest commit of each branch, by the branch's name.
+    pub branches: BTreeMap<String, GitSha>,
     pub(super) objects: HashMap<GitSha, Object>,
     pub(super) lfs: HashMap<String, LfsObject>,
-    /// The default branch as the API still shows it, while it lags behind.
-    pub(super) served_head: Option<GitSha>,
+    /// The commit that the API still shows as the default branch's; it denies newer ones. `None`: no lag.
+    pub served_head: Option<GitSha>,
     commits_made: i64,
 }
 
@@ -275,8 +286,9 @@ impl Repository {
         files
     }
 
-    /// Forgets what the folders held at every commit but the head.
-    pub(super) fn forget_old_trees(&mut self) {
+    /// Forgets the trees of all commits but the head: thousands of commits to a large folder are gigabytes.
+    /// How commits relate is still known; compared with a forgotten tree, every file is an added one.
+    pub fn forget_old_trees(&mut self) {
         let Some(head) = self.head().and_then(|head| self.commit(head)) else {
             return;
         };
@@ -367,21 +379,8 @@ impl Repository {
         let message = changes
             .message
             .unwrap_or_else(|| "Update videos".to_owned());
-        self.add_commit(&files, head.into_iter().collect(), message)
-    }
-
-    /// Merges another commit into the default branch; the other side wins where both changed a file.
-    pub(super) fn merge(&mut self, head: GitSha, other: GitSha) -> GitSha {
-        let mut files = self.files(head);
-        let theirs = self.files(other);
-        let diff = self.diff(self.merge_base(head, other), other);
-        for path in diff.added.into_iter().chain(diff.modified) {
-            if let Some(file) = theirs.get(&path) {
-                files.insert(path, *file);
-            }
-        }
-        files.retain(|path, _| !diff.removed.contains(path));
-        self.add_commit(&files, vec![head, other], format!("Merge commit '{other}'"))
+        let parents = head.into_iter().chain(changes.merged);
+        self.add_commit(&files, parents.collect(), message)
     }
 
     fn add_commit(&mut self, files: &Files, parents: Vec<GitSha>, message: String) -> GitSha {

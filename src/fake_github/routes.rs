@@ -1,9 +1,6 @@
 //! The REST API: which path shows what, with GitHub's shapes, codes and headers.
 
-use std::sync::Arc;
-
 use axum::body::Body;
-use axum::extract::{Path, Request, State as Extract};
 use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -17,7 +14,8 @@ use tokio_util::io::ReaderStream;
 
 use super::local::Local;
 use super::model::{Blob, Commit, Entry, MODE_TREE, Repository};
-use super::{REPOSITORY_ID, Shared, State, hooks, lfs};
+use super::{REPOSITORY_ID, Shared, State};
+use crate::clock::Clock;
 use crate::domain::ids::GitSha;
 
 /// Entries of one answer of the trees API. Source: GitHub's documentation of "Get a tree".
@@ -76,31 +74,8 @@ enum Shown {
     },
 }
 
-/// Everything comes in here: GitHub's API, its git host and its LFS storage.
-pub(super) async fn serve(
-    Extract(shared): Extract<Arc<Shared>>,
-    Path(path): Path<String>,
-    request: Request,
-) -> Response {
-    let (parts, body) = request.into_parts();
-    let segments: Vec<&str> = path.split('/').collect();
-    match &segments[..] {
-        ["lfs-storage", oid] if parts.method == Method::GET => {
-            lfs::download(&shared, oid, &parts).await
-        }
-        [owner, name, "info", "lfs", "objects", "batch"] if parts.method == Method::POST => {
-            lfs::batch(&shared, &format!("{owner}/{name}"), &parts, body).await
-        }
-        ["repos", owner, name, "hooks", rest @ ..]
-            if shared.state().repository.full_name == format!("{owner}/{name}") =>
-        {
-            hooks::answer(&shared, &parts, body, rest).await
-        }
-        segments => api(&shared, &parts, segments).await,
-    }
-}
-
-async fn api(shared: &Shared, parts: &Parts, segments: &[&str]) -> Response {
+/// A call of the API, except for hooks.
+pub(super) async fn api(shared: &Shared, parts: &Parts, segments: &[&str]) -> Response {
     let authorized = authorize(&shared.state(), parts);
     let exhausted = matches!(shared.state().quota, Some((0, _)));
     let credited = matches!(authorized, Ok(true));
@@ -119,7 +94,7 @@ async fn api(shared: &Shared, parts: &Parts, segments: &[&str]) -> Response {
     with_rate_limit(response, state.quota)
 }
 
-/// Whether the caller showed a credential, or how a caller without the right one is sent away.
+/// Whether the caller sent a credential; an error if it needs another one.
 pub(super) fn authorize(state: &State, parts: &Parts) -> Result<bool, Problem> {
     let sent = parts.headers.get(header::AUTHORIZATION);
     match (&state.token, sent) {
@@ -129,16 +104,17 @@ pub(super) fn authorize(state: &State, parts: &Parts) -> Result<bool, Problem> {
         (Some(token), Some(sent)) => {
             let sent = sent.to_str().unwrap_or_default();
             let bearer = sent.strip_prefix("Bearer ").or(sent.strip_prefix("token "));
-            match bearer == Some(token) {
-                true => Ok(true),
-                false => Err(Problem::new(401, "Bad credentials")),
+            if bearer == Some(token) {
+                Ok(true)
+            } else {
+                Err(Problem::new(401, "Bad credentials"))
             }
         }
     }
 }
 
 pub(super) fn with_rate_limit(mut response: Response, quota: Option<(u32, u64)>) -> Response {
-    let in_an_hour = || jiff::Timestamp::now().as_second().unsigned_abs() + 3600;
+    let in_an_hour = || Clock::default().now().as_second().unsigned_abs() + 3600;
     let (remaining, reset) = quota.unwrap_or_else(|| (CALLS_PER_HOUR - 1, in_an_hour()));
     let used = CALLS_PER_HOUR.saturating_sub(remaining);
     let headers: [(HeaderName, HeaderValue); 5] = [
@@ -194,7 +170,11 @@ async fn respond(shared: &Shared, parts: &Parts, segments: &[&str]) -> Response 
         Err(problem) => problem.into_response(),
         Ok(Shown::Json(json)) => cacheable(parts, &json),
         Ok(Shown::File { sha, json }) => {
-            let blob = shared.state().repository.blob(sha).cloned();
+            let blob = {
+                let mut state = shared.state();
+                *state.blob_reads.entry(sha).or_default() += 1;
+                state.repository.blob(sha).cloned()
+            };
             match file(local, sha, blob, json).await {
                 Ok(response) => response,
                 Err(problem) => problem.into_response(),
@@ -583,7 +563,7 @@ fn query(parts: &Parts, name: &str) -> Option<String> {
         .map(|(_, value)| value.into_owned())
 }
 
-fn number(parts: &Parts, name: &str) -> Option<usize> {
+pub(super) fn number(parts: &Parts, name: &str) -> Option<usize> {
     query(parts, name)?.parse().ok()
 }
 

@@ -20,7 +20,7 @@ const COMMIT_FILES_MAX: usize = 3000;
 /// The hook that every delivery comes from.
 pub(super) const HOOK_ID: u64 = 501_000_001;
 
-/// A webhook, ready to be sent as often as one likes: each time with the same GUID, as *Redeliver* does.
+/// A webhook that can be sent any number of times, each time with the same GUID, as *Redeliver* does.
 #[derive(Clone, Debug)]
 pub struct Delivery {
     /// `push` or `ping`.
@@ -42,7 +42,7 @@ impl Delivery {
         }
     }
 
-    /// The same as a form, which is what GitHub's UI proposes for a new hook.
+    /// The same as a form, which is the default of GitHub's UI.
     pub fn as_form(mut self) -> Self {
         self.form = true;
         self
@@ -60,9 +60,10 @@ impl Delivery {
 
     /// The headers of a hook without a secret: no signature.
     pub fn unsigned(&self) -> Vec<(&'static str, String)> {
-        let content_type = match self.form {
-            true => "application/x-www-form-urlencoded",
-            false => "application/json",
+        let content_type = if self.form {
+            "application/x-www-form-urlencoded"
+        } else {
+            "application/json"
         };
         vec![
             ("content-type", content_type.to_owned()),
@@ -98,65 +99,70 @@ impl Delivery {
     }
 }
 
-/// The push that moved a ref from one commit to another.
-pub(super) fn push(state: &State, git_ref: &str, before: GitSha, after: GitSha) -> Delivery {
-    let repository = &state.repository;
-    let (created, deleted) = (before.is_zero(), after.is_zero());
-    let forced = !created && !deleted && !repository.reachable(after).contains(&before);
-    let commits = match created || deleted {
-        true => Vec::new(),
-        false => repository.between(before, after),
-    };
-    // GitHub does not say which end it cuts; a receiver must not rely on either.
-    let listed = &commits[commits.len().saturating_sub(COMMITS_MAX)..];
-    let listed: Vec<_> = listed
-        .iter()
-        .map(|sha| commit_json(repository, git_ref, *sha, &state.url))
-        .collect();
-    let head = match deleted {
-        true => Value::Null,
-        false => commit_json(repository, git_ref, after, &state.url),
-    };
-    let web = format!("{}/{}", state.url, repository.full_name);
-    let compare = match (created, deleted) {
-        (true, _) => format!("{web}/commit/{after}"),
-        _ => format!("{web}/compare/{before}...{after}"),
-    };
-    Delivery::new(
-        "push",
-        json!({
-            "ref": git_ref,
-            "before": before,
-            "after": after,
-            "created": created,
-            "deleted": deleted,
-            "forced": forced,
-            "base_ref": null,
-            "compare": compare,
-            "commits": listed,
-            "head_commit": head,
-            "repository": hook_repository_json(state),
-            "pusher": {"name": "openhands", "email": "openhands@all-hands.dev"},
-            "sender": {"login": "openhands", "id": 1, "type": "User"},
-        }),
-    )
-}
+impl State {
+    /// The webhook of a push that moved a ref, such as `refs/heads/draft` or `refs/tags/v1`.
+    pub fn push(&self, git_ref: &str, before: GitSha, after: GitSha) -> Delivery {
+        let repository = &self.repository;
+        let (created, deleted) = (before.is_zero(), after.is_zero());
+        let forced = !created && !deleted && !repository.reachable(after).contains(&before);
+        let commits = if created || deleted {
+            Vec::new()
+        } else {
+            repository.between(before, after)
+        };
+        // GitHub does not say which end it cuts; a receiver must not rely on either.
+        let listed = &commits[commits.len().saturating_sub(COMMITS_MAX)..];
+        let listed: Vec<_> = listed
+            .iter()
+            .map(|sha| commit_json(repository, git_ref, *sha, &self.url))
+            .collect();
+        let head = if deleted {
+            Value::Null
+        } else {
+            commit_json(repository, git_ref, after, &self.url)
+        };
+        let web = format!("{}/{}", self.url, repository.full_name);
+        let compare = if created {
+            format!("{web}/commit/{after}")
+        } else {
+            format!("{web}/compare/{before}...{after}")
+        };
+        Delivery::new(
+            "push",
+            json!({
+                "ref": git_ref,
+                "before": before,
+                "after": after,
+                "created": created,
+                "deleted": deleted,
+                "forced": forced,
+                "base_ref": null,
+                "compare": compare,
+                "commits": listed,
+                "head_commit": head,
+                "repository": hook_repository_json(self),
+                "pusher": {"name": "openhands", "email": "openhands@all-hands.dev"},
+                "sender": {"login": "openhands", "id": 1, "type": "User"},
+            }),
+        )
+    }
 
-/// The greeting of a new hook.
-pub(super) fn ping(state: &State) -> Delivery {
-    Delivery::new(
-        "ping",
-        json!({
-            "zen": "Keep it logically awesome.",
-            "hook_id": HOOK_ID,
-            "hook": {
-                "type": "Repository", "id": HOOK_ID, "name": "web", "active": true, "events": ["push"],
-                "config": {"content_type": "json", "insecure_ssl": "0"},
-            },
-            "repository": hook_repository_json(state),
-            "sender": {"login": "openhands", "id": 1, "type": "User"},
-        }),
-    )
+    /// The webhook that GitHub sends when a hook is created.
+    pub fn ping(&self) -> Delivery {
+        Delivery::new(
+            "ping",
+            json!({
+                "zen": "Keep it logically awesome.",
+                "hook_id": HOOK_ID,
+                "hook": {
+                    "type": "Repository", "id": HOOK_ID, "name": "web", "active": true, "events": ["push"],
+                    "config": {"content_type": "json", "insecure_ssl": "0"},
+                },
+                "repository": hook_repository_json(self),
+                "sender": {"login": "openhands", "id": 1, "type": "User"},
+            }),
+        )
+    }
 }
 
 /// In a payload the dates of a repository are integers; in the API they are texts.

@@ -64,8 +64,15 @@ pub(super) async fn videos(
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Videos>, Problem> {
     let Query(query) = query?;
+    let state = query.state.filter(|s| !s.is_empty());
+    let parsed = state.as_deref().and_then(VideoState::parse);
+    if state.is_some() && parsed.is_none() {
+        // No video has an unknown state.
+        let (videos, next) = (Vec::new(), None);
+        return Ok(Json(Videos { videos, next }));
+    }
     let filter = Filter {
-        state: state_filter(query.state.as_deref().unwrap_or_default())?,
+        state: parsed,
         q: query.q.filter(|q| !q.is_empty()),
         cursor: query.cursor,
         limit: query.limit,
@@ -75,18 +82,6 @@ pub(super) async fn videos(
         videos: page.items,
         next: page.next,
     }))
-}
-
-/// Parses `state`; an empty value selects all states.
-fn state_filter(text: &str) -> Result<Option<VideoState>, Problem> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let state = VideoState::parse(text);
-    state.map(Some).ok_or_else(|| {
-        let states: Vec<_> = VideoState::ALL.iter().map(|state| state.as_str()).collect();
-        Problem::malformed(format!("`state` must be one of {}.", states.join(", ")))
-    })
 }
 
 /// Returns a video with its timeline.

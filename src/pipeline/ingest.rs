@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::db::{Claim, Db, Lost, Row, RowOwner};
-use crate::domain::failure::{Code, Failure};
+use crate::domain::failure::{Code, Failure, causes};
 use crate::domain::metadata::{METADATA_BYTES_MAX, Metadata};
 use crate::domain::mp4::Probe;
 use crate::domain::plan::{Blobs, End, Plan, Published, Waits, plan, wait_for_row};
@@ -23,7 +23,6 @@ use crate::pipeline::breaker::Breaker;
 use crate::pipeline::spool::{Kind, Spool, Spooled};
 use crate::services::github::{Download, Entry, Freshness, Github, Listing, Pair};
 use crate::services::storage::{Digests, ObjectPath, Store};
-use crate::telemetry::causes;
 use crate::telemetry::metrics;
 
 /// A listing that began earlier is not believed, whoever asks.

@@ -13,12 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::db::{Claim, Db, DbError, Lost};
-use crate::domain::failure::{Code, Failure};
+use crate::domain::failure::{Code, Failure, causes};
 use crate::domain::plan::{End, after_failure};
 use crate::domain::request::{Request, Source};
 use crate::pipeline::ingest::{Attempt, Ingest};
 use crate::pipeline::sweep::Sweep;
-use crate::telemetry::causes;
 use crate::telemetry::metrics;
 
 /// A worker that has nothing to do looks again after this time. Source: the contract.

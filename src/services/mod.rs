@@ -1,5 +1,6 @@
-//! Everything outbound: the only module that calls other hosts.
+//! Clients of other services: the only modules that call other hosts.
 
+pub mod client;
 pub mod github;
 pub mod openhands;
 pub mod storage;

@@ -2,7 +2,6 @@
 
 pub mod metrics;
 
-use std::error::Error;
 use std::io::IsTerminal as _;
 
 use tracing::Subscriber;
@@ -42,36 +41,4 @@ where
     W: for<'a> MakeWriter<'a> + 'static,
 {
     fmt::layer().with_writer(writer).json().flatten_event(true)
-}
-
-/// An error and its causes as the value of a log field. A field with the error itself would omit the
-/// causes.
-pub fn causes(error: &(dyn Error + 'static)) -> tracing::field::DisplayValue<String> {
-    let mut chain = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let text = next.to_string();
-        // Many errors contain the text of their cause.
-        if !chain.contains(&text) {
-            chain = format!("{chain}: {text}");
-        }
-        cause = next.source();
-    }
-    tracing::field::display(chain)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_cause_appears_once() {
-        let error = anyhow::anyhow!("connection refused")
-            .context("cannot connect: connection refused")
-            .context("no answer");
-        assert_eq!(
-            causes(error.as_ref()).to_string(),
-            "no answer: cannot connect: connection refused"
-        );
-    }
 }

@@ -19,7 +19,7 @@ mod report;
 mod server;
 mod starting;
 mod storage;
-#[allow(dead_code)] // Made for the stories of `it`; the benchmark needs less of it.
+#[allow(dead_code)] // Made for the scenarios of `it`; the benchmark needs less of it.
 #[path = "../it/support/mod.rs"]
 mod support;
 mod sweeps;
@@ -31,6 +31,10 @@ use report::Report;
 const ROUNDS: usize = 5;
 
 fn main() {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what to run is chosen by arguments"
+    )]
     let mut words = std::env::args().skip(1);
     let mut only = None;
     while let Some(word) = words.next() {

@@ -79,7 +79,9 @@ pub fn machine() -> String {
     let load = read("/proc/loadavg");
     format!(
         "{},{cpu}, {} cores; load average before it began {}",
-        jiff::Timestamp::now().strftime("%Y-%m-%d"),
+        video_ingest::clock::Clock::default()
+            .now()
+            .strftime("%Y-%m-%d"),
         std::thread::available_parallelism().map_or(0, usize::from),
         load.split(' ').next().unwrap_or_default()
     )

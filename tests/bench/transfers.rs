@@ -125,7 +125,7 @@ impl Installation {
         let pushed = std::mem::take(&mut self.pushed);
         self.github
             .commit(|c| pushed.iter().fold(c, |c, video| video.remove(c)));
-        self.github.forget_old_trees();
+        self.github.state().repository.forget_old_trees();
     }
 
     /// Pushes so many videos with this content, each in its own push, and returns how long it took

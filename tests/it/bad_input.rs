@@ -8,9 +8,9 @@ use uuid::Uuid;
 use video_ingest::config::{Config, MissingRow};
 use video_ingest::domain::ids::VideoKey;
 use video_ingest::domain::lfs::{Pointer, Sha256};
-use video_ingest::fake_github::Fault;
 
 use crate::scenario;
+use crate::support::fake_github::{Call, Fault};
 use crate::support::scenario::{Backend, GOOD, SECOND, Scenario, TRUNCATED, Video, metadata};
 
 const AUDIO_ONLY: &[u8] = include_bytes!("../../fixtures/videos/audio_only.mp4");
@@ -18,7 +18,7 @@ const HTML: &[u8] = include_bytes!("../../fixtures/videos/not_a_video.mp4");
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn is_blob(call: &video_ingest::fake_github::Call) -> bool {
+fn is_blob(call: &Call) -> bool {
     call.path.contains("/git/blobs/")
 }
 

@@ -9,12 +9,14 @@ const KEY: &str = "34b9a0c7-62d7-4002-a642-00488b2c7f7c_0beee2d2-ace7-4ccf-81a7-
 
 /// The program in a folder of its own, with settings that would break everything that reads them.
 fn program(dir: &Path, args: &[&str]) -> Command {
+    #[expect(clippy::disallowed_methods, reason = "the demo needs git of PATH")]
+    let path = std::env::var_os("PATH").unwrap_or_default();
     let mut command = Command::new(env!("CARGO_BIN_EXE_video-ingest"));
     command
         .args(args)
         .current_dir(dir)
         .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("PATH", path)
         .env("TMPDIR", dir)
         .env("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing")
         .env("GITHUB_REPOSITORY", "not a repository");
@@ -178,7 +180,7 @@ fn a_running_server_is_asked_from_the_command_line() {
 
     let (code, text) = demo.ask(dir.path(), &["videos", "list"]);
     assert_eq!(code, Some(0), "{text}");
-    expect(&text, &["VIDEO", "ready", "12.2 KiB, 1.500 s", "truncated"]);
+    expect(&text, &["VIDEO", "ready", "12.5 kB, 0:02", "truncated"]);
 
     let (_, text) = demo.ask(
         dir.path(),
@@ -193,7 +195,7 @@ fn a_running_server_is_asked_from_the_command_line() {
         &["videos", "show", &format!("videos/x_{id}.mp4")],
     );
     assert_eq!(code, Some(0), "{text}");
-    expect(&text, &[id, "what to do  Render", "listed", "delivery"]);
+    expect(&text, &[id, "what to do    Render", "listed", "delivery"]);
 
     let (code, text) = demo.ask(dir.path(), &["reconcile"]);
     assert_eq!(code, Some(1), "{text}");
@@ -213,7 +215,7 @@ fn a_running_server_is_asked_from_the_command_line() {
     assert_eq!(code, Some(0), "{text}");
     let (code, text) = demo.ask(dir.path(), &["videos", "show", KEY]);
     assert_eq!(code, Some(1), "{text}");
-    expect(&text, &["knows no video"]);
+    expect(&text, &["has no video"]);
     assert_eq!(demo.interrupt(), Some(0));
 }
 
@@ -234,13 +236,16 @@ fn errors_say_what_to_do() {
     nowhere.env("ADMIN_TOKEN", "0123456789abcdef");
     let (code, text) = ended(&nowhere.output().unwrap());
     assert_eq!(code, Some(1), "{text}");
-    expect(&text, &["no server answers", "video-ingest serve", "--url"]);
+    expect(
+        &text,
+        &["No server responds", "video-ingest serve", "--url"],
+    );
 
     let mut demo = Demo::start(dir.path());
     let token = std::mem::replace(&mut demo.token, "another-token-than-its-own".to_owned());
     let (code, text) = demo.ask(dir.path(), &["videos", "list"]);
     assert_eq!(code, Some(1), "{text}");
-    expect(&text, &["refuses this ADMIN_TOKEN"]);
+    expect(&text, &["rejects this ADMIN_TOKEN"]);
     assert!(
         !text.contains(&token) && !text.contains("another-token"),
         "{text}"

@@ -4,18 +4,18 @@ use std::time::Duration;
 
 use serde_json::json;
 use uuid::Uuid;
-use video_ingest::app::{App, Injected};
+use video_ingest::app::{self, App, Injected};
 use video_ingest::clock::Clock;
 use video_ingest::config::{
     Config, Database, MissingRow, OpenHandsConfig, OpenHandsVersion, SETTINGS, StoreConfig,
 };
 use video_ingest::db::Tls;
-use video_ingest::fake_github::FakeGithub;
-use video_ingest::pipeline::checks::{self, Finding, Mark, Options};
-use video_ingest::services::openhands::{Limits, Rate};
+use video_ingest::pipeline::checks::{self, Finding, Mark};
+use video_ingest::services::openhands::{Pacing, Rate};
 
-use crate::support::fake_openhands::{self, OpenHands, Server};
-use crate::support::fake_storage::{self, Op, StorageStandin};
+use crate::support::fake_github::TestGithub;
+use crate::support::fake_openhands::{self, FakeOpenHands, Server};
+use crate::support::fake_storage::{self, FakeStorage, Op};
 use crate::support::postgres::{self, Postgres};
 use crate::support::scenario::{Backend, REPOSITORY, Video};
 
@@ -31,17 +31,17 @@ const CLOSED: &str = "http://127.0.0.1:1";
 struct SetUp {
     config: Config,
     clock: Clock,
-    github: FakeGithub,
+    github: TestGithub,
     hook: u64,
-    openhands: OpenHands,
-    storage: StorageStandin,
+    openhands: FakeOpenHands,
+    storage: FakeStorage,
     database: Option<postgres::Database>,
     dir: tempfile::TempDir,
 }
 
 impl SetUp {
     async fn well(backend: Backend) -> Self {
-        let github = FakeGithub::start(REPOSITORY).await.unwrap();
+        let github = TestGithub::start(REPOSITORY).await;
         github.require_token(TOKEN);
         let video = Video::good();
         github.commit(|c| video.write(c));
@@ -53,8 +53,8 @@ impl SetUp {
         github.record(hook, &push, "timed out", 0);
         github.record(hook, &push, "OK", 202);
 
-        let openhands = OpenHands::start(Server::Cloud).await;
-        let storage = StorageStandin::start().await;
+        let openhands = FakeOpenHands::start(Server::Cloud).await;
+        let storage = FakeStorage::start().await;
         storage.create_bucket(BUCKET, Some(52_428_800), Some(&["video/mp4"]));
         let dir = tempfile::tempdir().unwrap();
         let local = "127.0.0.1:0".parse().unwrap();
@@ -125,16 +125,17 @@ impl SetUp {
             calls: 1000,
             per: Duration::from_secs(1),
         };
-        let options = Options {
-            receiver: Some(RECEIVER.parse().unwrap()),
+        let injected = Injected {
             clock: self.clock.clone(),
-            openhands_limits: Limits {
+            openhands_pacing: Pacing {
                 rates: [quick; 2],
-                ..Limits::default()
+                ..Pacing::default()
             },
-            ..Options::default()
+            ..Injected::default()
         };
-        let report = checks::examine(&self.config, &options).await;
+        let services = app::services(&self.config, &injected).await;
+        let receiver = RECEIVER.parse().unwrap();
+        let report = checks::examine(&self.config, &services, Some(&receiver)).await;
         let shown = serde_json::to_string(&report).unwrap();
         let url = self.database.as_ref().map(|d| d.service_url.as_str());
         let secrets = [
@@ -266,7 +267,7 @@ broken! {
         s.config.github.branch = Some("release".to_owned());
     }
     Embedded: a_rate_limit_that_is_used_up(s) => ["github.rate_limit"] {
-        s.github.quota(0, jiff::Timestamp::now().as_second() as u64 + 600);
+        s.github.quota(0, s.clock.now().as_second() as u64 + 600);
     }
     Embedded: a_video_that_never_reached_lfs(s) => ["github.download"] {
         s.github.commit(|c| c.write_lfs_missing(Video::good().mp4_path(), "never uploaded"));
@@ -307,7 +308,7 @@ broken! {
         s.config.agent.as_mut().unwrap().key = "another key".into();
     }
     Embedded: an_agent_s_address_that_is_its_web_page(s) => ["openhands.version"] {
-        s.openhands.break_down("/", fake_openhands::Fault::Html);
+        s.openhands.fault("/", fake_openhands::Fault::Html);
     }
     Embedded: an_agent_that_does_not_answer(s) => ["openhands.api"] {
         s.config.agent.as_mut().unwrap().api_url = CLOSED.to_owned();

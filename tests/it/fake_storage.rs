@@ -9,29 +9,29 @@ use reqwest::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
 
 use crate::support::fake_storage::{
-    ANON_JWT, Answer, EXPIRED_JWT, Fault, Op, SECRET_KEY, SERVICE_JWT, StorageStandin,
+    ANON_JWT, Answer, EXPIRED_JWT, FakeStorage, Fault, Op, SECRET_KEY, SERVICE_JWT,
 };
 
 const OBJECT: &str = "object/lesson-assets/u1/l1/a.mp4";
 const STORED: &str = "lesson-assets/u1/l1/a.mp4";
 
-async fn fake_github() -> StorageStandin {
-    let storage = StorageStandin::start().await;
+async fn started() -> FakeStorage {
+    let storage = FakeStorage::start().await;
     storage.create_bucket("lesson-assets", Some(10), Some(&["video/mp4"]));
     storage
 }
 
-fn anonymous(storage: &StorageStandin, method: Method, path: &str) -> RequestBuilder {
+fn anonymous(storage: &FakeStorage, method: Method, path: &str) -> RequestBuilder {
     // Parsed by hand: a URL library would tidy what some of these tests send.
     let url = format!("{}/storage/v1/{path}", storage.url());
     Client::new().request(method, url)
 }
 
-fn request(storage: &StorageStandin, method: Method, path: &str) -> RequestBuilder {
+fn request(storage: &FakeStorage, method: Method, path: &str) -> RequestBuilder {
     anonymous(storage, method, path).bearer_auth(SERVICE_JWT)
 }
 
-fn upload(storage: &StorageStandin, body: &'static str) -> RequestBuilder {
+fn upload(storage: &FakeStorage, body: &'static str) -> RequestBuilder {
     request(storage, Method::POST, OBJECT)
         .header("content-type", "video/mp4")
         .body(body)
@@ -55,7 +55,7 @@ fn refusal(status: &str, error: &str, message: &str, code: &str) -> (u16, String
 
 #[tokio::test]
 async fn an_upload_is_stored_with_its_headers_and_keeps_its_id() {
-    let storage = fake_github().await;
+    let storage = started().await;
     let first = json_of(
         upload(&storage, "one")
             .header("x-metadata", "eyJzaGEiOiJhYmMifQ==")
@@ -95,7 +95,7 @@ async fn an_upload_is_stored_with_its_headers_and_keeps_its_id() {
 
 #[tokio::test]
 async fn only_the_exact_upsert_or_put_replaces() {
-    let storage = fake_github().await;
+    let storage = started().await;
     let duplicate = refusal(
         "409",
         "Duplicate",
@@ -118,7 +118,7 @@ async fn only_the_exact_upsert_or_put_replaces() {
 
 #[tokio::test]
 async fn the_size_limit_is_exact_and_blind_to_chunked_bodies() {
-    let storage = fake_github().await;
+    let storage = started().await;
     let too_large = refusal(
         "413",
         "Payload too large",
@@ -140,7 +140,7 @@ async fn the_size_limit_is_exact_and_blind_to_chunked_bodies() {
 
 #[tokio::test]
 async fn types_buckets_and_keys_are_refused_as_measured() {
-    let storage = fake_github().await;
+    let storage = started().await;
     for mime in ["application/pdf", "Video/MP4", "video/mp4; codecs=avc1"] {
         let typed = request(&storage, Method::POST, OBJECT).header("content-type", mime);
         let message = format!("mime type {mime} is not supported");
@@ -189,7 +189,7 @@ async fn types_buckets_and_keys_are_refused_as_measured() {
 
 #[tokio::test]
 async fn a_bucket_shows_its_limits_and_matches_wildcards() {
-    let storage = fake_github().await;
+    let storage = started().await;
     storage.create_bucket("any", None, None);
     storage.create_bucket("videos", None, Some(&["video/*"]));
     let any = json_of(request(&storage, Method::GET, "bucket/any")).await;
@@ -207,7 +207,7 @@ async fn a_bucket_shows_its_limits_and_matches_wildcards() {
 
 #[tokio::test]
 async fn keys_are_checked_by_gateway_and_server() {
-    let storage = fake_github().await;
+    let storage = started().await;
     let denied = |message: &str| refusal("403", "Unauthorized", message, "AccessDenied");
     let missing = refusal(
         "400",
@@ -252,7 +252,7 @@ async fn keys_are_checked_by_gateway_and_server() {
 
 #[tokio::test]
 async fn what_is_missing_is_a_400() {
-    let storage = fake_github().await;
+    let storage = started().await;
     let missing = refusal("404", "not_found", "Object not found", "NoSuchKey");
     for (method, path) in [
         (Method::GET, OBJECT),
@@ -272,7 +272,7 @@ async fn what_is_missing_is_a_400() {
 
 #[tokio::test]
 async fn a_delete_with_a_type_needs_a_body() {
-    let storage = fake_github().await;
+    let storage = started().await;
     answer(upload(&storage, "one")).await;
     let typed =
         request(&storage, Method::DELETE, OBJECT).header("content-type", "application/json");
@@ -294,7 +294,7 @@ async fn a_delete_with_a_type_needs_a_body() {
 
 #[tokio::test]
 async fn a_signed_url_plays_in_ranges_until_it_expires() {
-    let storage = fake_github().await;
+    let storage = started().await;
     answer(upload(&storage, "0123456789")).await;
     let sign = request(
         &storage,
@@ -318,7 +318,7 @@ async fn a_signed_url_plays_in_ranges_until_it_expires() {
 
 #[tokio::test]
 async fn a_list_shows_one_level() {
-    let storage = fake_github().await;
+    let storage = started().await;
     answer(upload(&storage, "one")).await;
     let list = |prefix| {
         request(&storage, Method::POST, "object/list/lesson-assets")
@@ -335,7 +335,7 @@ async fn a_list_shows_one_level() {
 
 #[tokio::test]
 async fn large_objects_of_an_s3_back_end_have_no_md5() {
-    let storage = fake_github().await;
+    let storage = started().await;
     storage.create_bucket("large", None, None);
     storage.multipart_etags(true);
     let put =
@@ -351,7 +351,7 @@ async fn large_objects_of_an_s3_back_end_have_no_md5() {
 
 #[tokio::test]
 async fn an_early_refusal_poisons_its_connection_and_a_drained_one_does_not() {
-    let storage = fake_github().await;
+    let storage = started().await;
     let client = Client::new();
     let send = |bucket: &str, key: &str| {
         let url = format!("{}/storage/v1/object/{bucket}/{key}", storage.url());
@@ -383,7 +383,7 @@ async fn an_early_refusal_poisons_its_connection_and_a_drained_one_does_not() {
 
 #[tokio::test]
 async fn a_cut_upload_leaves_the_old_version() {
-    let storage = fake_github().await;
+    let storage = started().await;
     storage.create_bucket("lesson-assets", None, None);
     answer(upload(&storage, "old")).await;
     storage.fault(Op::Upload, Fault::CutAfter(1));
@@ -411,7 +411,7 @@ async fn a_cut_upload_leaves_the_old_version() {
 
 #[tokio::test]
 async fn faults_answer_or_break_once_each() {
-    let storage = fake_github().await;
+    let storage = started().await;
     storage.fault(
         Op::Upload,
         Fault::Answer(Answer::new(502, "text/html", "<html>Bad Gateway</html>")),
@@ -436,7 +436,7 @@ async fn faults_answer_or_break_once_each() {
 
 #[tokio::test]
 async fn a_paused_upload_ends_after_a_later_one() {
-    let storage = fake_github().await;
+    let storage = started().await;
     let pause = storage.pause_before_last_byte();
     let late = tokio::spawn(upload(&storage, "late").header("x-upsert", "true").send());
     pause.reached().await;

@@ -16,10 +16,11 @@ use proptest::test_runner::TestRunner;
 use video_ingest::clock::Clock;
 use video_ingest::domain::failure::Class;
 use video_ingest::domain::ids::GitSha;
-use video_ingest::fake_github::{Delivery, FakeGithub, Fault};
+use video_ingest::fake_github::Delivery;
 use video_ingest::pipeline::sweep::SweepOptions;
 use video_ingest::services::github::Github;
 
+use crate::support::fake_github::{Fault, TestGithub};
 use crate::support::scenario::{Backend, GOOD, REPOSITORY, Scenario, Video};
 use targets::{TARGETS, Target};
 
@@ -145,7 +146,7 @@ proptest! {
 #[test]
 fn no_listing_is_too_much() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let github = runtime.block_on(FakeGithub::start(REPOSITORY)).unwrap();
+    let github = runtime.block_on(TestGithub::start(REPOSITORY));
     let video = Video::good();
     github.commit(|c| {
         c.write(video.mp4_path(), "x")
@@ -189,7 +190,7 @@ fn no_listing_is_too_much() {
             let client = Github::new(
                 &github.url(),
                 None,
-                REPOSITORY,
+                REPOSITORY.parse().unwrap(),
                 None,
                 "videos",
                 Clock::default(),

@@ -9,12 +9,12 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use uuid::Uuid;
 use video_ingest::domain::signature;
-use video_ingest::fake_github::FakeGithub;
 
 use crate::scenario;
 use crate::support::child::Serve;
-use crate::support::fake_openhands::{self, OpenHands};
-use crate::support::fake_storage::{self, Op, StorageStandin};
+use crate::support::fake_github::TestGithub;
+use crate::support::fake_openhands::{self, FakeOpenHands};
+use crate::support::fake_storage::{self, FakeStorage, Op};
 use crate::support::postgres::Postgres;
 use crate::support::scenario::{
     ADMIN_TOKEN, Backend, GOOD, REPOSITORY, SECOND, SECRET, Scenario, Video, metadata,
@@ -264,11 +264,11 @@ async fn no_secret_comes_out_anywhere() {
         ("pushed JSON", "canary-pushed-json-91ff"),
     ];
     let canary = |name: &str| canaries.iter().find(|(known, _)| *known == name).unwrap().1;
-    let github = FakeGithub::start(REPOSITORY).await.unwrap();
+    let github = TestGithub::start(REPOSITORY).await;
     github.require_token(canary("GitHub"));
-    let storage = StorageStandin::start().await;
+    let storage = FakeStorage::start().await;
     storage.create_bucket("lesson-assets", Some(1 << 20), Some(&["video/mp4"]));
-    let openhands = OpenHands::start(fake_openhands::Server::Cloud).await;
+    let openhands = FakeOpenHands::start(fake_openhands::Server::Cloud).await;
     let database = Postgres::database().await;
     // This Postgres trusts whoever comes; the password is in the address all the same.
     let with_password = format!(":{}@", canary("database"));
@@ -418,7 +418,7 @@ async fn no_secret_comes_out_anywhere() {
         .await;
     openhands.conversation(conversation, "RUNNING", Some("error"));
     said += &ask("POST", "/reconcile?wait=0&verify=true", canary("admin")).await;
-    openhands.break_down("", fake_openhands::Fault::Status(401));
+    openhands.fault("", fake_openhands::Fault::Status(401));
     said += &ask("POST", "/reconcile?wait=0", canary("admin")).await;
     github.require_token("another");
     said += &ask("POST", "/reconcile?wait=0", canary("admin")).await;

@@ -1,11 +1,13 @@
-//! Stories about the whole program, and about the fakes that they rest on.
+//! Tests of the whole program, and of the fakes that they rely on.
 
 mod bad_input;
 mod browser;
 mod cli;
 mod deploy_sql;
 mod doctor;
+mod fake_github;
 mod fake_storage;
+mod github;
 mod hostile;
 mod intake;
 mod intruders;
@@ -26,5 +28,6 @@ mod supabase;
 mod support;
 mod sweep;
 mod sweep_model;
+mod tidy;
 mod webhook;
 mod webhook_command;

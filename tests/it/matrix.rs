@@ -6,11 +6,10 @@ use uuid::Uuid;
 use video_ingest::app::Injected;
 use video_ingest::config::{Config, OpenHandsConfig, StoreConfig};
 use video_ingest::domain::generation::OpenHandsVersion;
-use video_ingest::services::github::Patience;
-use video_ingest::services::openhands;
 use video_ingest::services::storage::{ObjectPath, Timeouts};
+use video_ingest::services::{github, openhands};
 
-use crate::support::fake_openhands::{self, OpenHands};
+use crate::support::fake_openhands::{self, FakeOpenHands};
 use crate::support::fault_proxy::{Fault, FaultProxy};
 use crate::support::scenario::{Backend, GOOD, SECOND, Scenario, Video};
 
@@ -41,14 +40,14 @@ const FAULTS: [(&str, Fault); 14] = [
 struct World {
     github: FaultProxy,
     storage: Option<FaultProxy>,
-    agent: Option<(FaultProxy, OpenHands)>,
+    agent: Option<(FaultProxy, FakeOpenHands)>,
     t: Scenario,
 }
 
 impl World {
-    async fn begin(backend: Backend, agent: Option<OpenHands>) -> Self {
+    async fn begin(backend: Backend, agent: Option<FakeOpenHands>) -> Self {
         let injected = Injected {
-            github_patience: Patience {
+            github_timeouts: github::Timeouts {
                 call: PATIENCE,
                 stall: PATIENCE,
             },
@@ -58,13 +57,13 @@ impl World {
                 answer: PATIENCE,
                 request: PATIENCE,
             },
-            openhands_limits: openhands::Limits {
-                answer: PATIENCE,
+            openhands_pacing: openhands::Pacing {
+                call: PATIENCE,
                 rates: [openhands::Rate {
                     calls: 1000,
                     per: PATIENCE,
                 }; 2],
-                ..openhands::Limits::default()
+                ..openhands::Pacing::default()
             },
             ..Injected::default()
         };
@@ -75,13 +74,13 @@ impl World {
             config.github.api_url = github.url.clone();
             let mut storage = None;
             if let StoreConfig::Supabase { url, .. } = &mut config.store {
-                let fault_proxy = FaultProxy::before(url);
-                *url = fault_proxy.url.clone();
-                storage = Some(fault_proxy);
+                let proxy = FaultProxy::before(url);
+                *url = proxy.url.clone();
+                storage = Some(proxy);
             }
-            config.agent = agent.as_ref().map(|(fault_proxy, _)| OpenHandsConfig {
+            config.agent = agent.as_ref().map(|(proxy, _)| OpenHandsConfig {
                 key: fake_openhands::KEY.into(),
-                api_url: fault_proxy.url.clone(),
+                api_url: proxy.url.clone(),
                 version: OpenHandsVersion::V1,
             });
             placed = Some((github, storage));
@@ -176,7 +175,7 @@ impl Step {
         ("confirm", Step::Confirm),
     ];
 
-    fn spoil(self, world: &World, fault: Fault) {
+    fn fault(self, world: &World, fault: Fault) {
         let part = match self {
             Step::Listing => "/commits/",
             Step::Compare => "/compare/",
@@ -186,7 +185,7 @@ impl Step {
             Step::Upload => {
                 let upload =
                     |method: &str, path: &str| method == "POST" && path.contains("/object/");
-                return world.storage().spoil(upload, fault);
+                return world.storage().fault(upload, fault);
             }
             Step::Confirm => {
                 let mut uploaded = false;
@@ -194,12 +193,12 @@ impl Step {
                     uploaded |= method == "POST";
                     uploaded && path.contains("/object/info/")
                 };
-                return world.storage().spoil(confirm, fault);
+                return world.storage().fault(confirm, fault);
             }
         };
         world
             .github
-            .spoil(move |_, path| path.contains(part), fault);
+            .fault(move |_, path| path.contains(part), fault);
     }
 }
 
@@ -216,12 +215,12 @@ async fn every_step_outlives_every_fault() {
             let video = Video::good();
             t.row(&video).await;
             let lfs = matches!(step, Step::LfsBatch | Step::LfsObject);
-            step.spoil(&world, fault);
+            step.fault(&world, fault);
             world.push(&video, lfs, step == Step::Compare).await;
             t.work().await;
             let shown = t.video(&video).await;
-            let hits = world.github.heal() + world.storage().heal();
-            assert!(hits > 0, "{name} × {fault_name}: was not spoiled");
+            let hits = world.github.clear_faults() + world.storage().clear_faults();
+            assert!(hits > 0, "{name} × {fault_name}: no request had the fault");
             match shown["code"].as_str() {
                 None => t.expect_ready(&video).await,
                 Some(code) => {
@@ -256,9 +255,9 @@ async fn every_step_outlives_every_fault() {
     let path = ObjectPath::new("lesson-assets", t.user, video.key).unwrap();
     for (_, fault) in FAULTS {
         let sign = |method: &str, path: &str| method == "POST" && path.contains("/object/sign/");
-        world.storage().spoil(sign, fault);
+        world.storage().fault(sign, fault);
         let signed = t.worker.ingest.store.playable(&path).await;
-        assert_eq!(world.storage().heal(), 1);
+        assert_eq!(world.storage().clear_faults(), 1);
         outcomes.push(match signed {
             Ok(_) => "signed".to_owned(),
             Err(failure) => failure.code.to_string(),
@@ -287,10 +286,10 @@ async fn every_step_outlives_every_fault() {
 /// What a sweep reports of the agent's API. The video that is being generated keeps its state, and
 /// one that is pushed meanwhile needs nothing of it.
 async fn agent_outcomes() -> Vec<String> {
-    let openhands = OpenHands::start(fake_openhands::Server::Cloud).await;
+    let openhands = FakeOpenHands::start(fake_openhands::Server::Cloud).await;
     let world = World::begin(Backend::Supabase, Some(openhands)).await;
     let t = &world.t;
-    let (fault_proxy, openhands) = world.agent.as_ref().unwrap();
+    let (proxy, openhands) = world.agent.as_ref().unwrap();
     let generating = Video::good();
     t.row(&generating).await;
     let (id, conversation) = (generating.id(), Uuid::new_v4());
@@ -301,14 +300,14 @@ async fn agent_outcomes() -> Vec<String> {
     openhands.conversation(conversation, "RUNNING", Some("running"));
     let mut outcomes = Vec::new();
     for (name, fault) in FAULTS {
-        fault_proxy.spoil(|_, _| true, fault);
+        proxy.fault(|_, _| true, fault);
         let pushed = Video::good();
         t.row(&pushed).await;
         t.push(&pushed).await;
         t.work().await;
         t.expect_ready(&pushed).await;
         let report = t.ask("/reconcile?wait=0").await.json;
-        assert!(fault_proxy.heal() > 0, "{name}: was not spoiled");
+        assert!(proxy.clear_faults() > 0, "{name}: no request had the fault");
         assert_eq!(report["unknown"], 1, "{name}: {report:#}");
         outcomes.push(report["errors"][0]["code"].as_str().unwrap().to_owned());
         t.later(Duration::from_secs(70));
@@ -353,10 +352,10 @@ async fn of_a_thousand_corrupted_downloads_none_is_published() {
         };
         world
             .github
-            .spoil(|_, path| path.contains("/git/blobs/"), fault);
+            .fault(|_, path| path.contains("/git/blobs/"), fault);
         assert!(t.worker.run_once().await.unwrap());
     }
-    world.github.heal();
+    world.github.clear_faults();
     assert_eq!(t.objects(), Vec::<String>::new());
     for video in &videos {
         let shown = t.video(video).await;
@@ -408,7 +407,7 @@ async fn the_others_do_not_wait(world: World, stuck: Vec<Video>, free: Video, st
 #[tokio::test]
 async fn a_dead_storage_keeps_no_video_waiting_that_is_not_for_it() {
     let world = World::begin(Backend::Supabase, None).await;
-    world.storage().spoil(|_, _| true, Fault::Stalled);
+    world.storage().fault(|_, _| true, Fault::Stalled);
     let stuck = (0..40).map(|_| Video::good()).collect();
     let free = Video::good().with_json("[]");
     the_others_do_not_wait(world, stuck, free, "failed").await;
@@ -419,7 +418,7 @@ async fn a_dead_lfs_server_keeps_no_plain_video_waiting() {
     let world = World::begin(Backend::Embedded, None).await;
     world
         .github
-        .spoil(|_, path| path.contains("/lfs-storage/"), Fault::Stalled);
+        .fault(|_, path| path.contains("/lfs-storage/"), Fault::Stalled);
     let stuck = (0..40).map(|_| Video::with(SECOND)).collect();
     the_others_do_not_wait(world, stuck, Video::good(), "ready").await;
 }
@@ -427,7 +426,7 @@ async fn a_dead_lfs_server_keeps_no_plain_video_waiting() {
 /// What was pushed is asked for before the agent is: a sweep finds lost webhooks at once.
 #[tokio::test]
 async fn a_dead_agent_keeps_no_pushed_video_waiting() {
-    let openhands = OpenHands::start(fake_openhands::Server::Cloud).await;
+    let openhands = FakeOpenHands::start(fake_openhands::Server::Cloud).await;
     let world = World::begin(Backend::Embedded, Some(openhands)).await;
     let t = &world.t;
     let (generating, lost) = (Video::good(), Video::good());
@@ -446,7 +445,7 @@ async fn a_dead_agent_keeps_no_pushed_video_waiting() {
         .as_ref()
         .unwrap()
         .0
-        .spoil(|_, _| true, Fault::Stalled);
+        .fault(|_, _| true, Fault::Stalled);
     let sweep = t.worker.sweep.clone();
     let options = Default::default();
     let found = async {

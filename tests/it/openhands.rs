@@ -6,9 +6,11 @@ use secrecy::SecretString;
 use uuid::Uuid;
 use video_ingest::clock::Clock;
 use video_ingest::domain::generation::OpenHandsVersion;
-use video_ingest::services::openhands::{Agent, Limits, Probed, Rate};
+use video_ingest::services::openhands::{self, Pacing, Probed, Rate};
 
-use crate::support::fake_openhands::{Fault, KEY, OpenHands, PAGE, PROMPT, SESSION_KEY, Server};
+use crate::support::fake_openhands::{
+    FakeOpenHands, Fault, KEY, PAGE, PROMPT, SESSION_KEY, Server,
+};
 
 /// Conversations in the order in which they are asked about.
 fn id(n: u128) -> Uuid {
@@ -20,32 +22,32 @@ fn texts(ids: impl IntoIterator<Item = u128>) -> Vec<String> {
 }
 
 /// The limits of production, but without its pauses.
-fn brisk() -> Limits {
+fn brisk() -> Pacing {
     let rate = Rate {
         calls: 1000,
         per: Duration::from_secs(1),
     };
-    Limits {
+    Pacing {
         rates: [rate; 2],
-        ..Limits::default()
+        ..Pacing::default()
     }
 }
 
 struct Scenario {
-    api: OpenHands,
-    agent: Agent,
+    api: FakeOpenHands,
+    agent: openhands::OpenHands,
     clock: Clock,
 }
 
-async fn story_with(version: OpenHandsVersion, limits: Limits) -> Scenario {
+async fn story_with(version: OpenHandsVersion, pacing: Pacing) -> Scenario {
     let server = match version {
         OpenHandsVersion::V1 => Server::Cloud,
         OpenHandsVersion::V0 => Server::SelfHosted,
     };
-    let api = OpenHands::start(server).await;
+    let api = FakeOpenHands::start(server).await;
     let clock = Clock::default();
     let key = SecretString::from(KEY);
-    let agent = Agent::new(&api.url, key, version, clock.clone(), limits).unwrap();
+    let agent = openhands::OpenHands::new(&api.url, key, version, clock.clone(), pacing).unwrap();
     Scenario { api, agent, clock }
 }
 
@@ -237,7 +239,7 @@ async fn trouble_with_the_api_says_nothing_about_a_video() {
     for version in [OpenHandsVersion::V1, OpenHandsVersion::V0] {
         for (fault, code) in troubles {
             let s = story(version).await;
-            s.api.break_down("", fault);
+            s.api.fault("", fault);
             let probed = s.probe(1..=2).await;
             assert_eq!(codes(&probed), [code], "{version:?} {fault:?}");
             assert!(
@@ -255,7 +257,7 @@ async fn events_that_cannot_be_read_are_not_taken_for_none() {
             let s = story(version).await;
             s.api.conversation(id(1), "MISSING", None);
             s.api.v0(id(1), "ERROR");
-            s.api.break_down("/events", Fault::Json(answer));
+            s.api.fault("/events", Fault::Json(answer));
             let probed = s.probe([1]).await;
             assert_eq!(read(&probed, 1), "no reading", "{version:?} {answer}");
             assert_eq!(codes(&probed), ["malformed"]);
@@ -265,12 +267,12 @@ async fn events_that_cannot_be_read_are_not_taken_for_none() {
 
 #[tokio::test]
 async fn a_server_that_stalls_or_is_gone_is_left_alone_after_three_calls() {
-    let limits = Limits {
-        answer: Duration::from_millis(50),
+    let pacing = Pacing {
+        call: Duration::from_millis(50),
         ..brisk()
     };
-    let s = story_with(OpenHandsVersion::V0, limits).await;
-    s.api.break_down("", Fault::Stall);
+    let s = story_with(OpenHandsVersion::V0, pacing).await;
+    s.api.fault("", Fault::Stall);
     let probed = s.probe(1..=20).await;
     assert_eq!(codes(&probed), ["unavailable"]);
     assert_eq!(s.api.calls().len(), 3);
@@ -289,7 +291,7 @@ async fn conversations_that_break_the_api_cost_only_themselves_their_readings() 
     }
     for n in [2, 4, 6] {
         let events = format!("/{}/events", id(n).simple());
-        s.api.break_down(&events, Fault::Status(500));
+        s.api.fault(&events, Fault::Status(500));
     }
     let probed = s.probe(1..=7).await;
     for n in [1, 3, 5, 7] {
@@ -303,7 +305,7 @@ async fn conversations_that_break_the_api_cost_only_themselves_their_readings() 
 async fn start_tasks_that_cannot_be_read_leave_the_other_readings() {
     let s = story(OpenHandsVersion::V1).await;
     s.api.conversation(id(1), "RUNNING", Some("running"));
-    s.api.break_down("/start-tasks", Fault::Status(500));
+    s.api.fault("/start-tasks", Fault::Status(500));
     let probed = s.probe(1..=2).await;
     assert_eq!(read(&probed, 1), "generating");
     assert_eq!(read(&probed, 2), "no reading");
@@ -317,12 +319,12 @@ async fn asked_to_wait_it_waits_and_then_goes_on_where_it_stopped() {
         s.api.state(id(n), "finished");
     }
     let events = format!("/{}/events", id(3).simple());
-    s.api.break_down(&events, Fault::TooMany(Some(120)));
+    s.api.fault(&events, Fault::TooMany(Some(120)));
     let probed = s.probe(1..=4).await;
     assert_eq!(codes(&probed), ["rate_limited"]);
     assert_eq!(probed.statuses.len(), 2);
 
-    s.api.heal();
+    s.api.clear_faults();
     s.api.calls();
     s.clock.advance(Duration::from_secs(100));
     assert_eq!(codes(&s.probe(1..=4).await), ["rate_limited"]);
@@ -346,11 +348,11 @@ async fn a_probe_keeps_to_the_rate_and_within_its_time() {
         calls: 3,
         per: Duration::from_secs(3600),
     };
-    let limits = Limits {
+    let pacing = Pacing {
         rates: [three_an_hour; 2],
-        ..Limits::default()
+        ..Pacing::default()
     };
-    let s = story_with(OpenHandsVersion::V1, limits).await;
+    let s = story_with(OpenHandsVersion::V1, pacing).await;
     for n in 1..=4 {
         s.api.conversation(id(n), "PAUSED", None);
         s.api.state(id(n), "finished");
@@ -385,8 +387,8 @@ async fn no_secret_and_no_prompt_comes_out() {
 /// The fake itself: status, content type and body, as the API's own source has them.
 #[tokio::test]
 async fn the_stand_in_has_the_apis_quirks() {
-    let cloud = OpenHands::start(Server::Cloud).await;
-    let own = OpenHands::start(Server::SelfHosted).await;
+    let cloud = FakeOpenHands::start(Server::Cloud).await;
+    let own = FakeOpenHands::start(Server::SelfHosted).await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let get = async |url: String, key: &str| {
         let response = client.get(url).bearer_auth(key).send().await.unwrap();

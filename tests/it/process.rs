@@ -4,16 +4,17 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use video_ingest::fake_github::{Delivery, FakeGithub};
+use video_ingest::fake_github::Delivery;
 
 use crate::support::child::Serve;
+use crate::support::fake_github::TestGithub;
 use crate::support::scenario::{ADMIN_TOKEN, GOOD, REPOSITORY, SECOND, SECRET, Video};
 
 /// Longer than anything here takes on a slow machine; never waited for in full.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process in embedded mode.
-fn start(data_dir: &Path, github: &FakeGithub, settings: &[(&str, &str)]) -> Serve {
+fn start(data_dir: &Path, github: &TestGithub, settings: &[(&str, &str)]) -> Serve {
     let url = github.url();
     let mut all = vec![
         ("GITHUB_API_URL", url.as_str()),
@@ -28,8 +29,8 @@ fn start(data_dir: &Path, github: &FakeGithub, settings: &[(&str, &str)]) -> Ser
 }
 
 /// The repository, a video in it, and the push that brought it.
-async fn pushed(video: &Video) -> (FakeGithub, Delivery) {
-    let github = FakeGithub::start(REPOSITORY).await.unwrap();
+async fn pushed(video: &Video) -> (TestGithub, Delivery) {
+    let github = TestGithub::start(REPOSITORY).await;
     let before = github.commit(|c| c.write("README.md", "videos, rendered"));
     github.commit(|c| video.write(c));
     let push = github.push(before, github.head());
@@ -155,7 +156,7 @@ async fn a_large_video_needs_little_memory() {
         ..Video::good()
     };
     let dir = tempfile::tempdir().unwrap();
-    let github = FakeGithub::start(REPOSITORY).await.unwrap();
+    let github = TestGithub::start(REPOSITORY).await;
     let before = github.commit(|c| c.write("README.md", "videos, rendered"));
     github.commit(|c| {
         c.write_lfs(video.mp4_path(), video.mp4.clone())

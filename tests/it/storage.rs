@@ -10,6 +10,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use sha1::{Digest, Sha1};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
+use video_ingest::clock::Clock;
 use video_ingest::domain::failure::{Code, Failure};
 use video_ingest::domain::ids::GitSha;
 use video_ingest::services::storage::{
@@ -18,7 +19,7 @@ use video_ingest::services::storage::{
 };
 
 use crate::support::fake_storage::{
-    ANON_JWT, Answer, EXPIRED_JWT, Fault, Op, SECRET_KEY, SERVICE_JWT, StorageStandin,
+    ANON_JWT, Answer, EXPIRED_JWT, FakeStorage, Fault, Op, SECRET_KEY, SERVICE_JWT,
 };
 
 const BUCKET: &str = "lesson-assets";
@@ -77,17 +78,17 @@ fn folder() -> (TempDir, Store) {
     (dir, Store::Folder(store))
 }
 
-fn supabase(storage: &StorageStandin, key: &str, timeouts: Timeouts) -> Store {
+fn supabase(storage: &FakeStorage, key: &str, timeouts: Timeouts) -> Store {
     let url = storage.url().parse().unwrap();
-    Store::Supabase(SupabaseStore::new(&url, &key.into(), timeouts).unwrap())
+    Store::Supabase(SupabaseStore::new(&url, &key.into(), Clock::default(), timeouts).unwrap())
 }
 
-fn with_key(storage: &StorageStandin, key: &str) -> Store {
+fn with_key(storage: &FakeStorage, key: &str) -> Store {
     supabase(storage, key, Timeouts::default())
 }
 
 /// For stories in which something stands still.
-fn impatient(storage: &StorageStandin) -> Store {
+fn impatient(storage: &FakeStorage) -> Store {
     let timeouts = Timeouts {
         connect: SHORT,
         stall: SHORT,
@@ -97,8 +98,8 @@ fn impatient(storage: &StorageStandin) -> Store {
     supabase(storage, SECRET_KEY, timeouts)
 }
 
-async fn project() -> (StorageStandin, Store) {
-    let storage = StorageStandin::start().await;
+async fn project() -> (FakeStorage, Store) {
+    let storage = FakeStorage::start().await;
     storage.create_bucket(BUCKET, Some(50 << 20), Some(&["video/mp4"]));
     let store = with_key(&storage, SECRET_KEY);
     (storage, store)
@@ -501,7 +502,7 @@ async fn a_storage_that_stands_still_is_left() {
         (failure.code, failure.message.as_str()),
         (
             Code::StorageUnavailable,
-            "The upload to Supabase Storage stood still."
+            "The upload to Supabase Storage stalled."
         )
     );
 
@@ -509,12 +510,12 @@ async fn a_storage_that_stands_still_is_left() {
     let failure = put(&store, b"video").await.unwrap_err();
     assert_eq!(
         failure.message,
-        "Supabase Storage did not answer the upload."
+        "Supabase Storage did not respond to the upload."
     );
 
     storage.fault(Op::Info, Fault::Stall);
     let failure = store.info(&video()).await.unwrap_err();
-    assert_eq!(failure.message, "Supabase Storage did not answer in time.");
+    assert_eq!(failure.message, "Supabase Storage did not respond in time.");
 }
 
 #[tokio::test]

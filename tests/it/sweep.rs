@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use crate::support::fake_github;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use video_ingest::domain::failure::{Code, Failure};
 use video_ingest::domain::ids::VideoKey;
-use video_ingest::fake_github;
 
 use crate::scenario;
 use crate::support::fake_openhands::Fault;
@@ -132,9 +132,9 @@ scenario! {
             (&nobodys, "generating: Nothing has been pushed yet."),
             (&at_work, "generating: The agent is working on it."),
             (&done, "generating: The agent finished; its push has not arrived yet."),
-            (&broken, "unknown: the agent says it failed (the agent stopped with an error); the next sweep confirms it"),
-            (&forgotten, "unknown: the agent's API does not know this conversation"),
-            (&late, "failed: no video was pushed within 6 h"),
+            (&broken, "unknown: OpenHands reports a failure (the agent stopped with an error); the next sweep confirms it."),
+            (&forgotten, "unknown: The status of the generation is unknown: the agent's API does not know this conversation."),
+            (&late, "failed: No video was pushed within 6 h."),
             (&failed, "failed: out of credits"),
         ];
         for (video, verdict) in expected {
@@ -153,8 +153,8 @@ scenario! {
         let report = sweep(t, "").await;
         assert_eq!(outcome(&report, &pushed), "");
         assert_eq!(outcome(&report, &half), "waiting: Only the JSON has been pushed so far; waiting for the MP4.");
-        assert_eq!(outcome(&report, &orphan), "waiting: there is no row with this id in lesson_assets yet; waiting for it");
-        assert_eq!(outcome(&report, &broken), "failed: the agent failed: the agent stopped with an error");
+        assert_eq!(outcome(&report, &orphan), "waiting: lesson_assets has no row with this id yet; waiting for it.");
+        assert_eq!(outcome(&report, &broken), "failed: The generation failed: the agent stopped with an error.");
         assert_eq!(report["found"], 0);
         expect_nothing_written(t, "").await;
     }
@@ -217,10 +217,10 @@ scenario! {
         t.agent.conversation(conversation, "ERROR", None);
         assert!(outcome(&sweep(t, "").await, &video).starts_with("unknown: "));
         assert_eq!(t.asset(&video).await.mime_type, "video/mp4");
-        assert_eq!(outcome(&sweep(t, "").await, &video), "failed: the agent failed: the agent's sandbox failed");
+        assert_eq!(outcome(&sweep(t, "").await, &video), "failed: The generation failed: the agent's sandbox failed.");
         t.expect_reported(&video, "generation_failed").await;
         t.agent.calls();
-        assert_eq!(outcome(&expect_nothing_written(t, "").await, &video), "failed: the agent failed: the agent's sandbox failed");
+        assert_eq!(outcome(&expect_nothing_written(t, "").await, &video), "failed: The generation failed: the agent's sandbox failed.");
         assert!(t.agent.calls().is_empty(), "nobody asks about what has failed");
         // It was pushed all the same.
         t.commit(&video);
@@ -250,7 +250,7 @@ scenario! {
         t.later(MINUTE * 14);
         assert!(outcome(&expect_nothing_written(t, "").await, &never).starts_with("generating: "));
         t.later(MINUTE * 2);
-        assert_eq!(outcome(&sweep(t, "").await, &never), "failed: the agent finished, but pushed no video within 15 min");
+        assert_eq!(outcome(&sweep(t, "").await, &never), "failed: The agent finished, but pushed no video within 15 min.");
         t.expect_reported(&never, "finished_without_video").await;
         t.expect_reported(&late, "finished_without_video").await;
         t.push(&late).await;
@@ -382,11 +382,11 @@ scenario! {
         t.row(&gone).await;
         t.push(&gone).await;
         t.work().await;
-        t.spoil(&gone, None);
+        t.delete_stored(&gone);
         t.later(DAY);
         let dry = expect_nothing_written(t, "dry_run=true&verify=true").await;
         let again = expect_nothing_written(t, "dry_run=true&verify=true").await;
-        assert!(outcome(&again, &broken).starts_with("failed: no video"), "a day old by now");
+        assert!(outcome(&again, &broken).starts_with("failed: No video"), "a day old by now");
         assert!(outcome(&dry, &late).starts_with("failed: "));
         let mut real = sweep(t, "verify=true").await;
         real["timestamp"] = dry["timestamp"].clone();
@@ -416,8 +416,8 @@ scenario! {
         }
         t.work().await;
         let [gone, cut, fine] = &videos;
-        t.spoil(gone, None);
-        t.spoil(cut, Some(b"half"));
+        t.delete_stored(gone);
+        t.overwrite_stored(cut, b"half");
         assert_eq!(expect_nothing_written(t, "").await["checked"], 0, "only when asked to verify");
         let report = sweep(t, "verify=true").await;
         assert_eq!(outcome(&report, gone), "queued: Its object is missing in the storage");
@@ -443,7 +443,7 @@ scenario! {
         t.row(&video).await;
         t.push(&video).await;
         t.work().await;
-        t.spoil(&video, None);
+        t.delete_stored(&video);
         t.github.commit(|c| video.remove(c));
         let report = expect_nothing_written(t, "verify=true").await;
         assert_eq!(outcome(&report, &video), "failed: Its object is missing in the storage, and the branch has no file to replace it: push the video again.");
@@ -529,11 +529,11 @@ scenario! {
             (Fault::TooMany(Some(30)), "rate_limited"),
         ];
         for (fault, code) in faults {
-            t.agent.break_down("", fault);
+            t.agent.fault("", fault);
             let report = expect_nothing_written(t, "").await;
             assert_eq!(report["errors"], json!([{"service": "openhands", "code": code}]), "{fault:?}");
-            assert_eq!(outcome(&report, &video), "unknown: the agent's API did not answer", "{fault:?}");
-            t.agent.heal();
+            assert_eq!(outcome(&report, &video), "unknown: The OpenHands API did not respond.", "{fault:?}");
+            t.agent.clear_faults();
         }
         // What needs no agent goes on meanwhile, and an API that asked for a pause gets it.
         t.commit(&pushed);
@@ -543,7 +543,7 @@ scenario! {
         t.work().await;
         t.expect_ready(&pushed).await;
         t.later(MINUTE);
-        assert!(outcome(&sweep(t, "").await, &video).starts_with("failed: the agent failed"));
+        assert!(outcome(&sweep(t, "").await, &video).starts_with("failed: The generation failed"));
     }
 
     without_the_store_nothing_is_taken_for_lost(t) {
@@ -557,15 +557,15 @@ scenario! {
             made_ready_by_the_old_function(t).await;
         }
         sweep(t, "").await;
-        t.spoil(&gone, None);
-        t.break_store();
+        t.delete_stored(&gone);
+        t.break_storage();
         let calls = t.storage.calls().len();
         let report = expect_nothing_written(t, "verify=true").await;
         assert!(t.storage.calls().len() - calls < 20, "a store that is down is not asked about everything");
         assert_eq!(report["checked"], 0);
         assert_eq!(report["errors"][0]["service"], "storage", "{report:#}");
         assert_eq!(report["errors"].as_array().unwrap().len(), 1);
-        t.heal_store();
+        t.repair_storage();
         let report = sweep(t, "verify=true").await;
         assert_eq!((&report["errors"], &report["queued"]), (&json!([]), &json!(41)));
         t.work().await;
@@ -624,7 +624,7 @@ scenario! {
         t.github.truncate_trees_at(1);
         t.later(HOUR);
         let report = sweep(t, "").await;
-        assert_eq!(outcome(&report, &last), "unknown: the branch holds more than one listing; a later sweep looks this video up");
+        assert_eq!(outcome(&report, &last), "unknown: The branch holds more files than one listing returns; a later sweep looks this video up.");
         assert!(t.agent.calls().is_empty(), "whether it was pushed is not known yet");
         t.later(HOUR * 6);
         assert!(outcome(&sweep(t, "").await, &last).starts_with("queued: "), "before any deadline");

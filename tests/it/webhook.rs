@@ -117,7 +117,7 @@ scenario! {
         let push = t.push(&video).await;
         t.work().await;
         t.expect_reported(&video, "not_an_mp4").await;
-        let blob = |call: &video_ingest::fake_github::Call| call.path.contains("/git/blobs/");
+        let blob = |call: &crate::support::fake_github::Call| call.path.contains("/git/blobs/");
         t.github.take_calls();
         // The same push under another name: nothing new, nothing fetched.
         let mut replay = push.clone();

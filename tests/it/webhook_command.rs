@@ -15,7 +15,7 @@ fn github(t: &Scenario) -> Github {
     Github::new(
         &t.github.url(),
         token,
-        REPOSITORY,
+        REPOSITORY.parse().unwrap(),
         None,
         "videos",
         Clock::default(),
@@ -101,7 +101,7 @@ scenario! {
     }
 
     who_may_not_manage_webhooks_is_told_so(t) {
-        let anonymous = Github::new(&t.github.url(), None, REPOSITORY, None, "videos", Clock::default()).unwrap();
+        let anonymous = Github::new(&t.github.url(), None, REPOSITORY.parse().unwrap(), None, "videos", Clock::default()).unwrap();
         let refusal = webhook::save(&anonymous, &receiver(t), &SECRET.into()).await.unwrap_err();
         assert!(refusal.to_string().contains("Webhooks: read and write"), "{refusal}");
     }

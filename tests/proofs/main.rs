@@ -24,7 +24,7 @@ mod month;
 mod pages;
 mod screenshots;
 mod server;
-#[allow(dead_code)] // Made for the stories of `it`; the proofs need less of it.
+#[allow(dead_code)] // Made for the scenarios of `it`; the proofs need less of it.
 #[path = "../it/support/mod.rs"]
 mod support;
 mod world;
@@ -43,10 +43,12 @@ fn main() {
         only: None,
     };
     // Options such as `--nocapture` are for the other test targets.
-    for word in std::env::args()
-        .skip(1)
-        .filter(|word| !word.starts_with('-'))
-    {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what to run is chosen by arguments"
+    )]
+    let words = std::env::args();
+    for word in words.skip(1).filter(|word| !word.starts_with('-')) {
         match (word.as_str(), word.strip_prefix("seed=")) {
             ("long", _) => asked.long = true,
             (_, Some(seed)) => asked.seed = seed.parse().expect("seed=<number>"),

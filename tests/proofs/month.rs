@@ -10,9 +10,10 @@ use std::time::Duration;
 use uuid::Uuid;
 use video_ingest::app::Injected;
 use video_ingest::domain::ids::VideoKey;
-use video_ingest::fake_github::{Delivery, Fault};
+use video_ingest::fake_github::Delivery;
 use video_ingest::pipeline::sweep::SweepOptions;
 
+use crate::support::fake_github::Fault;
 use crate::support::scenario::{AppRow, Backend, GOOD, SECOND, Scenario, Video};
 
 /// A few lessons a day get a video: ten is generous.
@@ -375,7 +376,7 @@ impl Month {
         self.t
             .github
             .commit(|c| old.fold(c, |c, video| video.remove(c)));
-        self.t.github.forget_old_trees();
+        self.t.github.state().repository.forget_old_trees();
         self.in_branch.push(Vec::new());
     }
 

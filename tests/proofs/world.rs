@@ -8,10 +8,11 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use sqlx::{AssertSqlSafe, Row as _};
 use uuid::Uuid;
-use video_ingest::fake_github::{Call, Delivery, FakeGithub, Fault};
+use video_ingest::fake_github::Delivery;
 
 use crate::server::Server;
-use crate::support::fake_storage::{SECRET_KEY, StorageStandin};
+use crate::support::fake_github::{Call, Fault, TestGithub};
+use crate::support::fake_storage::{FakeStorage, SECRET_KEY};
 use crate::support::postgres::{Database, Postgres};
 use crate::support::scenario::{ADMIN_TOKEN, GOOD, REPOSITORY, SECOND, SECRET, THIRD, Video};
 
@@ -54,8 +55,8 @@ pub struct World {
     pub client: reqwest::Client,
     pub database: Option<Database>,
     pub acknowledged: Vec<Push>,
-    github: FakeGithub,
-    storage: StorageStandin,
+    github: TestGithub,
+    storage: FakeStorage,
     user: Uuid,
     dir: tempfile::TempDir,
     /// Every video that was pushed, acknowledged or not.
@@ -79,11 +80,11 @@ pub struct Drained {
 
 impl World {
     pub async fn new(backend: Backend, postgres: Option<&'static Postgres>) -> Self {
-        let github = FakeGithub::start(REPOSITORY).await.unwrap();
+        let github = TestGithub::start(REPOSITORY).await;
         github.commit(|c| c.write("README.md", "videos, rendered"));
         let blob = |call: &Call| call.path.contains("/git/blobs/");
         github.fault(blob, Fault::Delay(DOWNLOAD_TIME));
-        let storage = StorageStandin::start().await;
+        let storage = FakeStorage::start().await;
         storage.create_bucket(BUCKET, Some(52_428_800), Some(&["video/mp4"]));
         let database = match (backend, postgres) {
             (Backend::Embedded, _) => None,
@@ -362,7 +363,5 @@ impl Drop for World {
 }
 
 fn since_epoch() -> Duration {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap()
+    SystemTime::UNIX_EPOCH.elapsed().unwrap()
 }

@@ -12,11 +12,12 @@ use serde_json::Value;
 use tower::ServiceExt as _;
 use tower_http::services::ServeFile;
 
-use super::views::{DayChart, LastAttempt, Moment, VideoRow, capitalized, last_attempt, took};
+use super::views::{DayChart, LastAttempt, Moment, VideoRow, last_attempt};
 use super::{ErrorPage, NOT_FOUND, render};
 use crate::db::{DbError, EventView, Filter, Overview};
 use crate::domain::report::SweepCounts;
 use crate::domain::state::VideoState;
+use crate::format::{capitalized, elapsed};
 use crate::http::{AppState, api};
 use crate::services::storage::{ObjectPath, Playable, VIDEO_MIME};
 
@@ -134,10 +135,13 @@ async fn summary(app: &AppState, overview: &Overview, now: i64) -> Result<Summar
     let sweep = overview.last_sweep;
     Ok(Summary {
         failed: failed.map(|video| VideoRow::new(video, now)).collect(),
-        stuck: overview.oldest.filter(|age| *age > QUEUE_AGE_MAX).map(took),
+        stuck: overview
+            .oldest
+            .filter(|age| *age > QUEUE_AGE_MAX)
+            .map(elapsed),
         day: DayChart::new(&app.db.day().await?),
         queue: overview.count(VideoState::Queued) + overview.count(VideoState::Running),
-        oldest: overview.oldest.map(took),
+        oldest: overview.oldest.map(elapsed),
         last_push: overview.last_push_ms.map(|at| Moment::at(at, now)),
         last_sweep: sweep.map(|(at, counts)| (Moment::at(at, now), counts)),
     })

@@ -1,5 +1,4 @@
-//! What the pages show: videos as table rows, the chart of the last 24 hours and the bar of the last
-//! attempt, with times, sizes and durations as text.
+//! View models of the pages, and the two charts.
 
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use jiff::Timestamp;
 use crate::db::{Day, EventView, VideoView};
 use crate::domain::advice::advice;
 use crate::domain::state::VideoState;
+use crate::format::{age, capitalized, elapsed, length, size};
 
 /// The width of both charts in SVG units. The style sheet scales them.
 const WIDTH: f64 = 480.0;
@@ -18,14 +18,14 @@ const DAY_HEIGHT: f64 = 64.0;
 /// The minimum width of a step, so that short steps stay visible.
 const SEGMENT_WIDTH_MIN: f64 = 3.0;
 
-/// A moment, for people and for machines.
+/// A point in time in the formats that the pages use.
 pub(super) struct Moment {
     /// RFC 3339.
     pub iso: String,
     /// `3 min`
     pub ago: String,
     /// `2026-01-28 21:12:12 UTC`
-    pub said: String,
+    pub utc: String,
 }
 
 impl Moment {
@@ -33,15 +33,14 @@ impl Moment {
         let moment = Timestamp::from_millisecond(ms).unwrap_or_default();
         Self {
             iso: moment.to_string(),
-            said: moment.strftime("%F %T UTC").to_string(),
-            ago: match now_ms.saturating_sub(ms).max(0) / 1000 {
-                s @ ..10 => format!("{s} s"),
-                s => took(Duration::from_secs(s as u64)),
-            },
+            utc: moment.strftime("%F %T UTC").to_string(),
+            ago: age(Duration::from_millis(
+                now_ms.saturating_sub(ms).max(0) as u64
+            )),
         }
     }
 
-    /// From a timestamp as the API spells it.
+    /// Parses a timestamp of the API. An invalid one becomes the current time.
     pub(super) fn parse(text: &str, now_ms: i64) -> Self {
         Self::at(millis(text).unwrap_or(now_ms), now_ms)
     }
@@ -51,39 +50,7 @@ fn millis(text: &str) -> Option<i64> {
     text.parse::<Timestamp>().ok().map(|t| t.as_millisecond())
 }
 
-/// `850 ms`, `3.2 s`, `12 min`, `3 h`, `2 d`
-pub(super) fn took(time: Duration) -> String {
-    let s = time.as_secs();
-    match s {
-        0 => format!("{} ms", time.as_millis()),
-        1..=9 => format!("{:.1} s", time.as_secs_f64()),
-        10..=99 => format!("{s} s"),
-        100..=5_999 => format!("{} min", s / 60),
-        6_000..=172_799 => format!("{} h", s / 3600),
-        _ => format!("{} d", s / 86_400),
-    }
-}
-
-/// `42.1 MB`
-pub(super) fn size(bytes: i64) -> String {
-    match bytes {
-        ..1_000 => format!("{bytes} B"),
-        1_000..1_000_000 => format!("{:.0} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
-    }
-}
-
-/// `1:05`, as players show it.
-pub(super) fn length(ms: i64) -> String {
-    let s = (ms + 500) / 1000;
-    match s / 3600 {
-        0 => format!("{}:{:02}", s / 60, s % 60),
-        h => format!("{h}:{:02}:{:02}", s / 60 % 60, s % 60),
-    }
-}
-
-/// A video as pages show it.
+/// A video in the list and on its own page.
 pub(super) struct VideoRow {
     pub video: VideoView,
     pub size: String,
@@ -96,9 +63,12 @@ pub(super) struct VideoRow {
 
 impl VideoRow {
     pub(super) fn new(video: VideoView, now_ms: i64) -> Self {
+        let text = |value: Option<i64>, format: fn(u64) -> String| {
+            value.map_or_else(String::new, |value| format(value.unsigned_abs()))
+        };
         Self {
-            size: video.size_bytes.map(size).unwrap_or_default(),
-            length: video.duration_ms.map(length).unwrap_or_default(),
+            size: text(video.size_bytes, size),
+            length: text(video.duration_ms, length),
             changed: Moment::parse(&video.updated_at, now_ms),
             created: Moment::parse(&video.created_at, now_ms),
             advice: video.code.map(advice),
@@ -114,13 +84,6 @@ impl VideoRow {
         }
         message.map(capitalized)
     }
-}
-
-pub(super) fn capitalized(text: &str) -> String {
-    let mut rest = text.chars();
-    rest.next()
-        .map(|first| first.to_uppercase().chain(rest).collect())
-        .unwrap_or_default()
 }
 
 /// One hour of the chart, in SVG units.
@@ -172,8 +135,8 @@ impl DayChart {
             bars: bars.collect(),
             ready: day.hours.iter().map(|h| h.ready).sum(),
             failed: day.hours.iter().map(|h| h.failed).sum(),
-            median: day.median.map(took),
-            p95: day.p95.map(took),
+            median: day.median.map(elapsed),
+            p95: day.p95.map(elapsed),
         }
     }
 }
@@ -227,7 +190,7 @@ pub(super) fn last_attempt(timeline: &[EventView]) -> Option<LastAttempt> {
                 x,
                 width: (width - 1.0).max(1.0),
                 step: step.to_owned(),
-                took: took(Duration::from_millis(ms as u64)),
+                took: elapsed(Duration::from_millis(ms as u64)),
             };
             x += width;
             segment
@@ -235,7 +198,7 @@ pub(super) fn last_attempt(timeline: &[EventView]) -> Option<LastAttempt> {
         .collect();
     Some(LastAttempt {
         segments,
-        took: took(Duration::from_millis(total as u64)),
+        took: elapsed(Duration::from_millis(total as u64)),
     })
 }
 
@@ -243,23 +206,6 @@ pub(super) fn last_attempt(timeline: &[EventView]) -> Option<LastAttempt> {
 mod tests {
     use super::*;
     use crate::domain::timeline::Step;
-
-    #[test]
-    fn numbers_are_said_shortly() {
-        let said = |ms| took(Duration::from_millis(ms));
-        assert_eq!(
-            [850, 3_210, 42_000, 750_000, 10_900_000, 260_000_000].map(said),
-            ["850 ms", "3.2 s", "42 s", "12 min", "3 h", "3 d"]
-        );
-        assert_eq!(
-            [999, 12_345, 42_100_000].map(size),
-            ["999 B", "12 kB", "42.1 MB"]
-        );
-        assert_eq!(
-            [30_033, 65_500, 3_723_000].map(length),
-            ["0:30", "1:06", "1:02:03"]
-        );
-    }
 
     #[test]
     fn the_last_attempt_fills_the_width() {

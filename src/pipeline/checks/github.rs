@@ -1,23 +1,26 @@
-//! GitHub: token, repository, branch, videos, and the webhook that brings the pushes.
+//! GitHub: token, repository, branch, videos and the webhook.
 
 use std::collections::HashMap;
 
+use jiff::tz::TimeZone;
+use jiff::{Unit, civil};
+use reqwest::Url;
 use tokio::time::Instant;
 
-use super::{Options, Report, compare_clocks};
-use crate::app;
+use super::{Report, Services, compare_clocks};
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::failure::{Code, Failure};
 use crate::domain::lfs::{POINTER_BYTES_MAX, Pointer};
 use crate::services::github::{Github, Hook, HookDelivery, Listing, RepositoryFacts, failed_guids};
 
-/// Failed deliveries that are named; the others are counted.
+/// Failed deliveries that are listed; the others are counted.
 const GUIDS_MAX: usize = 5;
 
-/// A token that ends within this many days should be replaced now.
+/// A token that expires within this many days should be replaced now.
 const TOKEN_DAYS_MIN: i64 = 14;
 
-/// A classic token needs no more than one of these to read a repository and manage its webhooks.
+/// Scopes of a classic token that reading a repository and managing its webhooks need.
 const SCOPES_NEEDED: &[&str] = &[
     "repo",
     "public_repo",
@@ -26,21 +29,25 @@ const SCOPES_NEEDED: &[&str] = &[
     "read:repo_hook",
 ];
 
-pub(super) async fn examine(config: &Config, options: &Options) -> Report {
+pub(super) async fn examine(
+    config: &Config,
+    services: &Services,
+    receiver: Option<&Url>,
+) -> Report {
     let mut report = Report::default();
-    let github = match app::github(config, &options.clock) {
+    let github = match &services.github {
         Ok(github) => github,
         Err(error) => {
-            report.fail("github.api", error.to_string());
+            report.fail("github.api", format!("{error:#}."));
             return report;
         }
     };
-    let Some(facts) = repository(config, &github, &mut report).await else {
+    let Some(facts) = repository(config, github, &mut report).await else {
         return report;
     };
-    token(config, &facts, &mut report);
+    token(config, &facts, &services.clock, &mut report);
     if let Some(theirs_ms) = facts.now_ms {
-        let now_ms = options.clock.now_ms();
+        let now_ms = services.clock.now_ms();
         compare_clocks(&mut report, "github.clock", "GitHub's", now_ms, theirs_ms);
     }
     let branch = config
@@ -50,36 +57,30 @@ pub(super) async fn examine(config: &Config, options: &Options) -> Report {
         .unwrap_or(&facts.default_branch);
     match github.has_branch(branch).await {
         Ok(true) => {
-            report.ok("github.branch", format!("the branch {branch} is there"));
-            videos(config, &github, branch, &mut report).await;
+            report.ok("github.branch", format!("The branch {branch} exists."));
+            videos(config, github, branch, &mut report).await;
         }
         Ok(false) if config.github.branch.is_some() => report.fail(
             "github.branch",
-            format!("the repository has no branch {branch}: set GITHUB_BRANCH to the one that videos are pushed to"),
+            format!("The repository has no branch {branch}. Set GITHUB_BRANCH to the branch that videos are pushed to."),
         ),
-        Ok(false) => report.warn("github.branch", "the repository is empty: the first push makes its branch"),
+        Ok(false) => report.warn("github.branch", "The repository is empty. The first push creates its branch."),
         Err(failure) => trouble(failure, "github.branch", &mut report),
     }
-    // Without a token GitHub shows no webhooks, which was said.
+    // Without a token GitHub shows no webhooks, and that was reported above.
     if config.github.token.is_some() {
-        hooks(&github, options, &mut report).await;
+        hooks(github, receiver, &mut report).await;
     }
-    match github.rate_limit() {
-        Some(limit) if limit.remaining * 10 < limit.limit => report.warn(
-            "github.rate_limit",
-            format!(
-                "{} of {} calls are left in this hour: does something else use the token?",
-                limit.remaining, limit.limit
-            ),
-        ),
-        Some(limit) => report.ok(
-            "github.rate_limit",
-            format!(
-                "{} of {} calls are left in this hour",
-                limit.remaining, limit.limit
-            ),
-        ),
-        None => {}
+    if let Some(limit) = github.rate_limit() {
+        let id = "github.rate_limit";
+        let (left, all) = (limit.remaining, limit.limit);
+        let text = format!("{left} of {all} requests are left in this hour.");
+        if left * 10 < all {
+            let text = format!("{text} Check whether something else uses the token.");
+            report.warn(id, text);
+        } else {
+            report.ok(id, text);
+        }
     }
     report
 }
@@ -95,13 +96,13 @@ async fn repository(
         Ok(None) => {
             let hint = match config.github.token {
                 Some(_) => {
-                    "check the name, and that GITHUB_TOKEN was given this repository (Contents: read)"
+                    "Check GITHUB_REPOSITORY, and that GITHUB_TOKEN includes it (Contents: read)."
                 }
-                None => "check the name; a private one needs GITHUB_TOKEN",
+                None => "Check GITHUB_REPOSITORY; a private repository needs GITHUB_TOKEN.",
             };
             report.fail(
                 "github.repository",
-                format!("GitHub shows no repository {name}: {hint}"),
+                format!("GitHub returns no repository {name}. {hint}"),
             );
             return None;
         }
@@ -110,19 +111,19 @@ async fn repository(
             return None;
         }
     };
-    match facts.full_name.eq_ignore_ascii_case(&name) {
-        true => report.ok("github.repository", format!("{name} can be read")),
-        false => report.fail(
-            "github.repository",
-            format!(
-                "{name} is called {} now, and so do its pushes: set GITHUB_REPOSITORY to that",
-                facts.full_name
-            ),
+    report.expect(
+        "github.repository",
+        facts.full_name.eq_ignore_ascii_case(&name),
+        &format!("{name} is readable."),
+        format!(
+            "{name} was renamed, and its pushes carry the new name. Set GITHUB_REPOSITORY to {}.",
+            facts.full_name
         ),
-    }
+    );
     Some(facts)
 }
 
+/// Reports a failed request under the setting that its code points to, else under `id`.
 fn trouble(failure: Failure, id: &'static str, report: &mut Report) {
     match failure.code {
         Code::GithubDenied => report.fail("github.token", failure.message),
@@ -130,60 +131,55 @@ fn trouble(failure: Failure, id: &'static str, report: &mut Report) {
         Code::GithubUnavailable => {
             report.fail(
                 "github.api",
-                format!("{}; check GITHUB_API_URL if this lasts", failure.message),
+                format!("{} Check GITHUB_API_URL if this persists.", failure.message),
             );
         }
         _ => report.fail(id, failure.message),
     }
 }
 
-fn token(config: &Config, facts: &RepositoryFacts, report: &mut Report) {
+fn token(config: &Config, facts: &RepositoryFacts, clock: &Clock, report: &mut Report) {
+    let id = "github.token";
     if config.github.token.is_none() {
         report.warn(
-            "github.token",
-            "GITHUB_TOKEN is not set: 60 calls an hour, and the webhook cannot be looked at",
+            id,
+            "GITHUB_TOKEN is not set, so GitHub allows 60 requests an hour and the webhook cannot be checked.",
         );
         return;
     }
-    let scopes: Vec<&str> = facts
-        .scopes
-        .as_deref()
-        .unwrap_or_default()
+    let scopes = facts.scopes.as_deref().unwrap_or_default();
+    let extra: Vec<&str> = scopes
         .split(',')
         .map(str::trim)
-        .collect();
-    let extra: Vec<&str> = scopes
-        .iter()
-        .copied()
         .filter(|scope| !scope.is_empty() && !SCOPES_NEEDED.contains(scope))
         .collect();
     if !extra.is_empty() {
         let extra = extra.join(", ");
         report.warn(
-            "github.token",
-            format!("the token may do more than it needs ({extra}): a fine-grained one with Contents: read and Webhooks: write will do"),
+            id,
+            format!("The token has more scopes than it needs ({extra}). A fine-grained token with Contents: read and Webhooks: write is enough."),
         );
-    } else if let Some(days) = facts.token_expires.as_deref().and_then(days_left)
+    } else if let Some(days) = days_left(facts, clock)
         && days < TOKEN_DAYS_MIN
     {
-        report.warn(
-            "github.token",
-            format!("the token ends in {days} day(s): make a new one"),
-        );
+        let text = format!("The token expires in {days} day(s). Create a new one.");
+        report.warn(id, text);
     } else {
-        report.ok("github.token", "GitHub accepts the token");
+        report.ok(id, "GitHub accepts the token.");
     }
 }
 
-/// From `2026-12-24 18:00:00 UTC`.
-fn days_left(expires: &str) -> Option<i64> {
-    let day: jiff::civil::Date = expires.split(' ').next()?.parse().ok()?;
-    let today = jiff::Zoned::now()
-        .with_time_zone(jiff::tz::TimeZone::UTC)
-        .date();
-    day.since((jiff::Unit::Day, today))
-        .ok()
-        .map(|span| i64::from(span.get_days()))
+/// Days until the token expires, which GitHub writes as `2026-12-24 18:00:00 UTC`.
+fn days_left(facts: &RepositoryFacts, clock: &Clock) -> Option<i64> {
+    let day: civil::Date = facts
+        .token_expires
+        .as_deref()?
+        .split(' ')
+        .next()?
+        .parse()
+        .ok()?;
+    let left = day.since((Unit::Day, clock.now().to_zoned(TimeZone::UTC).date()));
+    Some(i64::from(left.ok()?.get_days()))
 }
 
 async fn videos(config: &Config, github: &Github, branch: &str, report: &mut Report) {
@@ -194,11 +190,11 @@ async fn videos(config: &Config, github: &Github, branch: &str, report: &mut Rep
     };
     let (count, ignored) = (listing.files.len(), listing.ignored.len());
     match (count, ignored) {
-        (0, 0) => report.warn("github.videos", format!("nothing is in {dir}/ yet: check GITHUB_VIDEOS_DIR if something was pushed")),
-        (_, 0) => report.ok("github.videos", format!("{dir}/ holds {count} video(s)")),
+        (0, 0) => report.warn("github.videos", format!("{dir}/ is empty. Check GITHUB_VIDEOS_DIR if videos were pushed already.")),
+        (_, 0) => report.ok("github.videos", format!("{dir}/ contains {count} video(s).")),
         _ => report.warn(
             "github.videos",
-            format!("{dir}/ holds {count} video(s), and {ignored} file(s) that are not called <lesson_id>_<video_id>.mp4 or .json, such as {}", listing.ignored[0]),
+            format!("{dir}/ contains {count} video(s) and {ignored} file(s) that are not named <lesson_id>_<video_id>.mp4 or .json, such as {}.", listing.ignored[0]),
         ),
     }
     let tracked = match github.top_file(".gitattributes", branch).await {
@@ -208,24 +204,25 @@ async fn videos(config: &Config, github: &Github, branch: &str, report: &mut Rep
     match download(github, &listing).await {
         Ok(None) => {}
         Ok(Some(kept)) => {
-            let text = format!("a video can be downloaded (kept in {kept})");
+            let text = format!("A video can be downloaded (stored in {kept}).");
             report.ok("github.download", text);
-            match (kept, tracked) {
-                ("git", true) => report.warn(
+            if tracked && kept == "git" {
+                report.warn(
                     "github.lfs",
-                    ".gitattributes wants videos in LFS, but they were pushed without: git lfs install where the agent pushes",
-                ),
-                _ => report.ok("github.lfs", ".gitattributes and what was pushed agree"),
+                    ".gitattributes puts videos into Git LFS, but they were pushed without it. Run git lfs install where the agent pushes.",
+                );
+            } else {
+                report.ok("github.lfs", "The pushed videos match .gitattributes.");
             }
         }
         Err(failure) => report.fail(
             "github.download",
-            format!("a video cannot be downloaded: {}", failure.message),
+            format!("A video cannot be downloaded: {}", failure.message),
         ),
     }
 }
 
-/// Whether a `.gitattributes` has `*.mp4`, or everything, kept in LFS.
+/// Whether a `.gitattributes` puts `*.mp4`, or everything, into LFS.
 fn tracks_videos(attributes: &str) -> bool {
     attributes.lines().any(|line| {
         let mut words = line.split_whitespace();
@@ -236,7 +233,8 @@ fn tracks_videos(attributes: &str) -> bool {
     })
 }
 
-/// Begins to download the smallest video, which is an LFS pointer if there is one.
+/// Starts to download the smallest video, which is an LFS pointer if there is one. Returns where the
+/// video is stored, `None` without a video.
 async fn download(github: &Github, listing: &Listing) -> Result<Option<&'static str>, Failure> {
     let smallest = listing
         .files
@@ -262,13 +260,13 @@ async fn download(github: &Github, listing: &Listing) -> Result<Option<&'static 
     Ok(Some("LFS"))
 }
 
-async fn hooks(github: &Github, options: &Options, report: &mut Report) {
+async fn hooks(github: &Github, receiver: Option<&Url>, report: &mut Report) {
     let all = match github.hooks().await {
         Ok(Some(all)) => all,
         Ok(None) => {
             report.warn(
                 "hook.installed",
-                "the token may not see webhooks (Webhooks: read): look at the repository's settings yourself",
+                "GITHUB_TOKEN lacks access to webhooks (Webhooks: read). Check the webhook in the settings of the repository.",
             );
             return;
         }
@@ -276,120 +274,115 @@ async fn hooks(github: &Github, options: &Options, report: &mut Report) {
     };
     let ours: Vec<&Hook> = all.iter().filter(|hook| hook.is_ours()).collect();
     let Some(hook) = ours.iter().find(|hook| hook.active).or(ours.first()) else {
-        report.fail("hook.installed", "no webhook of the repository leads to /webhooks/github: video-ingest webhook install --url https://YOUR-HOST");
+        report.fail("hook.installed", "No webhook of the repository points to /webhooks/github. Run video-ingest webhook install --url https://YOUR-HOST.");
         return;
     };
     match ours.len() {
         1 => report.ok(
             "hook.installed",
-            format!("GitHub delivers to {}", hook.config.url),
+            format!("GitHub delivers to {}.", hook.config.url),
         ),
         n => report.warn(
             "hook.installed",
             format!(
-                "{n} webhooks lead to /webhooks/github; looking at the one to {}",
+                "{n} webhooks point to /webhooks/github. The checks below are about {}.",
                 hook.config.url
             ),
         ),
     }
-    configuration(hook, options, report);
+    configuration(hook, receiver, report);
     match github.deliveries(hook.id).await {
         Ok(deliveries) => outcomes(&deliveries, report),
         Err(failure) => trouble(failure, "hook.deliveries", report),
     }
 }
 
-fn configuration(hook: &Hook, options: &Options, report: &mut Report) {
-    const MEND: &str = "video-ingest webhook install mends it";
-    match &options.receiver {
-        Some(receiver) if receiver.as_str() == hook.config.url => {
-            report.ok("hook.url", "it leads to this server");
-        }
-        Some(receiver) => report.fail(
+fn configuration(hook: &Hook, receiver: Option<&Url>, report: &mut Report) {
+    const FIX: &str = "Run video-ingest webhook install to fix it.";
+    if let Some(receiver) = receiver {
+        let url = &hook.config.url;
+        report.expect(
             "hook.url",
-            format!("it leads to {}, not to {receiver}; {MEND}", hook.config.url),
-        ),
-        None => {}
+            receiver.as_str() == url,
+            "The webhook points to this server.",
+            format!("The webhook points to {url} instead of {receiver}. {FIX}"),
+        );
     }
-    match hook.active {
-        true => report.ok("hook.active", "it is active"),
-        false => report.fail("hook.active", format!("it is switched off; {MEND}")),
-    }
+    report.expect(
+        "hook.active",
+        hook.active,
+        "The webhook is active.",
+        format!("The webhook is disabled. {FIX}"),
+    );
+    let id = "hook.events";
     let has = |event: &str| hook.events.iter().any(|e| e == event);
-    match (has("push"), hook.events.len()) {
-        (true, 1) => report.ok("hook.events", "it brings pushes"),
-        (true, _) => report.warn(
-            "hook.events",
-            format!("it brings other events too, which are ignored; {MEND}"),
-        ),
-        _ if has("*") => report.warn(
-            "hook.events",
-            format!("it brings every event, most of which are ignored; {MEND}"),
-        ),
-        _ => report.fail("hook.events", format!("it brings no pushes; {MEND}")),
+    if has("push") && hook.events.len() == 1 {
+        report.ok(id, "The webhook delivers pushes.");
+    } else if has("push") || has("*") {
+        let text =
+            format!("The webhook delivers events other than pushes, which are ignored. {FIX}");
+        report.warn(id, text);
+    } else {
+        report.fail(id, format!("The webhook does not deliver pushes. {FIX}"));
     }
-    match hook.config.content_type.as_str() {
-        "json" => report.ok("hook.content_type", "it sends JSON"),
-        _ => report.warn(
-            "hook.content_type",
-            format!("it sends forms, which are larger; {MEND}"),
-        ),
+    let id = "hook.content_type";
+    if hook.config.content_type == "json" {
+        report.ok(id, "The webhook sends JSON.");
+    } else {
+        let text = format!("The webhook sends forms, which are larger than JSON. {FIX}");
+        report.warn(id, text);
     }
-    match hook.config.is_signed() {
-        true => report.ok("hook.secret", "its deliveries are signed"),
-        false => report.fail(
-            "hook.secret",
-            format!("it has no secret, so every delivery is refused; {MEND}"),
-        ),
-    }
-    match hook.config.checks_certificates() {
-        true => report.ok("hook.tls", "certificates are checked"),
-        false => report.fail(
-            "hook.tls",
-            format!("GitHub does not check our certificate; {MEND}"),
-        ),
-    }
+    report.expect(
+        "hook.secret",
+        hook.config.is_signed(),
+        "The webhook signs its deliveries.",
+        format!("The webhook has no secret, so every delivery is rejected. {FIX}"),
+    );
+    report.expect(
+        "hook.tls",
+        hook.config.checks_certificates(),
+        "GitHub verifies our certificate.",
+        format!("GitHub does not verify our certificate. {FIX}"),
+    );
 }
 
 fn outcomes(deliveries: &[HookDelivery], report: &mut Report) {
+    let id = "hook.deliveries";
     let guids = failed_guids(deliveries);
     if guids.is_empty() {
         let text = match deliveries.first() {
             Some(last) => format!(
-                "none of the last three days is missing; the last came {}",
+                "Every push of the last three days was delivered, the last at {}.",
                 last.delivered_at
             ),
-            None => "GitHub has sent nothing in the last three days".to_owned(),
+            None => "GitHub has sent nothing in the last three days.".to_owned(),
         };
-        report.ok("hook.deliveries", text);
+        report.ok(id, text);
         return;
     }
+    // Newest first, so that collecting them in reverse keeps the last attempt of each delivery.
     let last: HashMap<&str, &HookDelivery> = deliveries
         .iter()
         .rev()
         .map(|d| (d.guid.as_str(), d))
         .collect();
-    let named: Vec<String> = guids
+    let failed: Vec<&HookDelivery> = guids
         .iter()
-        .take(GUIDS_MAX)
-        .filter_map(|guid| Some(format!("{guid} ({})", last.get(guid.as_str())?.status)))
+        .filter_map(|guid| last.get(guid.as_str()).copied())
         .collect();
-    let is_refused = guids.iter().any(|guid| {
-        last.get(guid.as_str())
-            .is_some_and(|d| d.status_code == 401)
-    });
-    let hint = match is_refused {
-        true => {
-            "401 means another secret than GITHUB_WEBHOOK_SECRET: video-ingest webhook install sets it; then "
-        }
-        false => "",
+    let named = failed.iter().take(GUIDS_MAX);
+    let named: Vec<String> = named
+        .map(|d| format!("{} ({})", d.guid, d.status))
+        .collect();
+    let hint = if failed.iter().any(|d| d.status_code == 401) {
+        "Status 401 means that GitHub signs with another GITHUB_WEBHOOK_SECRET: first run video-ingest webhook install. "
+    } else {
+        ""
     };
-    report.fail(
-        "hook.deliveries",
-        format!(
-            "{} delivery(ies) never arrived: {}; {hint}video-ingest webhook redeliver --failed",
-            guids.len(),
-            named.join(", ")
-        ),
+    let text = format!(
+        "{} push(es) were not delivered: {}. {hint}Run video-ingest webhook redeliver --failed.",
+        guids.len(),
+        named.join(", ")
     );
+    report.fail(id, text);
 }

@@ -1,68 +1,71 @@
-//! What is wrong with the whole: every setting checked against the service it is for, and what to do.
+//! Checks of the whole installation: every setting against the service it is for, and how to fix it.
 //!
-//! It leaves nothing behind but `DATA_DIR` itself: one test object is stored and deleted again. What a
-//! check cannot be made without is checked first; a check whose ground is missing says nothing.
+//! The checks leave no trace except `DATA_DIR` itself: one test object is stored and deleted again.
+//! A check that depends on a failed one is skipped. Clients are constructed by the caller.
 
 mod database;
 mod github;
 mod storage;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use reqwest::Url;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::app;
 use crate::clock::Clock;
 use crate::config::{Config, Database, StoreConfig};
+use crate::db::{Db, DbError};
+use crate::format::size;
 use crate::pipeline::ingest::VIDEO_BYTES_MAX_DEFAULT;
 use crate::pipeline::worker::free_bytes;
-use crate::services::openhands;
-use crate::services::storage::Timeouts;
+use crate::services::github::Github;
+use crate::services::openhands::OpenHands;
+use crate::services::storage::Store;
 
-/// Fewer different bytes than this are a word or a pattern, not a random secret.
+/// A secret with fewer distinct bytes than this is a word or a pattern, not random.
 const SECRET_VARIETY_MIN: usize = 8;
 
-/// A clock this far from another one, in milliseconds, is worth a word.
+/// From this clock difference on, in milliseconds, a check warns.
 const SKEW_NOTED_MS: i64 = 10_000;
 
-/// And this far, in milliseconds, deadlines and signed URLs are wrong.
+/// From this clock difference on, in milliseconds, deadlines and signed URLs are wrong.
 const SKEW_MAX_MS: i64 = 120_000;
 
-/// What a finding means.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mark {
-    /// As it should be.
+    /// Correct.
     Ok,
-    /// It works, but look at it.
+    /// Works, but needs a look.
     Warning,
-    /// It cannot work like this.
+    /// Cannot work.
     Failed,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// Stays the same from version to version.
+    /// Stable across versions.
     pub id: &'static str,
-    /// How it is.
+    /// The severity.
     pub mark: Mark,
-    /// What is so, and what to do about it. Holds no secret.
+    /// What was found and how to fix it. Contains no secret.
     pub text: String,
 }
 
-/// All that was found, in the order of the checks.
+/// All findings, in the order of the checks.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// One for each thing.
+    /// At least one for each check that ran.
     pub findings: Vec<Finding>,
 }
 
 impl Report {
-    /// Whether something cannot work.
+    /// Whether any check failed.
     pub fn has_failed(&self) -> bool {
         self.findings
             .iter()
@@ -77,7 +80,7 @@ impl Report {
         self.add(id, Mark::Warning, text);
     }
 
-    /// Adds something that cannot work.
+    /// Adds a failed check.
     pub fn fail(&mut self, id: &'static str, text: impl Into<String>) {
         self.add(id, Mark::Failed, text);
     }
@@ -86,130 +89,146 @@ impl Report {
         let text = text.into();
         self.findings.push(Finding { id, mark, text });
     }
+
+    /// Adds `ok` if the condition holds, else the failure.
+    fn expect(&mut self, id: &'static str, holds: bool, ok: &str, failed: impl Into<String>) {
+        if holds {
+            self.ok(id, ok);
+        } else {
+            self.fail(id, failed);
+        }
+    }
 }
 
-/// What to compare with, and how patiently.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// Where GitHub reaches this server; `None`: the address of the repository's webhook.
-    pub receiver: Option<Url>,
+/// A client for each service of the settings, or why it could not be constructed.
+pub struct Services {
+    /// GitHub.
+    pub github: anyhow::Result<Github>,
+    /// Supabase Storage; `None` with the folder store, which needs no check beyond `DATA_DIR`'s.
+    pub storage: anyhow::Result<Option<Store>>,
+    /// OpenHands; `None` without a key.
+    pub openhands: anyhow::Result<Option<Arc<OpenHands>>>,
+    /// The database; `None` while the embedded one does not exist.
+    pub database: Result<Option<Db>, DbError>,
     /// This machine's clock.
     pub clock: Clock,
-    /// How patient the storage client is.
-    pub storage_timeouts: Timeouts,
-    /// How patient and how fast the agent's client is.
-    pub openhands_limits: openhands::Limits,
 }
 
-/// Checks everything that the settings name.
-pub async fn examine(config: &Config, options: &Options) -> Report {
+/// Checks every setting. `receiver` is the URL at which GitHub should reach this server; `None`
+/// accepts the URL of the repository's webhook.
+pub async fn examine(config: &Config, services: &Services, receiver: Option<&Url>) -> Report {
     let mut report = Report::default();
     settings(config, &mut report);
     let is_writable = disk(config, &mut report);
-    let (github, stores, agent) = tokio::join!(
-        github::examine(config, options),
+    let (github, data, openhands) = tokio::join!(
+        github::examine(config, services, receiver),
         async {
-            let (mut found, buckets) = database::examine(config, options, is_writable).await;
-            found
-                .findings
-                .extend(storage::examine(config, options, buckets).await.findings);
+            let (mut found, buckets) = database::examine(config, services, is_writable).await;
+            let storage = storage::examine(config, &services.storage, buckets).await;
+            found.findings.extend(storage.findings);
             found
         },
-        generation(config, options),
+        openhands(&services.openhands),
     );
-    for part in [github, stores, agent] {
+    for part in [github, data, openhands] {
         report.findings.extend(part.findings);
     }
     report
 }
 
 fn settings(config: &Config, report: &mut Report) {
+    const REPLACE: &str = "Replace it with the output of `openssl rand -hex 32`.";
     let is_random = |secret: &SecretString| {
         let different: BTreeSet<u8> = secret.expose_secret().bytes().collect();
         different.len() >= SECRET_VARIETY_MIN
     };
-    const BETTER: &str = "make a random one: openssl rand -hex 32";
-    match config.webhook_secrets.iter().all(is_random) {
-        true => report.ok(
-            "settings.webhook_secret",
-            "GITHUB_WEBHOOK_SECRET is long and varied",
-        ),
-        false => report.fail(
-            "settings.webhook_secret",
-            format!("GITHUB_WEBHOOK_SECRET (or the previous one) can be guessed; {BETTER}"),
-        ),
-    }
+    report.expect(
+        "settings.webhook_secret",
+        config.webhook_secrets.iter().all(is_random),
+        "GITHUB_WEBHOOK_SECRET is hard to guess.",
+        format!("GITHUB_WEBHOOK_SECRET (or the previous one) is easy to guess. {REPLACE}"),
+    );
+    let id = "settings.admin_token";
     match &config.admin_token {
-        Some(token) if is_random(token) => {
-            report.ok("settings.admin_token", "ADMIN_TOKEN is long and varied");
-        }
-        Some(_) => report.fail(
-            "settings.admin_token",
-            format!("ADMIN_TOKEN can be guessed; {BETTER}"),
+        Some(token) => report.expect(
+            id,
+            is_random(token),
+            "ADMIN_TOKEN is hard to guess.",
+            format!("ADMIN_TOKEN is easy to guess. {REPLACE}"),
         ),
         None => report.warn(
-            "settings.admin_token",
-            "ADMIN_TOKEN is not set: the page, /api and /reconcile answer 404",
+            id,
+            "ADMIN_TOKEN is not set, so the page, /api and /reconcile return 404.",
         ),
     }
     if config.workers == 0 {
         report.warn(
             "settings.workers",
-            "WORKERS is 0: some other process has to ingest the videos",
+            "WORKERS is 0, so another process has to ingest the videos.",
         );
     }
     if config.reconcile_interval.is_none() {
         report.warn(
             "settings.reconcile_interval",
-            "RECONCILE_INTERVAL is 0: nothing heals a lost webhook unless something calls /reconcile (deploy/cron)",
+            "RECONCILE_INTERVAL is 0, so lost webhooks are never recovered unless something calls /reconcile. See deploy/cron.",
         );
     }
 }
 
-/// Whether `DATA_DIR` can be written to.
+/// Whether `DATA_DIR` is writable.
 fn disk(config: &Config, report: &mut Report) -> bool {
     let dir = &config.data_dir;
     let shown = dir.display();
-    let made = std::fs::create_dir_all(dir).and_then(|()| tempfile::tempfile_in(dir));
-    if let Err(error) = made {
+    let writes = std::fs::create_dir_all(dir).and_then(|()| tempfile::tempfile_in(dir));
+    if let Err(error) = writes {
         let text = format!(
-            "DATA_DIR: {shown} cannot be written to ({error}); give it to the user that the server runs as"
+            "DATA_DIR {shown} is not writable ({error}). Make the user that runs the server its owner."
         );
         report.fail("disk.write", text);
         return false;
     }
-    report.ok("disk.write", format!("{shown} can be written to"));
+    report.ok("disk.write", format!("DATA_DIR {shown} is writable."));
+    let id = "disk.space";
     let largest = config.max_video_bytes.unwrap_or(VIDEO_BYTES_MAX_DEFAULT);
     let all = largest.saturating_mul(config.workers.max(1) as u64);
-    match free_bytes(dir) {
-        Some(free) if free < largest => report.fail(
-            "disk.space",
-            format!("{free} bytes are free in {shown}, fewer than one video may have ({largest}); make room or lower MAX_VIDEO_BYTES"),
-        ),
-        Some(free) if free < all => report.warn(
-            "disk.space",
-            format!("{free} bytes are free in {shown}, fewer than {} videos at once may need ({all})", config.workers),
-        ),
-        Some(free) => report.ok("disk.space", format!("{free} bytes are free")),
-        None => report.warn("disk.space", format!("how much is free in {shown} cannot be told")),
+    let Some(free) = free_bytes(dir) else {
+        report.warn(id, format!("The free space of {shown} is unknown."));
+        return true;
+    };
+    let text = format!("{shown} has {} free", size(free));
+    if free < largest {
+        let text = format!(
+            "{text}, but one video can take {}. Free some space or lower MAX_VIDEO_BYTES.",
+            size(largest)
+        );
+        report.fail(id, text);
+    } else if free < all {
+        let text = format!(
+            "{text}, but {} videos at once can take {}. Free some space or lower WORKERS.",
+            config.workers,
+            size(all)
+        );
+        report.warn(id, text);
+    } else {
+        report.ok(id, format!("{text}."));
     }
     true
 }
 
-/// Asks the agent's API about a conversation that nobody has.
-async fn generation(config: &Config, options: &Options) -> Report {
+/// Asks OpenHands about a conversation that does not exist.
+async fn openhands(agent: &anyhow::Result<Option<Arc<OpenHands>>>) -> Report {
     let mut report = Report::default();
-    let agent = match app::agent(config, &options.clock, options.openhands_limits) {
+    let agent = match agent {
         Ok(Some(agent)) => agent,
         Ok(None) => {
             report.warn(
                 "openhands.key",
-                "OPENHANDS_API_KEY is not set: a failed generation is noticed at GENERATION_DEADLINE only",
+                "OPENHANDS_API_KEY is not set, so a failed generation is noticed only after GENERATION_DEADLINE.",
             );
             return report;
         }
         Err(error) => {
-            report.fail("openhands.api", format!("{error:#}"));
+            report.fail("openhands.api", error.to_string());
             return report;
         }
     };
@@ -218,23 +237,26 @@ async fn generation(config: &Config, options: &Options) -> Report {
         match error.code {
             "unauthorized" | "forbidden" => report.fail(
                 "openhands.key",
-                "OpenHands refuses OPENHANDS_API_KEY: make a new one in its settings",
+                "OpenHands rejects OPENHANDS_API_KEY. Create a new key in the settings of OpenHands.",
             ),
             "html_answer" | "malformed" => report.fail(
                 "openhands.version",
-                "that is not the API of this version: check OPENHANDS_API_URL (not the web page's address) and OPENHANDS_API_VERSION",
+                "OPENHANDS_API_URL does not serve the configured API version. Check OPENHANDS_API_URL (the API, not the web page) and OPENHANDS_API_VERSION.",
             ),
-            "rate_limited" => report.warn("openhands.api", "OpenHands asks us to wait; try again in a minute"),
+            "rate_limited" => report.warn(
+                "openhands.api",
+                "OpenHands limits the rate of requests. Try again in a minute.",
+            ),
             _ => report.fail(
                 "openhands.api",
-                "OpenHands does not answer: check OPENHANDS_API_URL, and its status page",
+                "OpenHands does not respond. Check OPENHANDS_API_URL and the status page of OpenHands.",
             ),
         }
     }
     if errors.is_empty() {
         report.ok(
             "openhands.key",
-            "OpenHands accepts the key and speaks the version that is set",
+            "OpenHands accepts the key and serves the configured API version.",
         );
     }
     report
@@ -244,16 +266,11 @@ async fn generation(config: &Config, options: &Options) -> Report {
 fn compare_clocks(report: &mut Report, id: &'static str, whose: &str, now_ms: i64, theirs_ms: i64) {
     let apart = (now_ms - theirs_ms).abs();
     let seconds = apart / 1000;
-    let text = format!("this machine's clock and {whose} are {seconds} s apart");
+    let text = format!("This machine's clock and {whose} differ by {seconds} s.");
+    let fix = "Enable NTP: timedatectl set-ntp true.";
     match apart {
-        SKEW_MAX_MS.. => report.fail(
-            id,
-            format!("{text}: have it set by NTP (timedatectl set-ntp true)"),
-        ),
-        SKEW_NOTED_MS.. => report.warn(
-            id,
-            format!("{text}: have it set by NTP (timedatectl set-ntp true)"),
-        ),
+        SKEW_MAX_MS.. => report.fail(id, format!("{text} {fix}")),
+        SKEW_NOTED_MS.. => report.warn(id, format!("{text} {fix}")),
         _ => report.ok(id, text),
     }
 }

@@ -1,4 +1,4 @@
-//! The store: its buckets, and one object stored, read back and deleted.
+//! Supabase Storage: its buckets, and one object stored, read back and deleted.
 
 use std::collections::BTreeSet;
 
@@ -7,62 +7,47 @@ use futures_util::{StreamExt as _, stream};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::{Options, Report};
-use crate::config::{Config, StoreConfig};
+use super::Report;
+use crate::config::Config;
 use crate::domain::failure::{Code, Failure};
 use crate::domain::ids::{GitSha, VideoKey};
 use crate::pipeline::ingest::VIDEO_BYTES_MAX_DEFAULT;
-use crate::services::storage::{Digests, ObjectInfo, ObjectPath, Store, SupabaseStore};
+use crate::services::storage::{Digests, ObjectInfo, ObjectPath, Store};
 
-/// What the test object holds.
+/// The content of the test object.
 const TEST_OBJECT: &[u8] = b"video-ingest doctor: this object may be deleted";
 
-pub(super) async fn examine(config: &Config, options: &Options, buckets: Vec<String>) -> Report {
+pub(super) async fn examine(
+    config: &Config,
+    store: &anyhow::Result<Option<Store>>,
+    buckets: Vec<String>,
+) -> Report {
     let mut report = Report::default();
-    let StoreConfig::Supabase {
-        url,
-        service_role_key,
-    } = &config.store
-    else {
-        // A folder in DATA_DIR, which was looked at.
-        return report;
-    };
-    let Ok(url) = url.parse() else {
-        report.fail("storage.reach", "SUPABASE_URL is not a URL");
-        return report;
-    };
-    let store = match SupabaseStore::new(&url, service_role_key, options.storage_timeouts) {
-        Ok(store) => Store::Supabase(store),
-        Err(failure) => {
-            report.fail("storage.key", failure.message);
-            return report;
+    match store {
+        Ok(None) => {}
+        Ok(Some(store)) => {
+            let mut all: BTreeSet<&str> = buckets.iter().map(String::as_str).collect();
+            all.insert(&config.storage_bucket);
+            for bucket in all {
+                if accepts_videos(config, store, bucket, &mut report).await {
+                    round_trip(store, bucket, &mut report).await;
+                }
+            }
         }
-    };
-    let mut all: BTreeSet<&str> = buckets.iter().map(String::as_str).collect();
-    all.insert(&config.storage_bucket);
-    for bucket in all {
-        if bucket_is_there(config, &store, bucket, &mut report).await {
-            try_out(&store, bucket, &mut report).await;
-        }
+        Err(error) => report.fail("storage.key", format!("{error:#}")),
     }
     report
 }
 
-/// Whether it makes sense to store something in it.
-async fn bucket_is_there(
-    config: &Config,
-    store: &Store,
-    bucket: &str,
-    report: &mut Report,
-) -> bool {
+/// Whether storing a test object can work.
+async fn accepts_videos(config: &Config, store: &Store, bucket: &str, report: &mut Report) -> bool {
     let limits = match store.limits(bucket).await {
         Ok(limits) => limits,
-        Err(failure) => {
-            let Failure { code, message, .. } = failure;
+        Err(Failure { code, message, .. }) => {
             match code {
                 Code::BucketMissing => report.fail(
                     "storage.bucket",
-                    format!("there is no bucket {bucket}: run deploy/supabase/bucket.sql, or set STORAGE_BUCKET"),
+                    format!("The bucket {bucket} does not exist. Run deploy/supabase/bucket.sql, or correct STORAGE_BUCKET."),
                 ),
                 Code::StorageDenied => report.fail("storage.key", message),
                 _ => report.fail("storage.reach", message),
@@ -70,63 +55,60 @@ async fn bucket_is_there(
             return false;
         }
     };
-    report.ok("storage.bucket", format!("the bucket {bucket} is there"));
-    match limits.public {
-        true => report.fail(
-            "storage.private",
-            format!(
-                "anybody can read the bucket {bucket}: make it private (deploy/supabase/bucket.sql)"
-            ),
-        ),
-        false => report.ok("storage.private", "it is private"),
-    }
+    report.ok("storage.bucket", format!("The bucket {bucket} exists."));
+    report.expect(
+        "storage.private",
+        !limits.public,
+        "The bucket is private.",
+        format!("The bucket {bucket} is public, so anyone can read the videos. Make it private: deploy/supabase/bucket.sql."),
+    );
+    let id = "storage.size_limit";
     let wanted = config.max_video_bytes.unwrap_or(VIDEO_BYTES_MAX_DEFAULT);
     match limits.max_bytes {
+        // In bytes, because that is what both settings are in.
         Some(max) if max < wanted && config.max_video_bytes.is_some() => report.fail(
-            "storage.size_limit",
-            format!("{bucket} takes {max} bytes, MAX_VIDEO_BYTES is {wanted}: raise the one or lower the other"),
+            id,
+            format!("The bucket {bucket} accepts objects up to {max} bytes, but MAX_VIDEO_BYTES is {wanted}. Raise the limit of the bucket or lower MAX_VIDEO_BYTES."),
         ),
         Some(max) if max < wanted => report.warn(
-            "storage.size_limit",
-            format!("{bucket} takes {max} bytes only; larger videos fail as too_large"),
+            id,
+            format!("The bucket {bucket} accepts objects up to {max} bytes only. Larger videos fail as too_large."),
         ),
-        Some(max) => report.ok("storage.size_limit", format!("it takes {max} bytes")),
-        None => report.ok("storage.size_limit", "the project's own limit holds"),
+        Some(max) => report.ok(id, format!("The bucket accepts objects up to {max} bytes.")),
+        None => report.ok(id, "The bucket has no size limit of its own; the project's limit applies."),
     }
-    match limits.mp4_allowed {
-        true => report.ok("storage.mime", "it takes video/mp4"),
-        false => report.fail(
-            "storage.mime",
-            format!("{bucket} does not take video/mp4: add it to its allowed MIME types (deploy/supabase/bucket.sql)"),
-        ),
-    }
+    report.expect(
+        "storage.mime",
+        limits.mp4_allowed,
+        "The bucket accepts video/mp4.",
+        format!("The bucket {bucket} does not accept video/mp4. Add it to the allowed MIME types: deploy/supabase/bucket.sql."),
+    );
     limits.mp4_allowed
 }
 
-/// Stores an object, reads it back as the app does, and deletes it whatever happened.
-async fn try_out(store: &Store, bucket: &str, report: &mut Report) {
+/// Stores an object, reads it back as the app does, and deletes it even after a failure.
+async fn round_trip(store: &Store, bucket: &str, report: &mut Report) {
     let key = VideoKey {
         lesson_id: Uuid::nil(),
         video_id: Uuid::new_v4(),
     };
-    let tried = match ObjectPath::new(bucket, Uuid::nil(), key) {
-        Ok(path) => {
-            let stored = store_and_read(store, &path).await;
-            // After a failure there may be nothing to delete, and the failure is what counts.
-            let deleted = store.delete(&path).await;
-            stored.and(deleted)
-        }
-        Err(failure) => Err(failure),
+    let result = async {
+        let path = ObjectPath::new(bucket, Uuid::nil(), key)?;
+        let stored = store_and_read(store, &path).await;
+        // After a failure there may be nothing to delete, and that failure is the one to report.
+        let deleted = store.delete(&path).await;
+        stored.and(deleted)
     };
-    match tried {
-        Ok(()) => report.ok(
-            "storage.write",
-            "a test object was stored, read back and deleted",
-        ),
-        Err(failure) => report.fail(
-            "storage.write",
-            format!("a test object in {bucket} failed: {}", failure.message),
-        ),
+    let id = "storage.write";
+    match result.await {
+        Ok(()) => report.ok(id, "A test object was stored, read back and deleted."),
+        Err(failure) => {
+            let text = format!(
+                "Storing a test object in {bucket} failed: {}",
+                failure.message
+            );
+            report.fail(id, text);
+        }
     }
 }
 
@@ -144,11 +126,11 @@ async fn store_and_read(store: &Store, path: &ObjectPath) -> Result<(), Failure>
     };
     let is_same = store.info(path).await? == Some(expected);
     let is_playable = store.playable(path).await?.is_some();
-    match is_same && is_playable {
-        true => Ok(()),
-        false => Err(Failure::new(
-            Code::StorageUnavailable,
-            "what was stored is not what is there; try again, then look at the project's storage logs",
-        )),
+    if is_same && is_playable {
+        return Ok(());
     }
+    Err(Failure::new(
+        Code::StorageUnavailable,
+        "The stored object differs from the uploaded one. Try again, then look at the project's storage logs.",
+    ))
 }

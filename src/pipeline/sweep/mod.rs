@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::db::{Db, DbError, Scan};
-use crate::domain::failure::{Class, Failure};
+use crate::domain::failure::{Class, Failure, causes};
 use crate::domain::ids::{FileKind, VideoKey};
 use crate::domain::plan::Blobs;
 use crate::domain::report::{Outcome, SweepReport, SweptVideo};
@@ -23,9 +23,8 @@ use crate::domain::state::VideoState;
 use crate::domain::verdict::{AgentStatus, Snapshot, Verdict};
 use crate::pipeline::ingest::{PUSH_LAG_MAX, push_not_served};
 use crate::services::github::{Freshness, Github};
-use crate::services::openhands::Agent;
+use crate::services::openhands::OpenHands;
 use crate::services::storage::Store;
-use crate::telemetry::causes;
 use crate::telemetry::metrics;
 
 /// Between two looks at whether what was found is ready.
@@ -44,7 +43,7 @@ pub struct Sweep {
     /// For `verify`.
     pub store: Arc<Store>,
     /// Asked about generations; `None`: there is no key.
-    pub openhands: Option<Arc<Agent>>,
+    pub openhands: Option<Arc<OpenHands>>,
     /// `videos`
     pub videos_dir: Arc<str>,
     /// The age at which a row without a video is failed.

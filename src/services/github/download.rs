@@ -1,4 +1,4 @@
-//! The bytes of one file: a git blob, or the LFS object that a pointer in its place names.
+//! Downloads: a git blob, or the Git LFS object that a pointer in its place names.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,22 +11,23 @@ use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
 use super::{
-    ERROR_BYTES_MAX, Github, REDIRECTS_MAX, denied, retry_after, sensitive, too_many_redirects,
-    unavailable,
+    ERROR_BYTES_MAX, Github, REDIRECTS_MAX, denied, too_many_redirects, unavailable,
+    unexpected_status,
 };
-use crate::domain::failure::{Code, Failure};
+use crate::domain::failure::{Code, Failure, causes};
 use crate::domain::ids::GitSha;
+use crate::services::client;
 
 /// The media type of the LFS batch API, both ways. Source: git-lfs, `docs/api/batch.md`.
 const LFS_JSON: HeaderValue = HeaderValue::from_static("application/vnd.git-lfs+json");
 
-/// The longest batch answer that is read, in bytes: it is about one object.
+/// The longest batch response that is read, in bytes: it describes one object.
 const BATCH_BYTES_MAX: usize = 1 << 20;
 
-/// A file on its way: exactly [`Download::size`] bytes, or a failure.
+/// A download in progress: exactly [`Download::size`] bytes, or a failure.
 #[derive(Debug)]
 pub struct Download {
-    /// How many bytes there will be.
+    /// The file's size in bytes.
     pub size: u64,
     left: u64,
     response: Response,
@@ -34,7 +35,7 @@ pub struct Download {
 }
 
 #[derive(Deserialize)]
-struct Repository {
+struct Cloneable {
     clone_url: String,
 }
 
@@ -52,12 +53,12 @@ struct ObjectId<'a> {
 }
 
 #[derive(Deserialize)]
-struct Batch {
-    objects: Vec<Object>,
+struct BatchResponse {
+    objects: Vec<LfsObject>,
 }
 
 #[derive(Deserialize)]
-struct Object {
+struct LfsObject {
     oid: String,
     actions: Option<Actions>,
     error: Option<ObjectError>,
@@ -93,10 +94,10 @@ impl Download {
         }
     }
 
-    /// The next piece; `None` once all [`Download::size`] bytes came.
+    /// The next chunk; `None` after all [`Download::size`] bytes.
     ///
     /// # Errors
-    /// The connection broke or stalled, or there are more or fewer bytes than there should be.
+    /// The connection broke or stalled, or the response is longer or shorter than the file.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
         let chunk = within(self.stall_max, self.response.chunk()).await?;
         let length = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
@@ -111,10 +112,10 @@ impl Download {
 }
 
 impl Github {
-    /// Opens a git blob of `size` bytes. The bytes are the caller's to check against `sha`.
+    /// Opens a git blob of `size` bytes. The caller verifies the bytes against `sha`.
     ///
     /// # Errors
-    /// GitHub cannot be read now, or not with this token.
+    /// GitHub is unavailable, limits the rate, or denies access.
     pub async fn blob(&self, sha: GitSha, size: u64) -> Result<Download, Failure> {
         self.check_pause()?;
         let url = self.endpoint(["git", "blobs", &sha.to_string()]);
@@ -128,19 +129,19 @@ impl Github {
             } else {
                 let body = self.read(response, ERROR_BYTES_MAX).await?;
                 self.judge(status, &headers, &body)?;
-                // 404 included: the webhook may be here before the blob is served.
-                return Err(unavailable(format!("GitHub answered {}", status.as_u16())));
+                // Includes 404: the webhook may arrive before GitHub serves the blob.
+                return Err(unexpected_status(status));
             }
         } else if response.status() != StatusCode::OK {
-            return Err(refused_elsewhere(&response));
+            return Err(self.refused_elsewhere(&response));
         }
-        Download::new(response, size, self.patience.stall)
+        Download::new(response, size, self.timeouts.stall)
     }
 
-    /// A whole git blob, checked against `sha`; `size` is the most that is held in memory.
+    /// Reads a whole git blob into memory and verifies it against `sha`.
     ///
     /// # Errors
-    /// As for [`Github::blob`], and when the bytes are not the blob's.
+    /// As for [`Github::blob`], and [`Code::CorruptDownload`] if the bytes are not the blob's.
     pub async fn small_blob(&self, sha: GitSha, size: u64) -> Result<Vec<u8>, Failure> {
         let mut download = self.blob(sha, size).await?;
         let mut bytes = Vec::new();
@@ -150,40 +151,42 @@ impl Github {
             bytes.extend_from_slice(&chunk);
         }
         if GitSha::from_bytes(hash.finalize().into()) != sha {
-            let message = "the downloaded file is not the one that was pushed";
+            let message = "The downloaded file differs from the pushed one.";
             return Err(Failure::new(Code::CorruptDownload, message));
         }
         Ok(bytes)
     }
 
-    /// Opens the LFS object of `size` bytes whose SHA-256 is `oid`, which the caller checks.
+    /// Opens the LFS object of `size` bytes with the SHA-256 `oid`. The caller verifies the bytes.
     ///
     /// # Errors
-    /// As for [`Github::blob`], and when the LFS storage does not have the object.
+    /// As for [`Github::blob`], and [`Code::LfsObjectMissing`].
     pub async fn lfs(&self, oid: &str, size: u64) -> Result<Download, Failure> {
         let action = self.lfs_action(oid, size).await?;
         let href = Url::parse(&action.href)
             .ok()
             .filter(|href| self.is_allowed(href))
-            .ok_or_else(|| unavailable("the LFS server named an address that is not followed"))?;
+            .ok_or_else(|| {
+                unavailable("The LFS server named a download address that is not allowed.")
+            })?;
         let mut headers = HeaderMap::new();
         for (name, value) in action.header {
-            let (Ok(name), Ok(value)) = (HeaderName::try_from(name), sensitive(value)) else {
-                return Err(unavailable(
-                    "the LFS server asked for a header that cannot be sent",
-                ));
+            // Sensitive, because it is the download's credential.
+            let (Ok(name), Ok(value)) = (HeaderName::try_from(name), client::sensitive(&value))
+            else {
+                return Err(unavailable("The LFS server named an invalid header."));
             };
             headers.insert(name, value);
         }
         let (_, response) = self.open(href, headers, None).await?;
         match response.status() {
-            StatusCode::OK => Download::new(response, size, self.patience.stall),
+            StatusCode::OK => Download::new(response, size, self.timeouts.stall),
             StatusCode::NOT_FOUND | StatusCode::GONE => Err(object_missing()),
-            _ => Err(refused_elsewhere(&response)),
+            _ => Err(self.refused_elsewhere(&response)),
         }
     }
 
-    /// Asks the batch API where to download an object from, and with which headers.
+    /// Asks the LFS batch API for the address to download an object from, and the headers to send.
     async fn lfs_action(&self, oid: &str, size: u64) -> Result<Action, Failure> {
         let clone_url = self.clone_url().await?;
         let mut url = clone_url.clone();
@@ -199,30 +202,32 @@ impl Github {
             .bytes
             .post(url)
             .header(ACCEPT, LFS_JSON)
-            // Before the body, or a second content type would be added to its default one.
+            // Set before the body: `json` adds its own content type only if there is none.
             .header(CONTENT_TYPE, LFS_JSON)
             .json(&request);
         if let Some(token) = self.token.as_ref().filter(|_| self.is_git_host(&clone_url)) {
             call = call.basic_auth("x-access-token", Some(token.expose_secret()));
         }
-        let response = within(self.patience.stall, call.send()).await?;
+        let response = within(self.timeouts.stall, call.send()).await?;
         match response.status().as_u16() {
             200 => {}
             401 | 403 | 404 => {
                 self.forget_clone_url();
                 return Err(denied(
-                    "the LFS server refuses access: check that GITHUB_TOKEN may read the repository's contents, and its LFS quota",
+                    "The LFS server denied access; check that GITHUB_TOKEN can read the repository's contents, and the LFS quota.",
                 ));
             }
             _ => {
-                // A renamed repository answers with a redirect, which a POST does not follow.
+                // A renamed repository redirects, and a POST is not repeated at another address: the
+                // next attempt asks the API for the new one.
                 self.forget_clone_url();
-                return Err(refused_elsewhere(&response));
+                return Err(self.refused_elsewhere(&response));
             }
         }
         let body = self.read(response, BATCH_BYTES_MAX).await?;
-        let batch: Batch = serde_json::from_slice(&body)
-            .map_err(|_| unavailable("the LFS server's answer was not what its API promises"))?;
+        let batch: BatchResponse = serde_json::from_slice(&body).map_err(|_| {
+            unavailable("The LFS server's response is not as its API documents it.")
+        })?;
         let object = batch.objects.into_iter().find(|object| object.oid == oid);
         let (actions, error) = object.map_or((None, None), |object| (object.actions, object.error));
         match (
@@ -231,28 +236,26 @@ impl Github {
         ) {
             (None, Some(action)) => Ok(action),
             (Some(404 | 410), _) => Err(object_missing()),
-            (Some(401 | 403), _) => Err(denied("the LFS server refuses access to the object")),
+            (Some(401 | 403), _) => Err(denied("The LFS server denied access to the object.")),
             (Some(code), _) => Err(unavailable(format!(
-                "the LFS server answered {code} for the object"
+                "The LFS server returned error {code} for the object."
             ))),
-            (None, None) => Err(unavailable(
-                "the LFS server named no place to download from",
-            )),
+            (None, None) => Err(unavailable("The LFS server named no download address.")),
         }
     }
 
-    /// Where the repository is cloned from, which is also where its LFS server is.
+    /// The repository's clone URL, which is also the base of its LFS server.
     async fn clone_url(&self) -> Result<Url, Failure> {
         let known = self.known_clone_url().clone();
         if let Some(known) = known {
             return Ok(known);
         }
-        let answer = self.get(self.endpoint([]), HeaderMap::new()).await?;
-        let Repository { clone_url } = answer.json()?;
+        let response = self.get(self.endpoint([]), HeaderMap::new()).await?;
+        let Cloneable { clone_url } = response.json()?;
         let clone_url = Url::parse(&clone_url)
             .ok()
             .filter(|url| self.is_allowed(url))
-            .ok_or_else(|| unavailable("GitHub named a clone URL that is not followed"))?;
+            .ok_or_else(|| unavailable("GitHub named a clone URL that is not allowed."))?;
         *self.known_clone_url() = Some(clone_url.clone());
         Ok(clone_url)
     }
@@ -265,8 +268,8 @@ impl Github {
         self.clone_url.lock().expect("no panic while held")
     }
 
-    /// Whether the token may go to this clone URL: `github.com` for `api.github.com`, else the
-    /// API's own host (GitHub Enterprise), over the same scheme and port.
+    /// Whether the token may be sent to this clone URL: `github.com` for `api.github.com`, else the
+    /// API's own host (GitHub Enterprise Server), over the same scheme and port.
     pub(super) fn is_git_host(&self, clone_url: &Url) -> bool {
         let (Some(git), Some(api)) = (clone_url.host_str(), self.api.host_str()) else {
             return false;
@@ -276,8 +279,8 @@ impl Github {
             && clone_url.port_or_known_default() == self.api.port_or_known_default()
     }
 
-    /// Opens a stream of bytes, following redirects, and says where it came from. `token` goes to
-    /// the API's own origin only, `headers` no further than the origin they were meant for.
+    /// Opens a response, following redirects, and returns it with its final address. `token` is sent
+    /// to the API's own origin only, `headers` only to the origin of `url`.
     async fn open(
         &self,
         mut url: Url,
@@ -289,7 +292,7 @@ impl Github {
             if let Some(token) = token.filter(|_| self.is_api(&url)) {
                 call = call.header(AUTHORIZATION, token);
             }
-            let response = within(self.patience.stall, call.send()).await?;
+            let response = within(self.timeouts.stall, call.send()).await?;
             let Some(next) = self.redirect(&url, response.status(), response.headers())? else {
                 return Ok((url, response));
             };
@@ -301,20 +304,27 @@ impl Github {
         Err(too_many_redirects())
     }
 
-    /// A body of at most `max` bytes.
-    async fn read(&self, mut response: Response, max: usize) -> Result<Vec<u8>, Failure> {
-        let mut body = Vec::new();
-        while let Some(chunk) = within(self.patience.stall, response.chunk()).await? {
-            if body.len() + chunk.len() > max {
-                return Err(unavailable("an answer was too long"));
-            }
-            body.extend_from_slice(&chunk);
+    async fn read(&self, mut response: Response, bytes_max: usize) -> Result<Vec<u8>, Failure> {
+        let body = client::body(&mut response, bytes_max);
+        let body = within(self.timeouts.call, body).await?;
+        body.ok_or_else(super::bad_body)
+    }
+
+    /// The failure of a host that is not the API. It does not pause calls to the API, which has a
+    /// rate limit of its own.
+    fn refused_elsewhere(&self, response: &Response) -> Failure {
+        let status = response.status().as_u16();
+        let message = format!("The file storage of GitHub returned status {status}.");
+        let wait = client::retry_after(response.headers(), self.clock.now_ms());
+        match (status, wait) {
+            (429, Some(wait)) => Failure::new(Code::RateLimited, message).after(wait),
+            (503, Some(wait)) => unavailable(message).after(wait),
+            _ => unavailable(message),
         }
-        Ok(body)
     }
 }
 
-/// Waits for the other side, but not for longer than `max`.
+/// Waits for a call, but no longer than `max`.
 async fn within<T>(
     max: Duration,
     call: impl Future<Output = reqwest::Result<T>>,
@@ -322,31 +332,21 @@ async fn within<T>(
     match tokio::time::timeout(max, call).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => {
-            // The address may hold a signature that lets anybody download.
-            tracing::debug!(error = %error.without_url(), "download failed");
-            Err(unavailable("the connection to GitHub failed"))
+            // A signed address lets everyone who reads it download the file.
+            let error = error.without_url();
+            tracing::debug!(error = causes(&error), "download from GitHub failed");
+            Err(unavailable("The connection to GitHub failed."))
         }
-        Err(_) => Err(unavailable("GitHub sent nothing for too long")),
-    }
-}
-
-/// A refusal by a host that is not the API: its rate limit is not the API's.
-fn refused_elsewhere(response: &Response) -> Failure {
-    let status = response.status().as_u16();
-    let message = format!("the storage behind GitHub answered {status}");
-    match (status, retry_after(response.headers())) {
-        (429, Some(wait)) => Failure::new(Code::RateLimited, message).after(wait),
-        (503, Some(wait)) => unavailable(message).after(wait),
-        _ => unavailable(message),
+        Err(_) => Err(unavailable("GitHub sent nothing for too long.")),
     }
 }
 
 fn object_missing() -> Failure {
-    let message = "the file is a Git LFS pointer, and the LFS server does not have its object: push it with `git lfs push --all`";
+    let message = "The file is a Git LFS pointer, and the LFS server does not have its object; push it with `git lfs push --all`.";
     Failure::new(Code::LfsObjectMissing, message)
 }
 
 fn wrong_size() -> Failure {
-    let message = "the download is shorter or longer than the file that was pushed";
+    let message = "The download is shorter or longer than the pushed file.";
     Failure::new(Code::CorruptDownload, message)
 }

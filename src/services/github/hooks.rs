@@ -1,43 +1,43 @@
-//! The repository's settings as far as they concern us: itself, its branches and its webhooks.
+//! The repository itself, its branches and its webhooks, as `doctor` and `webhook` need them.
 //! Source: GitHub's REST documentation, "Repositories" and "Repository webhooks".
 
 use std::collections::{BTreeSet, HashSet};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Limited};
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LINK};
+use reqwest::header::{ACCEPT, AUTHORIZATION, DATE, HeaderMap, HeaderValue, LINK};
 use reqwest::{Method, StatusCode, Url};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Answer, Github, JSON_BYTES_MAX, denied, unavailable};
-use crate::domain::failure::{Code, Failure};
+use super::{ApiResponse, Github, JSON_BYTES_MAX, bad_body, denied, unreached};
+use crate::domain::failure::{Code, Failure, causes};
+use crate::services::client;
 
-/// Where our server takes deliveries.
+/// The path at which this server receives deliveries.
 pub const RECEIVER_PATH: &str = "/webhooks/github";
 
-/// Entries of one page; the API allows no more.
+/// Entries per page: the API's maximum.
 const PAGE_ENTRIES: &str = "100";
 
-/// Most pages of deliveries that are read: 2,000 of them, where GitHub keeps those of three days.
+/// The most pages of deliveries that are read: 2,000 deliveries. GitHub keeps those of three days.
 const DELIVERY_PAGES_MAX: usize = 20;
 
-/// GitHub answers 404 to a token that may not see webhooks.
-const HOOKS_DENIED: &str = "GITHUB_TOKEN may not manage this repository's webhooks: give it \"Webhooks: read and write\" (classic: admin:repo_hook)";
+/// The message for a 404, which GitHub returns to a token without access to webhooks.
+const HOOKS_DENIED: &str = "GITHUB_TOKEN may not manage this repository's webhooks; grant it \"Webhooks: read and write\" (classic: admin:repo_hook).";
 
-/// The repository, and what GitHub says of the token that asked.
+/// The repository, and what GitHub's response headers say about the token.
 #[derive(Clone, Debug)]
 pub struct RepositoryFacts {
-    /// `owner/name` as it is now: another one than asked for after a renaming.
+    /// `owner/name` today: differs from the requested one after the repository was renamed.
     pub full_name: String,
-    /// Whether it takes a token to read it.
+    /// Whether reading it requires a token.
     pub private: bool,
-    /// The branch that counts where none is set.
+    /// The branch that is used if GITHUB_BRANCH is not set.
     pub default_branch: String,
     /// The scopes of a classic token; `None` for fine-grained ones and without a token.
     pub scopes: Option<String>,
-    /// When the token ends, as GitHub writes it; `None` if it does not, or there is none.
+    /// When the token expires, as GitHub writes it; `None` if it does not, or there is no token.
     pub token_expires: Option<String>,
     /// GitHub's clock, in milliseconds since the Unix epoch.
     pub now_ms: Option<i64>,
@@ -46,13 +46,13 @@ pub struct RepositoryFacts {
 /// A webhook of the repository.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Hook {
-    /// Its number.
+    /// GitHub's id of it.
     pub id: u64,
-    /// Whether GitHub sends it anything.
+    /// Whether GitHub delivers to it.
     pub active: bool,
-    /// `push`, or `*` for everything.
+    /// The events it receives, such as `push`; `*` for all.
     pub events: Vec<String>,
-    /// Where and how.
+    /// Where and how deliveries are sent.
     pub config: HookConfig,
 }
 
@@ -67,26 +67,27 @@ impl Hook {
 /// Where and how a webhook's deliveries are sent.
 #[derive(Clone, Debug, Deserialize)]
 pub struct HookConfig {
-    /// The receiver.
+    /// The receiver's address.
     #[serde(default)]
     pub url: String,
     /// `json` or `form`.
     #[serde(default)]
     pub content_type: String,
-    /// `"1"`: certificates are not checked.
+    /// `"1"`: certificates are not verified.
     #[serde(default)]
     insecure_ssl: Value,
-    /// Only asterisks; absent if deliveries are not signed.
+    /// Masked with asterisks; absent if deliveries are not signed.
     secret: Option<String>,
 }
 
 impl HookConfig {
-    /// Whether GitHub checks the receiver's certificate. The schema allows a text or a number.
+    /// Whether GitHub verifies the receiver's certificate.
     pub fn checks_certificates(&self) -> bool {
+        // GitHub's schema allows a string or a number.
         self.insecure_ssl != json!("1") && self.insecure_ssl != json!(1)
     }
 
-    /// Whether deliveries are signed, with whatever secret: GitHub shows it to nobody.
+    /// Whether deliveries are signed. Which secret signs them is not known: GitHub never shows it.
     pub fn is_signed(&self) -> bool {
         self.secret
             .as_ref()
@@ -97,22 +98,22 @@ impl HookConfig {
 /// One attempt at a delivery.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct HookDelivery {
-    /// The attempt's.
+    /// The attempt's id.
     pub id: u64,
-    /// The delivery's: the same for all attempts.
+    /// The delivery's id: the same for all attempts.
     pub guid: String,
     /// RFC 3339.
     pub delivered_at: String,
     /// `push`, `ping`, …
     pub event: String,
-    /// `OK`, or in words what went wrong, such as `timed out`.
+    /// `OK`, or what went wrong, such as `timed out`.
     pub status: String,
-    /// The receiver's; 0 if there was no answer.
+    /// The receiver's HTTP status; 0 if it did not respond.
     pub status_code: u16,
 }
 
-/// The pushes of which no attempt succeeded, oldest first. Source of "every attempt has its own id
-/// and the delivery's GUID": GitHub's documentation, "Redelivering webhooks".
+/// The GUIDs of the pushes that no attempt delivered, oldest first. Every attempt has an id of its own
+/// and the delivery's GUID. Source: GitHub's documentation, "Redelivering webhooks".
 pub fn failed_guids(deliveries: &[HookDelivery]) -> Vec<String> {
     let arrived = deliveries.iter().filter(|d| d.succeeded());
     let arrived: HashSet<&str> = arrived.map(|d| d.guid.as_str()).collect();
@@ -124,82 +125,82 @@ pub fn failed_guids(deliveries: &[HookDelivery]) -> Vec<String> {
 }
 
 impl HookDelivery {
-    /// `status=failure` of the API leaves out timeouts; this does not.
+    /// Whether the receiver accepted it. Unlike the API's filter `status=failure`, this counts a timeout
+    /// as a failure.
     pub fn succeeded(&self) -> bool {
         self.status == "OK"
     }
 }
 
 impl Github {
-    /// The repository; `None` if there is none by that name for this token.
+    /// The repository; `None` if it does not exist or the token has no access to it.
     pub async fn repository(&self) -> Result<Option<RepositoryFacts>, Failure> {
         #[derive(Deserialize)]
-        struct Repository {
+        struct FoundRepo {
             full_name: String,
             private: bool,
             default_branch: String,
         }
-        let answer = self.get(self.endpoint([]), HeaderMap::new()).await?;
-        if answer.status == StatusCode::NOT_FOUND {
+        let response = self.get(self.endpoint([]), HeaderMap::new()).await?;
+        if response.status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        let found: Repository = answer.json()?;
+        let found: FoundRepo = response.json()?;
         let header = |name: &str| {
-            let value = answer.headers.get(name)?.to_str().ok()?;
+            let value = response.headers.get(name)?.to_str().ok()?;
             Some(value.to_owned())
         };
-        // The form of RFC 2822 is what HTTP prescribes for this header.
-        let date = header("date").and_then(|text| jiff::fmt::rfc2822::parse(&text).ok());
         Ok(Some(RepositoryFacts {
             full_name: found.full_name,
             private: found.private,
             default_branch: found.default_branch,
             scopes: header("x-oauth-scopes"),
             token_expires: header("github-authentication-token-expiration"),
-            now_ms: date.map(|date| date.timestamp().as_millisecond()),
+            now_ms: client::http_date_ms(&response.headers, &DATE),
         }))
     }
 
     /// Whether the repository has this branch.
     pub async fn has_branch(&self, name: &str) -> Result<bool, Failure> {
         let url = self.endpoint(["branches"].into_iter().chain(name.split('/')));
-        let answer = self.get(url, HeaderMap::new()).await?;
-        Ok(answer.status.is_success())
+        let response = self.get(url, HeaderMap::new()).await?;
+        Ok(response.status.is_success())
     }
 
-    /// A small text file at the top of a branch; `None` if there is none.
+    /// A small text file in the root folder of a branch; `None` if it does not exist.
     pub async fn top_file(&self, name: &str, branch: &str) -> Result<Option<Bytes>, Failure> {
         let mut url = self.endpoint(["contents", name]);
         url.query_pairs_mut().append_pair("ref", branch);
         let raw = HeaderValue::from_static("application/vnd.github.raw+json");
-        let answer = self.get(url, HeaderMap::from_iter([(ACCEPT, raw)])).await?;
-        Ok(answer.status.is_success().then_some(answer.body))
+        let response = self.get(url, HeaderMap::from_iter([(ACCEPT, raw)])).await?;
+        Ok(response.status.is_success().then_some(response.body))
     }
 
-    /// The repository's webhooks; `None` if the token may not see them.
+    /// The repository's webhooks; `None` if the token has no access to them.
     pub async fn hooks(&self) -> Result<Option<Vec<Hook>>, Failure> {
         let mut url = self.endpoint(["hooks"]);
         url.query_pairs_mut().append_pair("per_page", PAGE_ENTRIES);
-        let answer = match self.get(url, HeaderMap::new()).await {
-            // Of a token that may read the repository, as the caller knows, but not this.
+        let response = match self.get(url, HeaderMap::new()).await {
+            // The caller knows that the token can read the repository, so only this is denied.
             Err(failure) if failure.code == Code::GithubDenied => return Ok(None),
-            answer => answer?,
+            response => response?,
         };
-        if answer.status == StatusCode::NOT_FOUND {
+        if response.status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        answer.json().map(Some)
+        response.json().map(Some)
     }
 
-    /// What GitHub has sent, or tried to, in the three days that it remembers; newest first.
+    /// The attempts at deliveries of the last three days, newest first.
     pub async fn deliveries(&self, hook: u64) -> Result<Vec<HookDelivery>, Failure> {
         let mut url = self.endpoint(["hooks", &hook.to_string(), "deliveries"]);
         url.query_pairs_mut().append_pair("per_page", PAGE_ENTRIES);
         let mut found = Vec::new();
         for _ in 0..DELIVERY_PAGES_MAX {
-            let answer = self.get(url, HeaderMap::new()).await?;
-            found.extend(answer.json::<Vec<HookDelivery>>()?);
-            match next_page(&answer.headers).filter(|next| self.is_api(next)) {
+            let response = self.get(url, HeaderMap::new()).await?;
+            found.extend(response.json::<Vec<HookDelivery>>()?);
+            // The token is sent to that address, so it must be the API's.
+            match next_page(&response.headers).filter(|next| self.is_api(next)) {
                 Some(next) => url = next,
                 None => break,
             }
@@ -207,10 +208,10 @@ impl Github {
         Ok(found)
     }
 
-    /// Makes a webhook for pushes, or (with a number) makes that one such.
+    /// Creates a webhook for pushes, or changes the one with the id `hook` into one.
     ///
     /// # Errors
-    /// [`Code::GithubDenied`] if the token may not.
+    /// [`Code::GithubDenied`] if the token may not manage webhooks.
     pub async fn save_hook(
         &self,
         hook: Option<u64>,
@@ -222,7 +223,7 @@ impl Github {
             "secret": secret.expose_secret(),
         });
         let body = json!({ "name": "web", "active": true, "events": ["push"], "config": config });
-        let answer = match hook {
+        let response = match hook {
             None => {
                 self.send(Method::POST, self.endpoint(["hooks"]), &body)
                     .await
@@ -232,30 +233,30 @@ impl Github {
                 self.send(Method::PATCH, url, &body).await
             }
         };
-        answer?.json()
+        response?.json()
     }
 
-    /// Has GitHub greet the receiver.
+    /// Asks GitHub to send a `ping` to the webhook.
     pub async fn ping_hook(&self, hook: u64) -> Result<(), Failure> {
         let url = self.endpoint(["hooks", &hook.to_string(), "pings"]);
         self.send(Method::POST, url, &Value::Null).await.map(drop)
     }
 
-    /// Has GitHub deliver once more what it delivered, or tried to, in this attempt.
+    /// Asks GitHub to repeat the delivery with the attempt `delivery`.
     pub async fn redeliver(&self, hook: u64, delivery: u64) -> Result<(), Failure> {
         let (hook, delivery) = (hook.to_string(), delivery.to_string());
         let url = self.endpoint(["hooks", &hook, "deliveries", &delivery, "attempts"]);
         self.send(Method::POST, url, &Value::Null).await.map(drop)
     }
 
-    /// Makes one call that changes something. It is not redirected: after a renaming, the setting
-    /// has to be changed anyway.
-    async fn send(&self, method: Method, url: Url, body: &Value) -> Result<Answer, Failure> {
+    /// Makes one call that changes something. Follows no redirect: after a repository was renamed,
+    /// GITHUB_REPOSITORY has to be changed anyway.
+    async fn send(&self, method: Method, url: Url, body: &Value) -> Result<ApiResponse, Failure> {
         self.check_pause()?;
         let mut request = self
             .bytes
             .request(method, url)
-            .timeout(self.patience.call)
+            .timeout(self.timeouts.call)
             .header(ACCEPT, "application/vnd.github+json");
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization.clone());
@@ -263,55 +264,54 @@ impl Github {
         if !body.is_null() {
             request = request.json(body);
         }
-        let response = request.send().await.map_err(|error| {
-            tracing::debug!(error = %error.without_url(), "call to GitHub failed");
-            unavailable("GitHub could not be reached")
-        })?;
-        let (parts, body) = axum::http::Response::from(response).into_parts();
-        let body = Limited::new(body, JSON_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(|_| unavailable("GitHub's answer broke off or was too long"))?
-            .to_bytes();
-        self.judge(parts.status, &parts.headers, &body)?;
-        match parts.status.as_u16() {
-            404 => Err(denied(HOOKS_DENIED)),
-            422 => Err(denied(format!(
-                "GitHub refuses that webhook: {}",
+        let failed = |error: reqwest::Error| {
+            let error = error.without_url();
+            tracing::debug!(error = causes(&error), "call to GitHub failed");
+            unreached()
+        };
+        let mut response = request.send().await.map_err(failed)?;
+        let body = client::body(&mut response, JSON_BYTES_MAX).await;
+        let body = body.map_err(failed)?.ok_or_else(bad_body)?;
+        let status = response.status();
+        self.judge(status, response.headers(), &body)?;
+        match status {
+            StatusCode::NOT_FOUND => Err(denied(HOOKS_DENIED)),
+            StatusCode::UNPROCESSABLE_ENTITY => Err(denied(format!(
+                "GitHub rejected the webhook: {}.",
                 reasons(&body)
             ))),
-            _ => Ok(Answer {
-                status: parts.status,
-                headers: parts.headers,
-                body,
+            _ => Ok(ApiResponse {
+                status,
+                headers: std::mem::take(response.headers_mut()),
+                body: body.into(),
             }),
         }
     }
 }
 
-/// What a 422 says, in GitHub's words.
+/// The reasons in the body of a 422, in GitHub's words.
 fn reasons(body: &[u8]) -> String {
     #[derive(Deserialize)]
-    struct Refusal {
+    struct ValidationFailed {
         #[serde(default)]
         message: String,
         #[serde(default)]
-        errors: Vec<Reason>,
+        errors: Vec<ValidationError>,
     }
     #[derive(Deserialize)]
-    struct Reason {
+    struct ValidationError {
         message: Option<String>,
     }
-    let Ok(refusal) = serde_json::from_slice::<Refusal>(body) else {
+    let Ok(failed) = serde_json::from_slice::<ValidationFailed>(body) else {
         return "no reason given".to_owned();
     };
-    let reasons = refusal.errors.into_iter().filter_map(|e| e.message);
-    let mut all = vec![refusal.message];
+    let reasons = failed.errors.into_iter().filter_map(|e| e.message);
+    let mut all = vec![failed.message];
     all.extend(reasons);
     all.join("; ")
 }
 
-/// `<https://…?cursor=…>; rel="next"`, one of several separated by commas.
+/// The `next` link of a page: `<https://…?cursor=…>; rel="next"`, one of several separated by commas.
 fn next_page(headers: &HeaderMap) -> Option<Url> {
     let links = headers.get(LINK)?.to_str().ok()?;
     let next = links

@@ -1,4 +1,4 @@
-//! What the branch's head holds in the videos folder, shared by everybody who asks at one time.
+//! Listings: which videos the branch's head has, in one fetch for all concurrent callers.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ use crate::domain::failure::Failure;
 use crate::domain::ids::{FileKind, GitSha, VideoKey};
 use crate::domain::plan::Blobs;
 
-/// The most file names kept that belong to no video.
+/// The most names of files kept that do not belong to a video.
 const IGNORED_MAX: usize = 100;
 
 /// The most comparisons of two commits that are remembered.
@@ -23,13 +23,13 @@ const COMPARED_MAX: usize = 1024;
 /// One file at the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The blob's name, which its bytes can be checked against.
+    /// The blob's SHA, against which its bytes can be verified.
     pub sha: GitSha,
-    /// The blob's size in bytes: of an LFS file, the pointer's.
+    /// The blob's size in bytes; for a file in LFS, the pointer's.
     pub size: u64,
 }
 
-/// What there is of a video at the head.
+/// The two files of a video at the head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pair {
     /// `<lesson_id>_<video_id>.mp4`
@@ -48,43 +48,44 @@ impl Pair {
 /// The videos folder as it was at one commit.
 #[derive(Debug)]
 pub struct Listing {
-    /// The commit: forty zeros for a repository without any.
+    /// The commit; all zeros for an empty repository.
     pub head: GitSha,
-    /// Whether everything is listed; if not, [`Github::lookup`] says what a listing lacks.
+    /// Whether every file is listed. If GitHub truncated the listing, [`Github::lookup`] finds the
+    /// files it lacks.
     pub complete: bool,
     /// Every listed video.
     pub files: Arc<HashMap<VideoKey, Pair>>,
-    /// The names of some files in the folder that belong to no video: at most 100.
+    /// Names of files in the folder that do not belong to a video; at most 100.
     pub ignored: Arc<[String]>,
 }
 
-/// Whether a listing is as new as the pushes that asked for it.
+/// Whether a listing is as new as the pushes that caused it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// It is, or the branch was forced elsewhere since: then the head is the truth.
+    /// It is, or the branch was force-pushed since: then the head is the truth.
     Fresh,
     /// GitHub does not serve the pushed commit yet.
     Behind,
 }
 
-/// (the pushed commit, the head)
+/// The pushed commit and the head.
 pub(super) type Comparison = (GitSha, GitSha);
 
-/// What the last fetch left behind; whoever holds its lock is the one who fetches.
+/// The result of the last fetch. The caller that holds its lock does the next one.
 #[derive(Default)]
 pub(super) struct Shared {
     last: Option<Fetched>,
     seen: Option<Seen>,
 }
 
-/// The outcome of the last fetch, failures included: those who waited for it share them too.
+/// The last fetch. Callers that waited for it share its failure too.
 struct Fetched {
     began: Instant,
     ended: Instant,
     outcome: Result<Arc<Listing>, Failure>,
 }
 
-/// The last listing, to be asked about with its ETag: an unchanged head costs no quota.
+/// The last listing and its ETag: asking about an unchanged head costs no rate limit.
 struct Seen {
     etag: Option<HeaderValue>,
     tree: GitSha,
@@ -142,18 +143,18 @@ struct Compare<'a> {
 impl Github {
     /// The folder at the head, fetched at or after `not_before`.
     ///
-    /// Callers share a fetch that began late enough for them; while an earlier one is under way
-    /// they wait, and the first of them starts the next for all. After [`Freshness::Behind`], ask
-    /// again with the present moment. A caller that goes away takes nothing from the others.
+    /// Callers share a fetch that began late enough for them. While an earlier fetch runs they wait,
+    /// and the first of them starts the next one for all. After [`Freshness::Behind`], call again with
+    /// the current time. Dropping the future of one caller does not affect the others.
     ///
     /// # Errors
-    /// GitHub cannot be read now, or not with this token.
+    /// GitHub is unavailable, limits the rate, or denies access.
     pub async fn listing(&self, not_before: Instant) -> Result<Arc<Listing>, Failure> {
         let called = Instant::now();
         let mut shared = self.shared.lock().await;
         if let Some(last) = &shared.last
             && last.began >= not_before.min(called)
-            // A failure is shared by those who waited for it; whoever comes later tries again.
+            // A failure is shared by the callers that waited for it; later ones try again.
             && (last.outcome.is_ok() || called <= last.ended)
         {
             return last.outcome.clone();
@@ -174,33 +175,33 @@ impl Github {
             None => "HEAD".to_owned(),
         };
         let mut url = self.endpoint(["commits"].into_iter().chain(head.split('/')));
-        // The answer lists changed files too, which nobody here reads.
+        // Keeps the list of changed files in the response short: it is not used.
         url.set_query(Some("per_page=1"));
         let mut headers = HeaderMap::new();
         if let Some(etag) = seen.as_ref().and_then(|seen| seen.etag.clone()) {
             headers.insert(IF_NONE_MATCH, etag);
         }
-        let answer = self.get(url, headers).await?;
-        match (answer.status, &*seen) {
+        let response = self.get(url, headers).await?;
+        match (response.status, &*seen) {
             (StatusCode::NOT_MODIFIED, Some(seen)) => return Ok(Arc::clone(&seen.listing)),
-            (StatusCode::CONFLICT, _) if says(&answer.body, "repository is empty") => {
+            (StatusCode::CONFLICT, _) if says(&response.body, "repository is empty") => {
                 return Ok(Arc::new(Listing::empty()));
             }
             (StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY, _) => {
                 return Err(denied(
-                    "GitHub shows no such repository or branch: check GITHUB_REPOSITORY, GITHUB_BRANCH, and that GITHUB_TOKEN may read its contents",
+                    "GitHub shows no such repository or branch; check GITHUB_REPOSITORY, GITHUB_BRANCH, and that GITHUB_TOKEN can read the contents.",
                 ));
             }
             _ => {}
         }
-        let commit: Commit = answer.json()?;
+        let commit: Commit = response.json()?;
         let tree = commit.commit.tree.sha;
         let (folder, complete) = match &*seen {
             Some(seen) if seen.tree == tree => (seen.folder, seen.listing.complete),
             _ => self.find_folder(tree).await?,
         };
         let listing = match (folder, &*seen) {
-            // Trees are named by their content: the same name is the same folder.
+            // A tree's SHA is a hash of its content, so the folder did not change.
             (Some(sha), Some(seen)) if seen.folder == Some(sha) => seen.listing.at(commit.sha),
             (Some(sha), _) => self.read_folder(sha).await?.at(commit.sha),
             (None, _) => Listing {
@@ -210,7 +211,7 @@ impl Github {
         };
         let listing = Arc::new(listing);
         *seen = Some(Seen {
-            etag: answer.headers.get(ETAG).cloned(),
+            etag: response.headers.get(ETAG).cloned(),
             tree,
             folder,
             listing: Arc::clone(&listing),
@@ -218,12 +219,13 @@ impl Github {
         Ok(listing)
     }
 
-    /// Walks from the root tree to the videos folder. `None` with `true`: there is none.
+    /// Walks from the root tree to the videos folder. Returns its tree, and whether it is certain that
+    /// there is none if it was not found.
     async fn find_folder(&self, root: GitSha) -> Result<(Option<GitSha>, bool), Failure> {
         let mut sha = root;
         for name in &self.videos_dir {
-            let answer = self.get(self.tree_url(sha), HeaderMap::new()).await?;
-            let tree: Tree<'_> = answer.json()?;
+            let response = self.get(self.tree_url(sha), HeaderMap::new()).await?;
+            let tree: Tree<'_> = response.json()?;
             let mut entries = tree.tree.iter();
             match entries.find(|entry| entry.path == *name && entry.kind == "tree") {
                 Some(entry) => sha = entry.sha,
@@ -241,7 +243,7 @@ impl Github {
         self.endpoint(["git", "trees", &sha.to_string()])
     }
 
-    /// What there is of one video at `head`: for what an incomplete listing lacks. Two calls.
+    /// The files of one video at `head`, for videos that a truncated listing lacks. Makes two calls.
     ///
     /// # Errors
     /// As for [`Github::listing`].
@@ -264,17 +266,17 @@ impl Github {
         let mut url = self.endpoint(path);
         url.set_query(Some(&format!("ref={head}")));
         let accept = HeaderValue::from_static("application/vnd.github.object+json");
-        let answer = self
+        let response = self
             .get(url, HeaderMap::from_iter([(ACCEPT, accept)]))
             .await?;
-        if answer.status == StatusCode::NOT_FOUND {
+        if response.status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        let Content { kind, sha, size } = answer.json()?;
+        let Content { kind, sha, size } = response.json()?;
         Ok((kind == "file").then_some(Entry { sha, size }))
     }
 
-    /// Whether `listing` is as new as each of the `wanted` commits.
+    /// Whether `listing` is as new as all `wanted` commits.
     ///
     /// # Errors
     /// As for [`Github::listing`].
@@ -300,21 +302,26 @@ impl Github {
         }
         let mut url = self.endpoint(["compare", &format!("{wanted}...{head}")]);
         url.set_query(Some("per_page=1"));
-        let answer = self.get(url, HeaderMap::new()).await?;
+        let response = self.get(url, HeaderMap::new()).await?;
         if matches!(
-            answer.status,
+            response.status,
             StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY
         ) {
-            // Not served yet: no fact about the two commits, so nothing to remember.
+            // GitHub does not serve the pushed commit yet. Not remembered, because it will.
             return Ok(Freshness::Behind);
         }
-        let Compare { status } = answer.json()?;
+        let Compare { status } = response.json()?;
         let freshness = match &*status {
             "identical" | "ahead" | "diverged" => Freshness::Fresh,
             "behind" => Freshness::Behind,
-            _ => return Err(unavailable("GitHub compared two commits in an unknown way")),
+            _ => {
+                return Err(unavailable(
+                    "GitHub returned an unknown result of a comparison.",
+                ));
+            }
         };
         let mut compared = self.compared();
+        // Cleared at once: few of the pairs will be compared again, at one call each.
         if compared.len() >= COMPARED_MAX {
             compared.clear();
         }
@@ -328,7 +335,7 @@ impl Github {
 }
 
 impl Listing {
-    /// What there is without any commit.
+    /// The listing of an empty repository.
     fn empty() -> Self {
         Self {
             head: GitSha::from_bytes([0; 20]),
@@ -349,7 +356,7 @@ impl Listing {
     }
 }
 
-/// The folder, as the trees API describes it, at no commit yet.
+/// From a response of the trees API, which does not name the commit: see [`Listing::at`].
 impl<'de> Deserialize<'de> for Listing {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let tree = Tree::deserialize(deserializer)?;

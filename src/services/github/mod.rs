@@ -1,8 +1,9 @@
-//! GitHub's side of things: what the branch holds ([`Listing`]) and the bytes of a file ([`Download`]).
+//! Client of GitHub's REST API: the videos on the branch ([`Listing`]), the bytes of a file
+//! ([`Download`]) and the repository's webhooks ([`Hook`]).
 //!
-//! Everything a call has to respect is here, once: where the token may go, which redirects are
-//! followed, how large an answer may be, when GitHub wants to be left alone, and what each status
-//! means for a video.
+//! This file decides what holds for every call: where the token is sent, which redirects are
+//! followed, how large a response may be, how rate limits are respected, and which failure each
+//! status means.
 
 mod download;
 mod hooks;
@@ -15,44 +16,46 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use octocrab::Octocrab;
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use crate::clock::Clock;
-use crate::domain::failure::{Code, Failure, RETRY_AFTER_MAX};
+use crate::domain::failure::{Code, Failure, causes, clamp_retry_after};
+use crate::domain::ids::RepoName;
+use crate::services::client::{self, InvalidSetting, number};
 
 pub use download::Download;
 pub use hooks::{Hook, HookDelivery, RECEIVER_PATH, RepositoryFacts, failed_guids};
 pub use listing::{Entry, Freshness, Listing, Pair};
 
-/// The longest JSON answer that is read, in bytes: the trees API stops at about 7 MB.
+/// The longest JSON response that is read, in bytes: the trees API stops at about 7 MB.
 const JSON_BYTES_MAX: usize = 16 << 20;
 
-/// How much of an error's body is read, in bytes: enough for GitHub's own error objects.
+/// The longest error response that is read, in bytes: enough for GitHub's own error objects.
 const ERROR_BYTES_MAX: usize = 64 << 10;
 
-/// The longest a connection may take to be made.
+/// The longest time to establish a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// The most redirects that are followed for one request; a renamed repository needs one.
 const REDIRECTS_MAX: usize = 3;
 
-/// The first wait where GitHub asks for one without saying how long; doubled each time in a row.
+/// The first wait after a rate limit without a duration; doubled each time in a row.
 /// Source: GitHub's documentation, "Best practices for using the REST API".
 const UNSPECIFIED_WAIT: Duration = Duration::from_secs(60);
 
 /// How long to wait for GitHub.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// The longest a JSON call may take, from the connection to the last byte, for each redirect.
+pub struct Timeouts {
+    /// The longest time for a JSON call, from the connection to the last byte, for each redirect.
     pub call: Duration,
-    /// How long a download may go without a byte before it is given up.
+    /// The longest time that a download may go without a byte.
     pub stall: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
         Self {
             call: Duration::from_secs(30),
@@ -61,29 +64,30 @@ impl Default for Patience {
     }
 }
 
-/// One repository as its API shows it. Cheap to share: put it behind an `Arc`.
+/// Client for one repository. Share it behind an `Arc`.
 pub struct Github {
-    /// Where the API is, a possible path (`/api/v3`) included.
+    /// The API's base, including its path on GitHub Enterprise Server (`/api/v3`).
     api: Url,
-    owner: String,
-    name: String,
+    repo: RepoName,
     branch: Option<String>,
-    /// The folders that lead to the videos, outermost first; none for the repository's root.
+    /// The path of the videos folder, outermost folder first; empty for the repository's root.
     videos_dir: Vec<String>,
     token: Option<SecretString>,
     /// `Bearer <token>`, marked sensitive.
     authorization: Option<HeaderValue>,
+    /// Reads JSON.
     json: Octocrab,
+    /// Downloads files, and writes (webhooks, LFS).
     bytes: reqwest::Client,
     clock: Clock,
-    patience: Patience,
-    limits: Mutex<Limits>,
+    timeouts: Timeouts,
+    rate: Mutex<RateState>,
     shared: tokio::sync::Mutex<listing::Shared>,
     compared: Mutex<HashMap<listing::Comparison, listing::Freshness>>,
     clone_url: Mutex<Option<Url>>,
 }
 
-/// The rate limit as GitHub last told it.
+/// The rate limit in the latest response of GitHub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
     /// Calls allowed per window.
@@ -95,41 +99,31 @@ pub struct RateLimit {
 }
 
 #[derive(Default)]
-struct Limits {
+struct RateState {
     last_seen: Option<RateLimit>,
     /// No call before this, in milliseconds since the Unix epoch.
     paused_until_ms: i64,
-    /// How often in a row GitHub asked us to wait without saying how long.
+    /// Consecutive rate limits without a duration.
     unspecified: u32,
 }
 
-/// A setting that no call can be made with.
-#[derive(Debug, thiserror::Error)]
-#[error("{name}: {problem}")]
-pub struct InvalidSetting {
-    /// The setting's name.
-    pub name: &'static str,
-    /// What is wrong, and what would be right; never the value of a secret.
-    pub problem: &'static str,
-}
-
-/// An answer of the API that is for the caller to read.
-struct Answer {
+/// A response whose status and body are for the caller to interpret.
+struct ApiResponse {
     status: StatusCode,
     headers: HeaderMap,
     body: Bytes,
 }
 
 impl Github {
-    /// A client for `repository` (`owner/name`), of which `branch` (else the default branch) and
-    /// the folder `videos_dir` are looked at. Makes no call; must be called inside a tokio runtime.
+    /// Creates a client that reads the folder `videos_dir` on `branch` (`None`: the default branch)
+    /// of `repo`. Makes no call. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// A setting is no URL, no `owner/name`, or no text that a header can carry.
+    /// The API's address is not a URL, the token cannot be sent as a header, or TLS is unavailable.
     pub fn new(
         api_url: &str,
         token: Option<SecretString>,
-        repository: &str,
+        repo: RepoName,
         branch: Option<String>,
         videos_dir: &str,
         clock: Clock,
@@ -142,109 +136,100 @@ impl Github {
                 let problem = "not a URL such as https://api.github.com";
                 invalid("GITHUB_API_URL", problem)
             })?;
-        let (owner, name) = repository
-            .split_once('/')
-            .filter(|(owner, name)| !owner.is_empty() && !name.is_empty() && !name.contains('/'))
-            .ok_or_else(|| invalid("GITHUB_REPOSITORY", "not owner/name"))?;
         let authorization = token
             .as_ref()
-            .map(|token| sensitive(format!("Bearer {}", token.expose_secret())))
+            .map(|token| client::sensitive(&format!("Bearer {}", token.expose_secret())))
             .transpose()
-            .map_err(|problem| invalid("GITHUB_TOKEN", problem))?;
-        // No token for octocrab: it checks the host and port alone, not the scheme. Its `retry`
-        // feature is off: the schedule of the videos is the only retry there is.
+            .map_err(|_| {
+                let problem = "has characters that no token has (a line break?)";
+                invalid("GITHUB_TOKEN", problem)
+            })?;
+        // octocrab gets no token: before sending one it compares host and port, but not the scheme.
+        // Its `retry` feature is off, because the schedule of the videos is the only one.
         let json = Octocrab::builder()
             .base_uri(api.as_str())
             .map_err(|_| invalid("GITHUB_API_URL", "not a URL that calls can be made to"))?
             .set_connect_timeout(Some(CONNECT_MAX))
             .build()
             .map_err(|_| invalid("GITHUB_API_URL", "no TLS certificates found on this system"))?;
-        let bytes = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .connect_timeout(CONNECT_MAX)
-            .user_agent(concat!("video-ingest/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|_| invalid("GITHUB_API_URL", "no TLS certificates found on this system"))?;
+        let bytes = client::build(client::direct(CONNECT_MAX), "GITHUB_API_URL")?;
         let folders = videos_dir.split('/').filter(|s| !matches!(*s, "" | "."));
         Ok(Self {
-            owner: owner.to_owned(),
-            name: name.to_owned(),
+            api,
+            repo,
             branch,
             videos_dir: folders.map(str::to_owned).collect(),
-            api,
             token,
             authorization,
             json,
             bytes,
             clock,
-            patience: Patience::default(),
-            limits: Mutex::default(),
+            timeouts: Timeouts::default(),
+            rate: Mutex::default(),
             shared: tokio::sync::Mutex::default(),
             compared: Mutex::default(),
             clone_url: Mutex::default(),
         })
     }
 
-    /// The same client, waiting for so long.
-    pub fn with_patience(self, patience: Patience) -> Self {
-        Self { patience, ..self }
+    /// The same client with other timeouts.
+    pub fn with_timeouts(self, timeouts: Timeouts) -> Self {
+        Self { timeouts, ..self }
     }
 
-    /// The rate limit as GitHub last told it; `None` before the first call.
+    /// The rate limit in the latest response; `None` before the first call.
     pub fn rate_limit(&self) -> Option<RateLimit> {
-        self.limits().last_seen
+        self.rate().last_seen
     }
 
-    fn limits(&self) -> std::sync::MutexGuard<'_, Limits> {
-        self.limits.lock().expect("no panic while held")
+    fn rate(&self) -> std::sync::MutexGuard<'_, RateState> {
+        self.rate.lock().expect("no panic while held")
     }
 
-    /// The address of something in our repository; each segment is escaped as a whole.
+    /// The URL below `/repos/{owner}/{name}`; each segment is percent-encoded as a whole.
     fn endpoint<'a>(&self, segments: impl IntoIterator<Item = &'a str>) -> Url {
         let mut url = self.api.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty()
-                .extend(["repos", &self.owner, &self.name])
+                .extend(["repos", &self.repo.owner, &self.repo.name])
                 .extend(segments);
         }
         url
     }
 
-    /// Whether the token may go there: the API's own scheme, host and port.
+    /// Whether the token may be sent there: the API's own scheme, host and port.
     fn is_api(&self, url: &Url) -> bool {
         url.origin() == self.api.origin()
     }
 
-    /// Makes one JSON call. Answers the statuses a caller can mean something by: 2xx, 304, and
-    /// what GitHub says of things that are not there (404, 409, 422).
-    async fn get(&self, url: Url, headers: HeaderMap) -> Result<Answer, Failure> {
+    /// Makes one JSON call. Returns the statuses that mean something to a caller: 2xx, 304, and those
+    /// for things that do not exist (404, 409, 422). Every other status is a failure.
+    async fn get(&self, url: Url, headers: HeaderMap) -> Result<ApiResponse, Failure> {
         self.check_pause()?;
         let mut url = url;
         for _ in 0..=REDIRECTS_MAX {
             let call = self.get_once(&url, headers.clone());
-            let answer = tokio::time::timeout(self.patience.call, call)
+            let response = tokio::time::timeout(self.timeouts.call, call)
                 .await
-                .map_err(|_| unavailable("GitHub did not answer in time"))??;
-            match self.redirect(&url, answer.status, &answer.headers)? {
-                // octocrab puts the API's path in front of whatever lies outside of it.
+                .map_err(|_| unavailable("GitHub did not respond in time."))??;
+            match self.redirect(&url, response.status, &response.headers)? {
+                // octocrab prefixes the API's path to any other path, and the token must not leave
+                // the API's origin.
                 Some(next) if !self.is_api(&next) || !next.path().starts_with(self.api.path()) => {
-                    return Err(unavailable(
-                        "GitHub redirected an API call to somewhere else",
-                    ));
+                    return Err(unavailable("GitHub redirected an API call out of the API."));
                 }
+                // Followed by hand, so that each step is checked. A renamed repository needs one.
                 Some(next) => url = next,
                 None => {
-                    self.judge(answer.status, &answer.headers, &answer.body)?;
-                    return Ok(answer);
+                    self.judge(response.status, &response.headers, &response.body)?;
+                    return Ok(response);
                 }
             }
         }
         Err(too_many_redirects())
     }
 
-    async fn get_once(&self, url: &Url, mut headers: HeaderMap) -> Result<Answer, Failure> {
+    async fn get_once(&self, url: &Url, mut headers: HeaderMap) -> Result<ApiResponse, Failure> {
         headers
             .entry(ACCEPT)
             .or_insert(HeaderValue::from_static("application/vnd.github+json"));
@@ -256,26 +241,27 @@ impl Github {
             ._get_with_headers(url.as_str(), Some(headers))
             .await
             .map_err(|error| {
-                tracing::debug!(%error, "call to GitHub failed");
-                unavailable("GitHub could not be reached")
+                tracing::debug!(error = causes(&error), "call to GitHub failed");
+                unreached()
             })?;
         let (parts, body) = response.into_parts();
+        // octocrab returns a hyper body, so `client::body` cannot read it.
         let body = Limited::new(body, JSON_BYTES_MAX)
             .collect()
             .await
             .map_err(|error| {
-                tracing::debug!(%error, "answer of GitHub broke off");
-                unavailable("GitHub's answer broke off or was too long")
+                tracing::debug!(%error, "response of GitHub incomplete");
+                bad_body()
             })?;
-        Ok(Answer {
+        Ok(ApiResponse {
             status: parts.status,
             headers: parts.headers,
             body: body.to_bytes(),
         })
     }
 
-    /// Where an answer sends us, if it does. The one place that decides about redirects, for both
-    /// clients: only `https`, unless the API itself is plain `http`.
+    /// The target of a redirect; `None` for any other status. Decides for both clients which targets
+    /// are allowed.
     fn redirect(
         &self,
         from: &Url,
@@ -290,46 +276,48 @@ impl Github {
         match next.filter(|next| self.is_allowed(next)) {
             Some(next) => Ok(Some(next)),
             None => Err(unavailable(
-                "GitHub redirected to an address that is not followed",
+                "GitHub redirected to an address that is not allowed.",
             )),
         }
     }
 
-    /// Whether a call may be made there at all: `https`, or plain `http` where the API is.
+    /// Whether a call may be made there at all: over `https`, or over plain `http` if the API is
+    /// itself reached so.
     fn is_allowed(&self, url: &Url) -> bool {
         url.scheme() == "https" || (url.scheme() == "http" && self.api.scheme() == "http")
     }
 
-    /// Fails fast while GitHub wants to be left alone.
+    /// Fails without a call while a rate limit lasts: GitHub may ban clients that continue to call.
     fn check_pause(&self) -> Result<(), Failure> {
-        let left_ms = self.limits().paused_until_ms - self.clock.now_ms();
+        let left_ms = self.rate().paused_until_ms - self.clock.now_ms();
         match u64::try_from(left_ms) {
-            Ok(left_ms @ 1..) => Err(self.asked_to_wait(Duration::from_millis(left_ms))),
+            Ok(left_ms @ 1..) => Err(self.rate_limited(Duration::from_millis(left_ms))),
             _ => Ok(()),
         }
     }
 
-    /// What an API answer's status means, and what its headers say about the rate limit.
+    /// Records the rate limit of a response and fails if its status is a failure for every caller.
     fn judge(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Result<(), Failure> {
         let seen = rate_limit(headers);
         {
-            let mut limits = self.limits();
-            limits.last_seen = seen.or(limits.last_seen);
+            let mut rate = self.rate();
+            rate.last_seen = seen.or(rate.last_seen);
             if status.is_success() || status == StatusCode::NOT_MODIFIED {
-                limits.unspecified = 0;
+                rate.unspecified = 0;
             }
         }
         match status.as_u16() {
             200..=299 | 304 | 404 | 409 | 422 => Ok(()),
             401 => Err(denied(
-                "GitHub refuses the token: GITHUB_TOKEN is wrong or has expired",
+                "GitHub rejected the token; set GITHUB_TOKEN to a valid one.",
             )),
             403 | 429 => Err(self.refused(status, headers, seen, body)),
-            _ => Err(unavailable(format!("GitHub answered {}", status.as_u16()))),
+            _ => Err(unexpected_status(status)),
         }
     }
 
-    /// A 403 or 429: asked to wait (then no call goes out before), or not allowed at all.
+    /// The failure of a 403 or 429. GitHub uses both for rate limits and 403 for missing permissions
+    /// too: only the headers and the body distinguish them.
     fn refused(
         &self,
         status: StatusCode,
@@ -338,79 +326,84 @@ impl Github {
         body: &[u8],
     ) -> Failure {
         let now_ms = self.clock.now_ms();
-        let mut limits = self.limits();
-        let used_up = seen.filter(|seen| seen.remaining == 0);
-        let wait = if let Some(wait) = retry_after(headers) {
+        let mut rate = self.rate();
+        let exhausted = seen.filter(|seen| seen.remaining == 0);
+        let wait = if let Some(wait) = client::retry_after(headers, now_ms) {
             wait
-        } else if let Some(seen) = used_up {
+        } else if let Some(seen) = exhausted {
             let now_s = u64::try_from(now_ms / 1000).unwrap_or(0);
             Duration::from_secs(seen.reset.saturating_sub(now_s))
         } else if status == StatusCode::TOO_MANY_REQUESTS || says(body, "rate limit") {
-            let wait = UNSPECIFIED_WAIT.saturating_mul(1 << limits.unspecified.min(8));
-            // Calls that were under way together are refused together: that is one time.
-            if limits.paused_until_ms <= now_ms {
-                limits.unspecified += 1;
+            let wait = UNSPECIFIED_WAIT.saturating_mul(1 << rate.unspecified.min(8));
+            // Concurrent calls are refused together: they count once.
+            if rate.paused_until_ms <= now_ms {
+                rate.unspecified += 1;
             }
             wait
         } else {
             return denied(
-                "GitHub refuses access: check that GITHUB_TOKEN may read the contents of GITHUB_REPOSITORY",
+                "GitHub denied access; check that GITHUB_TOKEN can read the contents of GITHUB_REPOSITORY.",
             );
         };
-        let wait = wait.clamp(Duration::from_secs(1), RETRY_AFTER_MAX);
+        let wait = clamp_retry_after(wait);
         let until_ms = now_ms.saturating_add(wait.as_millis() as i64);
-        limits.paused_until_ms = limits.paused_until_ms.max(until_ms);
-        drop(limits);
-        self.asked_to_wait(wait)
+        // A shorter wait for one call does not end a longer one for all.
+        rate.paused_until_ms = rate.paused_until_ms.max(until_ms);
+        drop(rate);
+        self.rate_limited(wait)
     }
 
-    fn asked_to_wait(&self, wait: Duration) -> Failure {
-        let advice = match self.token {
-            Some(_) => "",
-            None => "; with a GITHUB_TOKEN the limit is far higher",
+    fn rate_limited(&self, wait: Duration) -> Failure {
+        let advice = if self.token.is_none() {
+            " Set GITHUB_TOKEN for a far higher limit."
+        } else {
+            ""
         };
-        let message = format!("GitHub asks us to wait {} s{advice}", wait.as_secs().max(1));
+        let seconds = wait.as_secs().max(1);
+        let message = format!(
+            "GitHub's rate limit is reached; the next call is possible in {seconds} s.{advice}"
+        );
         Failure::new(Code::RateLimited, message).after(wait)
     }
 }
 
-impl Answer {
-    /// The body, if the answer is a success.
+impl ApiResponse {
+    /// Deserializes the body of a successful response.
     fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Failure> {
         if !self.status.is_success() {
-            let status = self.status.as_u16();
-            return Err(unavailable(format!("GitHub answered {status}")));
+            return Err(unexpected_status(self.status));
         }
         serde_json::from_slice(&self.body).map_err(|error| {
-            tracing::debug!(%error, "answer of GitHub not understood");
-            unavailable("GitHub's answer was not what its API promises")
+            tracing::debug!(%error, "unexpected response of GitHub");
+            unavailable("GitHub's response is not as its API documents it.")
         })
     }
-}
-
-/// A header value that no log shows.
-fn sensitive(text: String) -> Result<HeaderValue, &'static str> {
-    let mut value = HeaderValue::try_from(text)
-        .map_err(|_| "has characters that no token has (a line break?)")?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 fn unavailable(message: impl Into<String>) -> Failure {
     Failure::new(Code::GithubUnavailable, message)
 }
 
-fn denied(message: impl Into<String>) -> Failure {
-    Failure::new(Code::GithubDenied, message)
+fn unreached() -> Failure {
+    unavailable("GitHub could not be reached.")
+}
+
+fn bad_body() -> Failure {
+    unavailable("GitHub's response was incomplete or too long.")
+}
+
+fn unexpected_status(status: StatusCode) -> Failure {
+    unavailable(format!("GitHub returned status {}.", status.as_u16()))
 }
 
 fn too_many_redirects() -> Failure {
-    unavailable(format!("GitHub redirected more than {REDIRECTS_MAX} times"))
+    unavailable(format!(
+        "GitHub redirected more than {REDIRECTS_MAX} times."
+    ))
 }
 
-/// `Retry-After` in seconds, the only form GitHub sends.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    number(headers, RETRY_AFTER.as_str()).map(Duration::from_secs)
+fn denied(message: impl Into<String>) -> Failure {
+    Failure::new(Code::GithubDenied, message)
 }
 
 fn rate_limit(headers: &HeaderMap) -> Option<RateLimit> {
@@ -421,20 +414,70 @@ fn rate_limit(headers: &HeaderMap) -> Option<RateLimit> {
     })
 }
 
-fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
-    headers.get(name)?.to_str().ok()?.trim().parse().ok()
-}
-
-/// Whether GitHub's refusal says these words (lower case): of an empty repository and of a
-/// secondary limit only the text tells.
+/// Whether the message of an error response contains `words` (lower case). An empty repository and a
+/// secondary rate limit can be recognised by their text only.
 fn says(body: &[u8], words: &str) -> bool {
     #[derive(Deserialize)]
-    struct Refusal {
+    struct ErrorBody {
         message: String,
     }
-    serde_json::from_slice::<Refusal>(body)
-        .is_ok_and(|refusal| refusal.message.to_lowercase().contains(words))
+    serde_json::from_slice::<ErrorBody>(body)
+        .is_ok_and(|error| error.message.to_lowercase().contains(words))
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    fn github(api_url: &str) -> Github {
+        let clock = Clock::default();
+        let repository = "acme/videos".parse().unwrap();
+        Github::new(api_url, None, repository, None, "videos", clock).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_https_api_redirects_to_https_only() {
+        let github = github("https://api.github.com");
+        let api = github.endpoint([]);
+        let next = |to: &'static str| {
+            let headers = HeaderMap::from_iter([(LOCATION, HeaderValue::from_static(to))]);
+            github.redirect(&api, StatusCode::FOUND, &headers).ok()
+        };
+        let followed = next("https://objects.acme.example/x").flatten();
+        assert_eq!(followed.unwrap().as_str(), "https://objects.acme.example/x");
+        for refused in ["http://api.github.com/x", "file:///etc/passwd", "http://"] {
+            assert_eq!(next(refused), None, "{refused}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_token_is_sent_to_the_git_host_of_the_api_only() {
+        for (api, git, expected) in [
+            ("https://api.github.com", "https://github.com/a/b.git", true),
+            (
+                "https://git.acme.example/api/v3",
+                "https://git.acme.example/a/b.git",
+                true,
+            ),
+            ("https://api.github.com", "http://github.com/a/b.git", false),
+            (
+                "https://api.github.com",
+                "https://github.com:8443/a/b.git",
+                false,
+            ),
+            (
+                "https://api.github.com",
+                "https://github.com.example/a/b.git",
+                false,
+            ),
+            (
+                "https://git.acme.example/api/v3",
+                "https://acme.example/a/b.git",
+                false,
+            ),
+        ] {
+            let is_git_host = github(api).is_git_host(&git.parse().unwrap());
+            assert_eq!(is_git_host, expected, "{api} {git}");
+        }
+    }
+}

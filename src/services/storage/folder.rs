@@ -14,29 +14,30 @@ use tokio::io::AsyncWriteExt;
 use super::{BodyStream, ObjectInfo, ObjectPath};
 use crate::domain::failure::{Code, Failure};
 
-/// How the names of unfinished objects begin; they end otherwise than `.mp4`.
+/// The prefix of the names of unfinished objects; they do not end with `.mp4`.
 const UNFINISHED_PREFIX: &str = ".tmp-";
 
-/// Stored videos are for others to read, as the umask allows; temporary files are private by default.
+/// The mode of stored videos, before the umask: other users may read them, while temporary files are
+/// private by default.
 const OBJECT_MODE: u32 = 0o644;
 
-/// How much of an object is held in memory while it is read, in bytes.
+/// The buffer for reading an object, in bytes.
 const READ_BUFFER_BYTES: usize = 256 * 1024;
 
-/// How deep unfinished objects lie below the root: bucket, user, lesson.
+/// The number of folders between the root and an object: bucket, user, lesson.
 const DEPTH: usize = 3;
 
-/// Objects as files. The bytes are the truth: there is nothing beside them that could disagree.
+/// Objects as files, without an index that could disagree with them.
 #[derive(Clone, Debug)]
 pub struct FolderStore {
     root: Arc<Path>,
 }
 
 impl FolderStore {
-    /// Opens (or makes) the folder and removes what crashed writers left unfinished; blocks.
+    /// Opens or creates the folder and removes the unfinished objects of crashed processes. Blocks.
     ///
     /// # Errors
-    /// If the folder cannot be made or read.
+    /// The folder cannot be created or read.
     pub fn open(root: impl Into<PathBuf>) -> io::Result<Self> {
         let root = root.into();
         fs::create_dir_all(&root)?;
@@ -76,7 +77,7 @@ impl FolderStore {
         size: u64,
         mut body: BodyStream,
     ) -> Result<(), Failure> {
-        // Dropped before it is persisted (an error, a lost lease), the file removes itself.
+        // If it is dropped before it is persisted (an error, a lost lease), the file deletes itself.
         let temp = self
             .blocking(path, |place| place.create_unfinished())
             .await?;
@@ -90,10 +91,10 @@ impl FolderStore {
         if written != size {
             return Err(Failure::new(
                 Code::Internal,
-                "The downloaded copy changed its length while it was stored.",
+                "The downloaded copy changed its size while it was stored.",
             ));
         }
-        // A flush reports what went wrong with the last write; syncing alone would not.
+        // tokio reports an error of the last write at the next flush; syncing would hide it.
         file.flush().await.map_err(failure)?;
         file.sync_all().await.map_err(failure)?;
         self.blocking(path, move |place| {
@@ -103,7 +104,7 @@ impl FolderStore {
         .await
     }
 
-    /// Runs file system calls where they may block.
+    /// Runs file system calls on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
         path: &ObjectPath,
@@ -119,13 +120,13 @@ impl FolderStore {
             Ok(done) => done.map_err(failure),
             Err(_) => Err(Failure::new(
                 Code::Internal,
-                "Writing the video stopped unexpectedly; the log says why.",
+                "Storing the video failed unexpectedly; see the log.",
             )),
         }
     }
 }
 
-/// An object's place below the root.
+/// The location of an object below the root.
 struct Place {
     root: Arc<Path>,
     folders: [String; DEPTH],
@@ -141,7 +142,8 @@ impl Place {
         self.folder().join(&self.file)
     }
 
-    /// The object's file if there is one, refusing to follow a link on the way.
+    /// The object's file, if there is one. A symbolic link in its path is an error: it could lead
+    /// outside the root.
     fn existing(&self) -> io::Result<Option<PathBuf>> {
         let mut at = self.root.to_path_buf();
         for folder in &self.folders {
@@ -154,7 +156,8 @@ impl Place {
         Ok(is_plain(&at, fs::FileType::is_file)?.then_some(at))
     }
 
-    /// An empty file beside the object's place, its folders durable before anything is in them.
+    /// Creates an empty file in the object's folder, and its folders first. Each folder is durable
+    /// before anything is created in it.
     fn create_unfinished(&self) -> io::Result<NamedTempFile> {
         let mut at = self.root.to_path_buf();
         for folder in &self.folders {
@@ -165,7 +168,7 @@ impl Place {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                         return Err(error);
                     }
-                    // Made by another video at this moment: not durable before its maker says so.
+                    // If another upload has just created it, it may not be durable yet.
                     _ => sync_folder(&parent)?,
                 }
             }
@@ -174,7 +177,7 @@ impl Place {
             .prefix(UNFINISHED_PREFIX)
             .permissions(Permissions::from_mode(OBJECT_MODE))
             .tempfile_in(&at)?;
-        // Tells a process that opens the store meanwhile that this writer is alive.
+        // Shows a process that opens the store that this file is in use: see `remove_unfinished`.
         temp.as_file().lock()?;
         Ok(temp)
     }
@@ -184,20 +187,20 @@ impl Place {
     }
 }
 
-/// Whether something of the wanted type is there; anything else in its place is an error.
+/// Whether a file or folder (as `wanted` decides) exists. Another type of file there is an error.
 fn is_plain(path: &Path, wanted: fn(&fs::FileType) -> bool) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(found) if wanted(&found.file_type()) => Ok(true),
         Ok(_) => Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
-            "a link or another kind of file is in the way",
+            "a link or another type of file is in the way",
         )),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// A rename or a new name is durable only once its folder is.
+/// Makes new and renamed files in a folder durable.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
@@ -220,6 +223,7 @@ fn remove_unfinished(folder: &Path, depth: usize) -> io::Result<()> {
         if kind.is_file() && name.to_string_lossy().starts_with(UNFINISHED_PREFIX) {
             match File::open(entry.path()) {
                 Ok(file) if file.try_lock().is_ok() => remove_if_there(&entry.path())?,
+                // Locked: its writer is still running.
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
@@ -249,19 +253,19 @@ fn read_info(mut file: File) -> io::Result<ObjectInfo> {
 
 fn failure(error: io::Error) -> Failure {
     use io::ErrorKind as K;
-    tracing::warn!(%error, "the folder store failed");
+    tracing::warn!(%error, "folder store failed");
     let (code, message) = match error.kind() {
         K::StorageFull | K::QuotaExceeded => (
             Code::DiskFull,
-            "The disk of DATA_DIR is full; make room on it.",
+            "The disk of DATA_DIR is full; free some space.",
         ),
         K::PermissionDenied | K::ReadOnlyFilesystem => (
             Code::StorageDenied,
-            "The folder in DATA_DIR cannot be written; check its owner, its mode and that no link is in it.",
+            "The folder in DATA_DIR cannot be written; check its owner and mode, and that it contains no link.",
         ),
         _ => (
             Code::StorageUnavailable,
-            "The folder in DATA_DIR could not be read or written; the log says why.",
+            "The folder in DATA_DIR could not be read or written; see the log.",
         ),
     };
     Failure::new(code, message)
@@ -272,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_called_by_its_name() {
+    fn a_full_disk_has_its_own_code() {
         const ENOSPC: i32 = 28;
         const EACCES: i32 = 13;
         let code = |errno| failure(io::Error::from_raw_os_error(errno)).code;

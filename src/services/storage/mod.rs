@@ -1,7 +1,7 @@
-//! Where the videos' bytes are kept: a folder, or Supabase Storage.
+//! Object storage for videos: a folder, or Supabase Storage.
 //!
-//! Both promise the same: an object is never seen half written, the old version stays readable
-//! until the new one is complete, and an object that `put` reported is there after a crash.
+//! Both give the same guarantees: no reader sees a partly written object, the old version stays
+//! readable until the new one is complete, and an object survives a crash once `put` has returned.
 
 mod folder;
 mod supabase;
@@ -20,16 +20,16 @@ use crate::domain::ids::{GitSha, VideoKey, canonical_uuid};
 pub use folder::FolderStore;
 pub use supabase::{SupabaseStore, Timeouts};
 
-/// The one media type of what is stored. Supabase compares it byte for byte with the bucket's list.
+/// The media type of every object. Supabase compares it byte for byte with the bucket's allowed types.
 pub const VIDEO_MIME: &str = "video/mp4";
 
-/// The longest name a Supabase bucket can have, in bytes.
-const BUCKET_NAME_MAX: usize = 100;
+/// The longest name of a Supabase bucket, in bytes.
+const BUCKET_NAME_BYTES_MAX: usize = 100;
 
 /// An object's bytes, in order.
 pub type BodyStream = BoxStream<'static, io::Result<Bytes>>;
 
-/// Where a video's object is: the only place that spells a storage path.
+/// The location of a video's object. Only this type builds storage paths.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectPath {
     bucket: String,
@@ -38,15 +38,15 @@ pub struct ObjectPath {
 }
 
 impl ObjectPath {
-    /// The place of a video; the ids are the row's.
+    /// The location for the ids of a row.
     ///
     /// # Errors
-    /// [`Code::BucketMissing`] if no bucket can have that name (the row's `storage_bucket` is free text).
+    /// [`Code::BucketMissing`] if the name is not valid for a bucket: `storage_bucket` is free text.
     pub fn new(bucket: &str, user_id: Uuid, key: VideoKey) -> Result<Self, Failure> {
         if !is_bucket_name(bucket) {
             return Err(Failure::new(
                 Code::BucketMissing,
-                "The row's storage_bucket is not a possible bucket name; correct it in lesson_assets.",
+                "The row's storage_bucket is not a valid bucket name; correct it in lesson_assets.",
             ));
         }
         Ok(Self {
@@ -56,7 +56,8 @@ impl ObjectPath {
         })
     }
 
-    /// Reads what a row's `storage_bucket` and `storage_path` say; `None` if it is not a path of ours.
+    /// Parses a row's `storage_bucket` and `storage_path`; `None` if they are not as [`Self::path`] builds
+    /// them.
     pub fn from_stored(bucket: &str, path: &str) -> Option<Self> {
         let (user, rest) = path.split_once('/')?;
         let (lesson, file) = rest.split_once('/')?;
@@ -72,7 +73,7 @@ impl ObjectPath {
         &self.bucket
     }
 
-    /// The path inside the bucket, as `lesson_assets.storage_path` holds it.
+    /// The path inside the bucket, as in `lesson_assets.storage_path`.
     pub fn path(&self) -> String {
         self.segments().join("/")
     }
@@ -92,42 +93,42 @@ impl fmt::Display for ObjectPath {
     }
 }
 
-/// Supabase's own rule for bucket names, less those that begin with a dot: a name that passes is
-/// also one safe path component (no separator, no `..`, none of our hidden files).
+/// Supabase's own rule for bucket names, except names that begin with a dot: a valid name is also a
+/// safe path component (no separator, not `..`, not a hidden file of the folder store).
 fn is_bucket_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_!-.*'() &$@=;:+,?".contains(&b);
-    (1..=BUCKET_NAME_MAX).contains(&name.len())
+    (1..=BUCKET_NAME_BYTES_MAX).contains(&name.len())
         && name.bytes().all(allowed)
         && !name.starts_with('.')
         && name.trim() == name
 }
 
-/// What the bytes must hash to; kept beside the object.
+/// The hashes of an object's bytes, stored as its metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Digests {
-    /// The git blob's name.
+    /// The git blob's SHA.
     pub blob_sha: GitSha,
-    /// SHA-256 in lower-case hexadecimal.
+    /// SHA-256, lower-case hexadecimal.
     pub sha256: String,
 }
 
-/// What the store says about an object.
+/// What the store knows about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectInfo {
-    /// In bytes.
+    /// Its size in bytes.
     pub size: u64,
-    /// Of its bytes, lower-case hex; `None` if another program stored it without saying so.
+    /// Its SHA-256, lower-case hexadecimal; `None` if another program stored it without one.
     pub sha256: Option<String>,
 }
 
-/// What a bucket lets in.
+/// What a bucket accepts, and who can read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BucketLimits {
-    /// The largest object in bytes; `None` = no limit of the bucket's own.
+    /// The largest object in bytes; `None` = the bucket has no limit of its own.
     pub max_bytes: Option<u64>,
     /// Whether [`VIDEO_MIME`] is among the allowed types.
     pub mp4_allowed: bool,
-    /// Whether anybody may read its objects.
+    /// Whether everyone can read its objects.
     pub public: bool,
 }
 
@@ -136,11 +137,11 @@ pub struct BucketLimits {
 pub enum Playable {
     /// A URL that works without credentials for [`SIGNED_URL_SECONDS`].
     Url(String),
-    /// A file of this machine.
+    /// A file on this machine.
     File(PathBuf),
 }
 
-/// How long a signed URL plays, in seconds.
+/// How long a signed URL is valid, in seconds.
 pub const SIGNED_URL_SECONDS: u32 = 3600;
 
 /// One of the two stores.
@@ -153,7 +154,7 @@ pub enum Store {
 }
 
 impl Store {
-    /// What is stored under that path; `None` = no such object.
+    /// The object at that path; `None` = no such object.
     pub async fn info(&self, path: &ObjectPath) -> Result<Option<ObjectInfo>, Failure> {
         match self {
             Self::Folder(store) => store.info(path).await,
@@ -161,10 +162,11 @@ impl Store {
         }
     }
 
-    /// Stores the bytes under that path in place of what is there.
+    /// Stores an object, replacing the one at that path.
     ///
-    /// `body` yields exactly `size` bytes. `Ok` means that the store took the object; ask [`Store::info`]
-    /// before you rely on it. After an error the old one is there, or the new one, never a mixture.
+    /// `body` yields exactly `size` bytes. `Ok` means that the store accepted the object; confirm it with
+    /// [`Store::info`] before publishing it. After an error the old object or the new one is stored,
+    /// never a mixture.
     pub async fn put(
         &self,
         path: &ObjectPath,
@@ -173,7 +175,7 @@ impl Store {
         body: BodyStream,
     ) -> Result<(), Failure> {
         if size == 0 {
-            // Supabase would take it, and the badge would turn green over nothing.
+            // Supabase would accept it, and the video would be published without content.
             return Err(Failure::new(
                 Code::NotAnMp4,
                 "The video is empty; render and push it again.",
@@ -185,7 +187,7 @@ impl Store {
         }
     }
 
-    /// Removes the object; that there is none is fine.
+    /// Deletes the object. Succeeds if there is none.
     pub async fn delete(&self, path: &ObjectPath) -> Result<(), Failure> {
         match self {
             Self::Folder(store) => store.delete(path).await,
@@ -193,7 +195,7 @@ impl Store {
         }
     }
 
-    /// What the bucket lets in. A folder lets in everything, into every bucket.
+    /// The limits of a bucket. A folder has none, and every bucket exists.
     pub async fn limits(&self, bucket: &str) -> Result<BucketLimits, Failure> {
         match self {
             Self::Folder(_) => Ok(BucketLimits {
@@ -205,7 +207,7 @@ impl Store {
         }
     }
 
-    /// The origin of the URLs in [`Playable::Url`]; `None` = there are none.
+    /// The origin of the URLs in [`Playable::Url`]; `None` for a folder.
     pub fn playable_origin(&self) -> Option<String> {
         match self {
             Self::Folder(_) => None,

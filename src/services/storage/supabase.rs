@@ -1,6 +1,6 @@
-//! Supabase Storage over its REST interface.
+//! Client of Supabase Storage's REST API.
 //!
-//! What is said here about the server was measured on supabase/storage 4fa61fba (2026-08-21).
+//! The comments about the server's behaviour were measured on supabase/storage 4fa61fba (2026-08-21).
 
 use std::time::Duration;
 
@@ -8,10 +8,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures_util::{TryStreamExt, stream};
-use reqwest::header::{
-    self, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue,
-    RETRY_AFTER,
-};
+use reqwest::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use reqwest::{Client, RequestBuilder, Response, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -21,34 +18,33 @@ use tokio::sync::watch;
 use super::{
     BodyStream, BucketLimits, Digests, ObjectInfo, ObjectPath, SIGNED_URL_SECONDS, VIDEO_MIME,
 };
-use crate::domain::failure::{Code, Failure};
-use crate::telemetry::causes;
+use crate::clock::Clock;
+use crate::domain::failure::{Code, Failure, causes};
+use crate::services::client::{self, InvalidSetting};
 
-/// The largest answer that is read, in bytes; the rest of a longer one is ignored.
-const ANSWER_MAX_BYTES: usize = 64 * 1024;
+/// The longest response that is read, in bytes.
+const RESPONSE_BYTES_MAX: usize = 64 * 1024;
 
-/// How much of a refusal's body goes to the log, in bytes.
-const LOGGED_ANSWER_BYTES: usize = 1024;
+/// How much of an error response is logged, in bytes.
+const LOGGED_BYTES_MAX: usize = 1024;
 
-/// An upload's bytes are handed over in pieces of this size, so that a stall can be told from a slow line.
+/// An upload is sent in pieces of this size, in bytes, so that a stall differs from a slow connection.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// The server closes idle connections after 61 s; ours go first, so that no request meets a closing one.
+/// The server closes idle connections after 61 s. They are closed here first, so that no request is
+/// sent on a connection that is being closed.
 const POOL_IDLE: Duration = Duration::from_secs(45);
-
-/// Browsers are refused with secret keys, so this must not look like one.
-const USER_AGENT: &str = concat!("video-ingest/", env!("CARGO_PKG_VERSION"));
 
 /// How long to wait for the storage.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// For a connection to be made.
+    /// Until a connection is established.
     pub connect: Duration,
-    /// For any byte of an upload to be taken: the server has no such limit and would hold it for ever.
+    /// Until the next byte of an upload is sent: the server has no such limit of its own.
     pub stall: Duration,
-    /// For the answer, from the last byte of an upload on.
+    /// Until the response, from the last byte of an upload on.
     pub answer: Duration,
-    /// For a whole request that carries no video.
+    /// For a whole request other than an upload.
     pub request: Duration,
 }
 
@@ -67,72 +63,69 @@ impl Default for Timeouts {
 #[derive(Clone, Debug)]
 pub struct SupabaseStore {
     base: Url,
+    clock: Clock,
     timeouts: Timeouts,
-    /// Keeps no connection: after some refusals the server never reads the rest of the body, and
-    /// the next request on that connection would hang until it is reset a minute later.
+    /// Reuses no connection: after some error responses the server never reads the rest of the
+    /// body, and the next request on that connection would hang until it is reset a minute later.
     uploads: Client,
     calls: Client,
-    /// Taken out of what is logged.
+    /// Removed from logged responses.
     key: SecretString,
-    /// Whether the key is of the new kind, which the gateway must translate for the server.
+    /// Whether the key is an `sb_` key, which the gateway translates into a JWT for the server.
     secret_key: bool,
 }
 
 impl SupabaseStore {
-    /// The storage of the project at `supabase_url` (without `/storage/v1`), with its service key.
+    /// Creates a client for the project at `supabase_url` (without `/storage/v1`), with its service
+    /// key. Makes no call.
     ///
     /// # Errors
-    /// [`Code::StorageDenied`] if the key or the URL cannot be one.
+    /// The URL is not http(s), the key cannot be sent as a header, or TLS is unavailable.
     pub fn new(
         supabase_url: &Url,
         key: &SecretString,
+        clock: Clock,
         timeouts: Timeouts,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, InvalidSetting> {
         let mut base = supabase_url.clone();
         base.path_segments_mut()
-            .map_err(|()| misconfigured("SUPABASE_URL is not an http(s) URL."))?
+            .map_err(|()| InvalidSetting {
+                name: "SUPABASE_URL",
+                problem: "not an http(s) URL",
+            })?
             .pop_if_empty()
             .extend(["storage", "v1"]);
 
-        // A `sb_` key is no JWT: the server would refuse it as a bearer token.
         let kept = key.clone();
         let key = key.expose_secret();
+        let sensitive = |text: &str| {
+            client::sensitive(text).map_err(|_| InvalidSetting {
+                name: "SUPABASE_SERVICE_ROLE_KEY",
+                problem: "has characters that no key has (a line break?)",
+            })
+        };
         let secret_key = key.starts_with("sb_");
         let mut headers = HeaderMap::new();
         headers.insert("apikey", sensitive(key)?);
+        // An `sb_` key is not a JWT: the server would reject it as a bearer token.
         if !secret_key {
             headers.insert(AUTHORIZATION, sensitive(&format!("Bearer {key}"))?);
         }
-        let client = || {
-            Client::builder()
-                .default_headers(headers.clone())
-                .user_agent(USER_AGENT)
-                .redirect(reqwest::redirect::Policy::none())
-                .retry(reqwest::retry::never())
-                // The key goes to the storage and to nobody in between, as GitHub's and the agent's.
-                .no_proxy()
-                .connect_timeout(timeouts.connect)
-        };
-        let build = |builder: reqwest::ClientBuilder| {
-            builder
-                .build()
-                .map_err(|_| misconfigured("The TLS of this machine could not be set up."))
-        };
+        let builder = || client::direct(timeouts.connect).default_headers(headers.clone());
+        let uploads = builder()
+            .pool_max_idle_per_host(0)
+            // After an early error response, unsent bytes are stuck and no code waits for them: the
+            // system closes that connection. `upload` has returned by then.
+            .tcp_user_timeout(timeouts.stall);
+        let calls = builder()
+            .pool_idle_timeout(POOL_IDLE)
+            .timeout(timeouts.request);
         Ok(Self {
             base,
+            clock,
             timeouts,
-            // After an early refusal, what is left to send is stuck with nobody asking: the
-            // system ends that connection. `put` itself has answered by then.
-            uploads: build(
-                client()
-                    .pool_max_idle_per_host(0)
-                    .tcp_user_timeout(timeouts.stall),
-            )?,
-            calls: build(
-                client()
-                    .pool_idle_timeout(POOL_IDLE)
-                    .timeout(timeouts.request),
-            )?,
+            uploads: client::build(uploads, "SUPABASE_URL")?,
+            calls: client::build(calls, "SUPABASE_URL")?,
             key: kept,
             secret_key,
         })
@@ -159,8 +152,8 @@ impl SupabaseStore {
         }))
     }
 
-    /// Uploads. An answer that got lost is settled by asking what is stored: the server commits an
-    /// upload even if nobody is left to hear of it.
+    /// Uploads an object. If the response is lost, asks what is stored: the server completes an upload
+    /// even if the client is gone.
     pub(super) async fn put(
         &self,
         path: &ObjectPath,
@@ -183,7 +176,7 @@ impl SupabaseStore {
     }
 
     pub(super) async fn delete(&self, path: &ObjectPath) -> Result<(), Failure> {
-        // Without a Content-Type: with one, the server insists on a body.
+        // No Content-Type: with one, the server requires a body.
         let request = self.calls.delete(self.object_url(&[], path));
         let response = request.send().await.map_err(|error| unreached(&error))?;
         self.accept(response).await.map(|_| ())
@@ -223,11 +216,11 @@ impl SupabaseStore {
             .post(self.object_url(&["sign"], path))
             .json(&json!({ "expiresIn": SIGNED_URL_SECONDS }));
         let signed = self.call::<Signed>(request).await?;
-        // The server knows nothing of the gateway's prefix.
+        // The server's URL lacks the gateway's prefix `/storage/v1`.
         Ok(signed.map(|signed| format!("{}{}", self.base, signed.signed_url)))
     }
 
-    /// One standard upload: atomic, and one request whatever the size.
+    /// Makes one standard upload: atomic, and one request for any size.
     async fn upload(
         &self,
         path: &ObjectPath,
@@ -237,7 +230,8 @@ impl SupabaseStore {
     ) -> Result<(), Failure> {
         let metadata = json!({ "blob_sha": digests.blob_sha, "sha256": digests.sha256 });
         let (taken, mut so_far) = watch::channel(0);
-        // `taken` itself stays here: without a sender, `changed` below would return at once for ever.
+        // `taken` itself lives until the end: without a sender, `changed` below would return at once,
+        // again and again.
         let counter = taken.clone();
         let pieces = body.map_ok(pieces).try_flatten().inspect_ok(move |piece| {
             counter.send_modify(|taken| *taken += piece.len() as u64);
@@ -246,38 +240,45 @@ impl SupabaseStore {
             .uploads
             .post(self.object_url(&[], path))
             .header(CONTENT_TYPE, VIDEO_MIME)
-            // Without it the body would go out chunked, past the bucket's size limit.
+            // Without it the body would be sent chunked, which bypasses the bucket's size limit.
             .header(CONTENT_LENGTH, size)
             .header(CACHE_CONTROL, "no-cache")
             .header("x-upsert", "true")
             .header("x-metadata", BASE64_STANDARD.encode(metadata.to_string()))
             .body(reqwest::Body::wrap_stream(pieces));
 
-        let mut answer = std::pin::pin!(request.send());
+        let mut sending = std::pin::pin!(request.send());
         let response = loop {
             let all_taken = *so_far.borrow_and_update() >= size;
-            let patience = match all_taken {
-                true => self.timeouts.answer,
-                false => self.timeouts.stall,
+            let timeout = if all_taken {
+                self.timeouts.answer
+            } else {
+                self.timeouts.stall
             };
             tokio::select! {
-                // May come while bytes are still being sent; nothing more is sent then.
-                response = &mut answer => break response.map_err(|error| unreached(&error))?,
+                // May arrive while bytes are still being sent; the rest is not sent then.
+                response = &mut sending => break response.map_err(|error| unreached(&error))?,
+                // Every piece restarts the timeout: only a stalled upload fails, not a slow one.
                 _ = so_far.changed() => {}
-                () = tokio::time::sleep(patience) => return Err(unavailable(match all_taken {
-                    true => "Supabase Storage did not answer the upload.",
-                    false => "The upload to Supabase Storage stood still.",
+                () = tokio::time::sleep(timeout) => return Err(unavailable(if all_taken {
+                    "Supabase Storage did not respond to the upload."
+                } else {
+                    "The upload to Supabase Storage stalled."
                 })),
             }
         };
         tokio::time::timeout(self.timeouts.answer, self.accept(response))
             .await
-            .unwrap_or_else(|_| Err(unavailable("Supabase Storage did not finish its answer.")))?
-            .ok_or_else(|| unavailable("Supabase Storage answered as if to another question."))?;
+            .unwrap_or_else(|_| {
+                Err(unavailable(
+                    "Supabase Storage did not complete its response.",
+                ))
+            })?
+            .ok_or_else(|| unavailable("Supabase Storage returned \"not found\" for an upload."))?;
         Ok(())
     }
 
-    /// Sends a small request and reads its answer; `None` = no such object.
+    /// Sends a small request and deserializes its response; `None` = no such object.
     async fn call<T: for<'de> Deserialize<'de>>(
         &self,
         request: RequestBuilder,
@@ -287,40 +288,34 @@ impl SupabaseStore {
             return Ok(None);
         };
         serde_json::from_slice(&body).map(Some).map_err(|error| {
-            tracing::warn!(%error, "unexpected answer of Supabase Storage");
-            unavailable(
-                "Supabase Storage answered something that is not Supabase's; check SUPABASE_URL.",
-            )
+            tracing::warn!(%error, "unexpected response of Supabase Storage");
+            unavailable("The response is not from Supabase Storage; check SUPABASE_URL.")
         })
     }
 
-    /// The body of a good answer; `None` = no such object.
+    /// The body of a successful response; `None` = no such object.
     async fn accept(&self, mut response: Response) -> Result<Option<Vec<u8>>, Failure> {
-        let mut body = Vec::new();
-        while let Some(piece) = response.chunk().await.map_err(|error| unreached(&error))? {
-            let room = ANSWER_MAX_BYTES - body.len();
-            body.extend_from_slice(&piece[..piece.len().min(room)]);
-            if body.len() == ANSWER_MAX_BYTES {
-                break;
-            }
-        }
+        let body = client::body(&mut response, RESPONSE_BYTES_MAX).await;
+        let body = body.map_err(|error| unreached(&error))?;
+        // No response of the server is that long, and no part of one could be interpreted.
+        let body = body.unwrap_or_default();
         let status = response.status();
         if status.is_success() {
             return Ok(Some(body));
         }
         let refusal = refusal(status.as_u16(), &body);
         if matches!(refusal, Refusal::NoObject) {
-            // Nothing is wrong: there is none before its first upload.
+            // Not an error: the object does not exist before its first upload.
             return Ok(None);
         }
-        // The server's own words may name addresses behind it: they are for the log only. A gateway
-        // may repeat what it was sent: that is not even for the log.
-        let answer = String::from_utf8_lossy(&body).replace(self.key.expose_secret(), "[key]");
+        // Only logged, because the text may contain internal addresses. Without the key, because a
+        // gateway may repeat the request.
+        let text = String::from_utf8_lossy(&body).replace(self.key.expose_secret(), "[key]");
         tracing::warn!(
             %status,
             ?refusal,
-            answer = answer.get(..answer.floor_char_boundary(LOGGED_ANSWER_BYTES)),
-            "Supabase Storage refused"
+            answer = text.get(..text.floor_char_boundary(LOGGED_BYTES_MAX)),
+            "Supabase Storage returned an error"
         );
         Err(self.failure(refusal, status.as_u16(), response.headers()))
     }
@@ -334,25 +329,25 @@ impl SupabaseStore {
             ),
             Refusal::TooLarge => (
                 Code::TooLarge,
-                "The video is over the storage's size limit; raise the bucket's (and the project's) limit or render it smaller.",
+                "The video exceeds the storage's size limit; raise the limit of the bucket (and of the project), or render it smaller.",
             ),
             Refusal::UnknownKey if self.secret_key => (
                 Code::StorageDenied,
-                "Supabase does not know this sb_ key: it is another project's, or the gateway does not translate sb_ keys; then use the service_role JWT in SUPABASE_SERVICE_ROLE_KEY.",
+                "Supabase rejected the sb_ key: it belongs to another project, or the gateway does not translate sb_ keys; then set SUPABASE_SERVICE_ROLE_KEY to the service_role JWT.",
             ),
             Refusal::Denied | Refusal::UnknownKey => (
                 Code::StorageDenied,
-                "Supabase Storage refuses our key; check SUPABASE_SERVICE_ROLE_KEY.",
+                "Supabase Storage rejected the key; check SUPABASE_SERVICE_ROLE_KEY.",
             ),
             Refusal::NoRoute => (
                 Code::StorageUnavailable,
-                "There is no Supabase Storage at that address; check SUPABASE_URL.",
+                "Supabase Storage is not at the configured address; check SUPABASE_URL.",
             ),
-            Refusal::NoObject | Refusal::Passing => {
+            Refusal::NoObject | Refusal::Transient => {
                 let failure = unavailable(&format!(
-                    "Supabase Storage is not available at the moment (HTTP status {status})."
+                    "Supabase Storage is temporarily unavailable (HTTP status {status})."
                 ));
-                return match retry_after(headers) {
+                return match client::retry_after(headers, self.clock.now_ms()) {
                     Some(wait) => failure.after(wait),
                     None => failure,
                 };
@@ -372,7 +367,7 @@ impl SupabaseStore {
         url
     }
 
-    /// Percent-encodes each segment, so that a bucket's name stays one.
+    /// Percent-encodes each segment, so that a bucket's name stays one segment.
     fn url(&self, segments: &[&str]) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut path) = url.path_segments_mut() {
@@ -382,7 +377,7 @@ impl SupabaseStore {
     }
 }
 
-/// What the storage's refusal is about.
+/// The meaning of an error response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
     NoObject,
@@ -392,12 +387,12 @@ enum Refusal {
     TooLarge,
     Denied,
     UnknownKey,
-    Passing,
+    Transient,
 }
 
-/// Reads a refusal by its `code`, else its `statusCode`, else its HTTP status: nearly every one
-/// comes as HTTP 400 with the real status as a string inside, older servers and gateways in front
-/// leave out one or the other, and some answer HTML, plain text or nothing.
+/// Classifies an error response by its `code`, else by its `statusCode`, else by its HTTP status.
+/// Nearly every error has HTTP status 400 and the real status as a string in the body. Older servers
+/// and gateways leave out one or the other, and some return HTML, plain text or no body.
 fn refusal(http_status: u16, body: &[u8]) -> Refusal {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let text = |field: &str| body[field].as_str().unwrap_or_default();
@@ -411,9 +406,9 @@ fn refusal(http_status: u16, body: &[u8]) -> Refusal {
         "InvalidMimeType" => return Refusal::Mime,
         "EntityTooLarge" => return Refusal::TooLarge,
         "AccessDenied" | "InvalidJWT" => return Refusal::Denied,
-        // With the status of what failed behind the server, which says nothing about the request.
+        // Their `statusCode` is that of a backend, and says nothing about the request.
         "S3Error" | "DatabaseError" | "DatabaseTimeout" | "InternalError" | "SlowDown"
-        | "LockTimeout" | "ResourceLocked" | "TransactionError" => return Refusal::Passing,
+        | "LockTimeout" | "ResourceLocked" | "TransactionError" => return Refusal::Transient,
         _ => {}
     }
     let inner = &body["statusCode"];
@@ -428,22 +423,11 @@ fn refusal(http_status: u16, body: &[u8]) -> Refusal {
         401 | 403 => Refusal::Denied,
         413 => Refusal::TooLarge,
         415 => Refusal::Mime,
-        _ => Refusal::Passing,
+        _ => Refusal::Transient,
     }
 }
 
-/// `Retry-After` in either of its forms (RFC 9110, 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let until = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-    let wait = until.duration_since(jiff::Timestamp::now());
-    wait.try_into().ok()
-}
-
-/// Cuts a long piece into short ones, without copying.
+/// Splits a long chunk into pieces, without copying.
 fn pieces(
     mut bytes: Bytes,
 ) -> impl futures_util::Stream<Item = std::io::Result<Bytes>> + Send + 'static {
@@ -453,31 +437,19 @@ fn pieces(
     }))
 }
 
-fn sensitive(text: &str) -> Result<HeaderValue, Failure> {
-    let mut value = HeaderValue::from_str(text).map_err(|_: header::InvalidHeaderValue| {
-        misconfigured("SUPABASE_SERVICE_ROLE_KEY has characters that no key has.")
-    })?;
-    value.set_sensitive(true);
-    Ok(value)
-}
-
 fn unreached(error: &reqwest::Error) -> Failure {
-    tracing::warn!(error = causes(error), "no answer of Supabase Storage");
+    tracing::warn!(error = causes(error), "no response from Supabase Storage");
     unavailable(if error.is_timeout() {
-        "Supabase Storage did not answer in time."
+        "Supabase Storage did not respond in time."
     } else if error.is_connect() {
-        "Supabase Storage could not be reached; check SUPABASE_URL if this lasts."
+        "Supabase Storage could not be reached; check SUPABASE_URL if this persists."
     } else {
-        "The connection to Supabase Storage broke off."
+        "The connection to Supabase Storage broke."
     })
 }
 
 fn unavailable(message: &str) -> Failure {
     Failure::new(Code::StorageUnavailable, message)
-}
-
-fn misconfigured(message: &str) -> Failure {
-    Failure::new(Code::StorageDenied, message)
 }
 
 fn bucket_missing() -> Failure {
@@ -495,7 +467,7 @@ mod tests {
     fn a_refusal_is_read_by_code_then_inner_status_then_http_status() {
         use Refusal::*;
         for (status, body, expected) in [
-            // As measured: the real status is inside.
+            // As measured: the real status is in the body.
             (
                 400,
                 r#"{"statusCode":"404","error":"not_found","message":"Object not found","code":"NoSuchKey"}"#,
@@ -534,23 +506,23 @@ mod tests {
             (
                 500,
                 r#"{"statusCode":"500","error":"Internal","message":"Internal Server Error","code":"InternalError"}"#,
-                Passing,
+                Transient,
             ),
             (
                 400,
                 r#"{"error":"Bad Request","message":"Client Error","statusCode":400}"#,
-                Passing,
+                Transient,
             ),
             (
                 404,
                 r#"{"message":"Route GET:/x not found","error":"Not Found","statusCode":404}"#,
                 NoRoute,
             ),
-            // The code wins over the status of what is behind the server.
+            // The code wins over the status of the backend.
             (
                 400,
                 r#"{"statusCode":"403","error":"x","message":"Error","code":"S3Error"}"#,
-                Passing,
+                Transient,
             ),
             // Older servers send no code.
             (
@@ -563,16 +535,16 @@ mod tests {
                 r#"{"statusCode":"404","error":"Bucket not found","message":"Bucket not found"}"#,
                 NoBucket,
             ),
-            // Whatever is in front of the server.
+            // From a gateway.
             (413, "<html>413 Request Entity Too Large</html>", TooLarge),
             (401, r#"{"message":"Invalid API key"}"#, Denied),
             (404, "", NoRoute),
-            (502, "<html>Bad Gateway</html>", Passing),
-            (544, "", Passing),
-            (429, "slow down", Passing),
-            (302, "", Passing),
-            (400, "[1,2]", Passing),
-            (400, r#"{"statusCode":{"a":1},"code":7}"#, Passing),
+            (502, "<html>Bad Gateway</html>", Transient),
+            (544, "", Transient),
+            (429, "slow down", Transient),
+            (302, "", Transient),
+            (400, "[1,2]", Transient),
+            (400, r#"{"statusCode":{"a":1},"code":7}"#, Transient),
         ] {
             assert_eq!(
                 refusal(status, body.as_bytes()),
@@ -583,23 +555,12 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        let wait = |text: &str| {
-            let value = HeaderValue::from_str(text).unwrap();
-            retry_after(&HeaderMap::from_iter([(RETRY_AFTER, value)]))
-        };
-        assert_eq!(wait("17"), Some(Duration::from_secs(17)));
-        let far = wait("Thu, 31 Dec 9998 23:59:59 GMT");
-        assert!(far > Some(Duration::from_secs(3600)), "{far:?}");
-        assert_eq!(wait("Fri, 31 Dec 1999 23:59:59 GMT"), None);
-        assert_eq!(wait("soon"), None);
-    }
-
-    #[test]
     fn the_key_is_in_no_debug_output() {
         for key in ["sb_secret_hush", "eyJh.hush.x"] {
             let url = "http://127.0.0.1:1".parse().unwrap();
-            let store = SupabaseStore::new(&url, &key.into(), Timeouts::default()).unwrap();
+            let store =
+                SupabaseStore::new(&url, &key.into(), Clock::default(), Timeouts::default());
+            let store = store.unwrap();
             assert!(!format!("{store:?}").contains("hush"));
         }
     }

@@ -1,4 +1,4 @@
-//! A headless Chromium, driven through its own driver as a person would use it.
+//! A headless Chromium, driven through chromedriver.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::process::CommandExt as _;
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A window is never narrower, even headless; in pixels.
 const WINDOW_WIDTH_MIN: u32 = 500;
 
-/// How the browser is set.
+/// The settings of the browser.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     pub width: u32,
@@ -36,7 +36,7 @@ impl Default for Settings {
     }
 }
 
-/// One browser with a profile of its own. Whatever ends the test ends it and its driver.
+/// One browser with its own profile. However the test ends, the browser and its driver end too.
 pub struct Browser {
     pub page: Client,
     url: String,
@@ -138,7 +138,7 @@ impl Browser {
         element.text().await.unwrap()
     }
 
-    /// What a script answers, on the page as it is.
+    /// Runs a script on the current page and returns its result.
     pub async fn run(&self, script: &str) -> Value {
         self.page.execute(script, Vec::new()).await.unwrap()
     }

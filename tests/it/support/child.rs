@@ -1,4 +1,4 @@
-//! The real binary as a child: whatever is set, whatever it logs, and what it costs.
+//! The real binary as a child process: its settings, its log and the resources it uses.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;

@@ -1,6 +1,11 @@
-//! OpenHands as its API answers, V1 and V0, from conversations that a test sets.
+//! A fake OpenHands: its API, V1 and V0, with the conversations that a test sets.
 //!
-//! Every answer carries what must never come out at our end: a session key and a prompt.
+//! It reproduces these quirks:
+//!
+//! - V1 takes fewer than 100 ids per call and returns `null` for unknown ones; V0 is on self-hosted servers only;
+//! - every path that the API lacks returns 200 and the web app's HTML page;
+//! - events come newest first, in pages: V1 by `page_id`, V0 by `end_id`;
+//! - every answer contains secrets that the service must not show: a session key and a prompt.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,11 +19,11 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-/// The one key that is let in.
+/// The only valid key.
 pub const KEY: &str = "key-canary";
 /// A credential in every conversation.
 pub const SESSION_KEY: &str = "session-canary";
-/// What every agent was told.
+/// The prompt of every conversation.
 pub const PROMPT: &str = "prompt-canary";
 /// The web app's page: the answer to every path that the API does not have.
 pub const PAGE: &str = "<!doctype html><html><body>OpenHands</body></html>";
@@ -35,9 +40,9 @@ pub enum Server {
 /// What goes wrong.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
-    /// 200 with a web page.
+    /// 200 with an HTML page.
     Html,
-    /// A web page that is called JSON.
+    /// An HTML page with the content type of JSON.
     HtmlAsJson,
     /// This status, with an error in JSON.
     Status(u16),
@@ -47,14 +52,14 @@ pub enum Fault {
     Login,
     /// 200 with this text as JSON.
     Json(&'static str),
-    /// 200 with JSON that fits any of our questions, and more of it than anybody should read.
+    /// 200 with JSON that is valid for every call, but larger than any client should read.
     Endless,
-    /// No answer ever.
+    /// No answer.
     Stall,
 }
 
-/// The running fake; it ends when dropped.
-pub struct OpenHands {
+/// The running fake; it stops when dropped.
+pub struct FakeOpenHands {
     pub url: String,
     model: Arc<Mutex<Model>>,
     server: JoinHandle<()>,
@@ -72,7 +77,7 @@ struct Model {
     calls: Vec<String>,
 }
 
-impl OpenHands {
+impl FakeOpenHands {
     pub async fn start(server: Server) -> Self {
         let model = Arc::new(Mutex::new(Model {
             speaks_v0: server == Server::SelfHosted,
@@ -89,9 +94,9 @@ impl OpenHands {
         self.model.lock().unwrap()
     }
 
-    /// A V1 conversation that changed just now.
+    /// Adds a V1 conversation that has just changed.
     pub fn conversation(&self, id: Uuid, sandbox: &str, execution: Option<&str>) {
-        let now = jiff::Timestamp::now();
+        let now = video_ingest::clock::Clock::default().now();
         let row = json!({
             "id": id.simple().to_string(), "sandbox_id": "sb-1", "sandbox_status": sandbox,
             "execution_status": execution, "title": PROMPT, "session_api_key": SESSION_KEY,
@@ -100,17 +105,17 @@ impl OpenHands {
         self.model().conversations.insert(id, row);
     }
 
-    /// A V1 conversation was deleted.
+    /// Deletes a V1 conversation.
     pub fn forget(&self, id: Uuid) {
         self.model().conversations.remove(&id);
     }
 
-    /// A V1 conversation's execution status changed.
+    /// Changes a V1 conversation's execution status.
     pub fn state(&self, id: Uuid, status: &str) {
         self.update(id, "execution_status", json!(status));
     }
 
-    /// Some other part of a V1 conversation's state changed.
+    /// Adds events about other parts of a V1 conversation's state.
     pub fn chatter(&self, id: Uuid, times: usize) {
         for _ in 0..times {
             self.update(id, "stats", json!({"last_prompt": PROMPT}));
@@ -122,7 +127,7 @@ impl OpenHands {
         self.model().events.entry(id).or_default().insert(0, event);
     }
 
-    /// A V1 start task.
+    /// Adds a V1 start task.
     pub fn start_task(&self, id: Uuid, status: &str, detail: Option<&str>, led_to: Option<Uuid>) {
         let request = json!({"initial_message": {"content": [{"type": "text", "text": PROMPT}]}});
         let task = json!({
@@ -132,7 +137,7 @@ impl OpenHands {
         self.model().tasks.insert(id, task);
     }
 
-    /// A V0 conversation.
+    /// Adds a V0 conversation.
     pub fn v0(&self, id: Uuid, status: &str) {
         let row = json!({
             "conversation_id": id.simple().to_string(), "status": status, "title": PROMPT,
@@ -141,7 +146,7 @@ impl OpenHands {
         self.model().v0.insert(id, row);
     }
 
-    /// A V0 agent's state changed.
+    /// Changes a V0 agent's state.
     pub fn v0_state(&self, id: Uuid, state: &str) {
         let extras = json!({"agent_state": state, "reason": ""});
         self.v0_event(
@@ -150,7 +155,7 @@ impl OpenHands {
         );
     }
 
-    /// A V0 agent did something.
+    /// Adds other events of a V0 agent.
     pub fn v0_chatter(&self, id: Uuid, times: usize) {
         for _ in 0..times {
             self.v0_event(
@@ -167,23 +172,23 @@ impl OpenHands {
         events.insert(0, event);
     }
 
-    /// Every call whose path contains `part` fails like this.
-    pub fn break_down(&self, part: &str, fault: Fault) {
+    /// Injects a fault into every call whose path contains `part`.
+    pub fn fault(&self, part: &str, fault: Fault) {
         self.model().faults.push((part.to_owned(), fault));
     }
 
-    /// Everything works again.
-    pub fn heal(&self) {
+    /// Removes every fault.
+    pub fn clear_faults(&self) {
         self.model().faults.clear();
     }
 
-    /// The calls since the last time that this was asked for: path and query.
+    /// Path and query of each call since the last time that this was called.
     pub fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.model().calls)
     }
 }
 
-impl Drop for OpenHands {
+impl Drop for FakeOpenHands {
     fn drop(&mut self) {
         self.server.abort();
     }

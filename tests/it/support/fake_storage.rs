@@ -1,6 +1,15 @@
-//! A stateful fake for Supabase Storage: its gateway and the REST routes that a client of
-//! videos meets, with the statuses and bodies measured on supabase/storage 4fa61fba (2026-08-21).
-//! Resumable uploads (TUS), S3 and form uploads are not here.
+//! A stateful fake of Supabase Storage: its gateway and the REST routes that the service calls, with the
+//! statuses and bodies measured on supabase/storage 4fa61fba (2026-08-21). It reproduces these quirks:
+//!
+//! - the real status of a refusal is inside the body of a 400;
+//! - a refusal after the body has begun leaves the connection hanging for 62 seconds ("poisoned");
+//! - the gateway translates `sb_` keys to JWTs, and older ones do not;
+//! - the size limit is exact but does not see chunked bodies; types match exactly, but for wildcards;
+//! - only `x-upsert: true`, in exactly this spelling, or `PUT` replaces an object;
+//! - a DELETE with a JSON content type needs a body; a list does not tell a missing bucket from an empty one;
+//! - the ETag is an MD5, except for large objects on an S3 back end.
+//!
+//! Resumable uploads (TUS), S3 and form uploads are not implemented.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
@@ -25,13 +34,13 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-/// A key of the new kind, which only the gateway knows.
-pub const SECRET_KEY: &str = "sb_secret_of_the_stand_in";
+/// A secret API key (`sb_secret_…`), which only the gateway knows.
+pub const SECRET_KEY: &str = "sb_secret_of_the_fake";
 /// The service role's JWT.
 pub const SERVICE_JWT: &str = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmVk";
-/// A visitor's JWT, whom no policy lets write.
+/// An anonymous visitor's JWT; no policy lets it write.
 pub const ANON_JWT: &str = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoiYW5vbiJ9.c2lnbmVk";
-/// The service role's JWT of another time.
+/// An expired JWT of the service role.
 pub const EXPIRED_JWT: &str = "eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjF9.c2lnbmVk";
 
 /// S3 back ends store in parts of this size, which shows in the ETag of what is larger.
@@ -55,15 +64,15 @@ pub enum Op {
 /// What goes wrong with a request.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// The body is read, nothing is done, and this is the answer.
+    /// The body is read, nothing is done, and this is returned.
     Answer(Answer),
-    /// This is the answer before the body is read, on a connection that then hangs.
+    /// This is returned before the body is read, on a connection that then hangs.
     Poison(Answer),
-    /// It is done, and this is the answer all the same.
+    /// It is done, but this is returned.
     DoneBut(Answer),
     /// It is done, and the connection breaks before the answer.
     LoseAnswer,
-    /// It is done, and no answer ever comes.
+    /// It is done, but nothing is returned.
     NoAnswer,
     /// The connection breaks after so many bytes of the body.
     CutAfter(usize),
@@ -71,7 +80,7 @@ pub enum Fault {
     Stall,
 }
 
-/// An answer as it is.
+/// A whole answer.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
@@ -80,7 +89,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Of something in front of the server.
+    /// From a proxy or gateway in front of the server.
     pub fn new(status: u16, content_type: &str, body: impl Into<String>) -> Self {
         Self {
             status,
@@ -89,7 +98,7 @@ impl Answer {
         }
     }
 
-    /// The server's refusal: HTTP status and, inside, the real one.
+    /// A refusal of the server: HTTP status and, in the body, the real one.
     pub fn refusal(http: u16, status: &str, error: &str, message: &str, code: &str) -> Self {
         #[derive(Serialize)]
         struct Inner<'a> {
@@ -108,7 +117,7 @@ impl Answer {
         Self::new(http, "application/json; charset=utf-8", body.unwrap())
     }
 
-    /// With one more header.
+    /// Adds a header.
     pub fn with(mut self, name: &'static str, value: &str) -> Self {
         self.headers.push((name, value.to_owned()));
         self
@@ -132,16 +141,16 @@ pub struct Upload {
     pub headers: HeaderMap,
 }
 
-/// The running fake; gone with this value.
-pub struct StorageStandin {
-    fake_github: Arc<Standin>,
+/// The running fake; it stops when dropped.
+pub struct FakeStorage {
+    shared: Arc<Shared>,
     address: SocketAddr,
     connections: watch::Receiver<usize>,
     _running: DropGuard,
 }
 
 #[derive(Default)]
-struct Standin {
+struct Shared {
     model: Mutex<Model>,
 }
 
@@ -197,49 +206,49 @@ struct Notifies {
     resume: Notify,
 }
 
-/// An upload that stands still before its end.
+/// An upload that waits before its last byte.
 pub struct Pause(Arc<Notifies>);
 
 impl Pause {
-    /// Until an upload has come to the pause.
+    /// Returns once an upload has reached the pause.
     pub async fn reached(&self) {
         self.0.reached.notified().await;
     }
 
-    /// Lets it go on.
+    /// Lets it continue.
     pub fn resume(self) {
         self.0.resume.notify_one();
     }
 }
 
-impl StorageStandin {
-    /// On a free port of the loopback interface, without a bucket.
+impl FakeStorage {
+    /// Serves a project without buckets on a free port of 127.0.0.1.
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let fake_github = Arc::new(Standin::default());
+        let shared = Arc::new(Shared::default());
         let running = CancellationToken::new();
         let (count, connections) = watch::channel(0);
         tokio::spawn(running.clone().run_until_cancelled_owned(serve(
             listener,
-            fake_github.clone(),
+            shared.clone(),
             running.clone(),
             count,
         )));
         Self {
-            fake_github,
+            shared,
             address,
             connections,
             _running: running.drop_guard(),
         }
     }
 
-    /// What `SUPABASE_URL` would be.
+    /// The value for `SUPABASE_URL`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Makes a private bucket, or changes it.
+    /// Creates a private bucket, or changes it.
     pub fn create_bucket(&self, name: &str, limit: Option<u64>, mimes: Option<&[&str]>) {
         let mimes = mimes.map(|list| list.iter().map(|&mime| mime.to_owned()).collect());
         let bucket = Bucket { limit, mimes };
@@ -261,16 +270,15 @@ impl StorageStandin {
         model.objects.get(path).map(|object| object.bytes.clone())
     }
 
-    /// Something else than an upload put other bytes there, or took the object away.
-    pub fn spoil(&self, path: &str, bytes: Option<&[u8]>) {
+    /// Replaces the bytes of an object without an upload.
+    pub fn overwrite(&self, path: &str, bytes: &[u8]) {
         let mut model = self.model();
-        match bytes {
-            Some(bytes) => {
-                let object = model.objects.get_mut(path).unwrap();
-                object.bytes = Bytes::copy_from_slice(bytes);
-            }
-            None => _ = model.objects.remove(path).unwrap(),
-        }
+        model.objects.get_mut(path).unwrap().bytes = Bytes::copy_from_slice(bytes);
+    }
+
+    /// Deletes an object without a call.
+    pub fn delete(&self, path: &str) {
+        self.model().objects.remove(path).unwrap();
     }
 
     /// How often `bucket/path` was stored.
@@ -283,27 +291,27 @@ impl StorageStandin {
         self.model().history.get(path).cloned().unwrap_or_default()
     }
 
-    /// Every request so far as `METHOD /path`, gateway's prefix included.
+    /// Every request so far as `METHOD /path`, including the gateway's prefix.
     pub fn calls(&self) -> Vec<String> {
         self.model().calls.clone()
     }
 
-    /// The gateway finds no server behind it, until told otherwise.
-    pub fn break_down(&self, is_down: bool) {
+    /// While this is set, the gateway returns 503: no upstream.
+    pub fn set_down(&self, is_down: bool) {
         self.model().is_down = is_down;
     }
 
-    /// The next request of that kind goes wrong; several wait in line.
+    /// Injects a fault into the next request of that kind; several are used one after another.
     pub fn fault(&self, op: Op, fault: Fault) {
         self.fault_at(op, "", fault);
     }
 
-    /// The next request of that kind whose `bucket/path` contains the text goes wrong.
+    /// Injects a fault into the next request of that kind whose `bucket/path` contains the text.
     pub fn fault_at(&self, op: Op, path: &str, fault: Fault) {
         self.model().faults.push((op, path.to_owned(), fault));
     }
 
-    /// The next upload stands still when all but its end is there.
+    /// Pauses the next upload before its last byte.
     pub fn pause_before_last_byte(&self) -> Pause {
         let notifies = Arc::<Notifies>::default();
         self.model().pauses.push_back(notifies.clone());
@@ -325,19 +333,19 @@ impl StorageStandin {
         self.model().poisoned = time;
     }
 
-    /// Ends the time of every signed URL.
+    /// Expires every signed URL.
     pub fn expire_signed_urls(&self) {
         self.model().signed.clear();
     }
 
-    /// Until no client is connected any more.
+    /// Returns once no client is connected any more.
     pub async fn disconnected(&self) {
         let mut connections = self.connections.clone();
         connections.wait_for(|&count| count == 0).await.unwrap();
     }
 
     fn model(&self) -> MutexGuard<'_, Model> {
-        self.fake_github.model.lock().unwrap()
+        self.shared.model.lock().unwrap()
     }
 }
 
@@ -354,16 +362,16 @@ impl Connection {
 
 async fn serve(
     listener: TcpListener,
-    fake_github: Arc<Standin>,
+    shared: Arc<Shared>,
     running: CancellationToken,
     count: watch::Sender<usize>,
 ) {
     while let Ok((stream, _)) = listener.accept().await {
         let token = running.child_token();
         let connection = Connection(token.clone());
-        let fake_github = fake_github.clone();
+        let shared = shared.clone();
         let router = Router::new()
-            .fallback(move |request| handle(fake_github.clone(), request))
+            .fallback(move |request| handle(shared.clone(), request))
             .layer(Extension(connection));
         let count = count.clone();
         tokio::spawn(async move {
@@ -378,11 +386,11 @@ async fn serve(
 }
 
 /// The gateway: strips its prefix and translates keys.
-async fn handle(fake_github: Arc<Standin>, request: Request<Body>) -> Response {
+async fn handle(shared: Arc<Shared>, request: Request<Body>) -> Response {
     let connection = request.extensions().get::<Connection>().unwrap().clone();
     let (head, body) = request.into_parts();
     let authorization = {
-        let mut model = fake_github.model.lock().unwrap();
+        let mut model = shared.model.lock().unwrap();
         model
             .calls
             .push(format!("{} {}", head.method, head.uri.path()));
@@ -411,7 +419,7 @@ async fn handle(fake_github: Arc<Standin>, request: Request<Body>) -> Response {
                 rest.strip_prefix("authenticated/").unwrap_or(rest),
             ),
             ("sign", rest) if is_get => {
-                return fake_github.read_signed(rest, &head.uri, &head.headers);
+                return shared.read_signed(rest, &head.uri, &head.headers);
             }
             ("sign", rest) => (Op::Sign, rest),
             ("list", rest) => (Op::List, rest),
@@ -430,13 +438,13 @@ async fn handle(fake_github: Arc<Standin>, request: Request<Body>) -> Response {
         method: head.method,
         headers: head.headers,
     };
-    let fault = fake_github.take_fault(op, path);
+    let fault = shared.take_fault(op, path);
     match fault {
         Some(Fault::Answer(answer)) => {
             read_to_end(body).await.ok();
             return answer.into_response();
         }
-        Some(Fault::Poison(answer)) => return fake_github.poison(answer, body, connection),
+        Some(Fault::Poison(answer)) => return shared.poison(answer, body, connection),
         Some(Fault::Stall) => {
             let _unread = body;
             return std::future::pending().await;
@@ -454,7 +462,7 @@ async fn handle(fake_github: Arc<Standin>, request: Request<Body>) -> Response {
         Some(Fault::DoneBut(_) | Fault::LoseAnswer | Fault::NoAnswer) | None => {}
     }
     let response = match authorize(authorization.as_deref()) {
-        Ok(role) => fake_github.answer(call, role, body, &connection).await,
+        Ok(role) => shared.answer(call, role, body, &connection).await,
         Err(answer) => {
             drain(body);
             answer.into_response()
@@ -529,7 +537,7 @@ fn authorize(authorization: Option<&str>) -> Result<Role, Answer> {
     }
 }
 
-impl Standin {
+impl Shared {
     fn take_fault(&self, op: Op, path: &str) -> Option<Fault> {
         let mut model = self.model.lock().unwrap();
         let applies = |(on, part, _): &(Op, String, Fault)| *on == op && path.contains(part);
@@ -537,7 +545,7 @@ impl Standin {
         Some(model.faults.remove(at).2)
     }
 
-    /// Answers without reading, and lets nothing else through the connection until it breaks.
+    /// Answers without reading the body; the connection then hangs until it is closed.
     fn poison(&self, answer: Answer, body: Body, connection: Connection) -> Response {
         let time = self.model.lock().unwrap().poisoned;
         tokio::spawn(async move {
@@ -576,7 +584,7 @@ impl Standin {
         match call.op {
             Op::Bucket => model.bucket(&call.path),
             Op::List => model.list(&call.path, &request),
-            // Row-level security: what a visitor may not see is not there.
+            // Row-level security hides objects from anonymous visitors.
             _ if role == Role::Anon => no_object(&call.method),
             Op::Info => model.info(&call.path),
             Op::Read => model.read(&call.path, &call.method, &call.headers),
@@ -608,7 +616,7 @@ impl Standin {
         }
         let upsert = call.method == Method::PUT || header("x-upsert") == Some("true");
         let exists = self.model.lock().unwrap().objects.contains_key(&call.path);
-        // From here on, the real server has begun to hand the body on, and forgets to read it.
+        // From here on the real server has begun to forward the body, and does not read the rest.
         let refused = if !is_key(key) {
             let message = format!("Invalid key: {key}");
             Some(Answer::refusal(
@@ -692,7 +700,7 @@ impl Standin {
 }
 
 impl Model {
-    /// The refusals that the server makes before it touches the body.
+    /// The refusals before the server reads the body.
     fn refusal(&self, bucket: &str, mime: &str, size: Option<u64>) -> Option<Answer> {
         let Some(bucket) = self.buckets.get(bucket) else {
             return Some(no_bucket());
@@ -824,7 +832,7 @@ impl Model {
         .into_response()
     }
 
-    /// One level below a prefix. That the bucket is missing cannot be seen.
+    /// One level below a prefix. A missing bucket looks like an empty one.
     fn list(&self, bucket: &str, request: &Value) -> Response {
         let prefix = format!(
             "{bucket}/{}",
@@ -858,7 +866,7 @@ impl Model {
     }
 }
 
-/// Exact and case-sensitive, but for a wildcard in the list.
+/// Exact and case-sensitive, except for wildcards in the list.
 fn mime_matches(allowed: &str, mime: &str) -> bool {
     let kind = |mime: &str| mime.split('/').next().map(str::to_owned);
     allowed == mime

@@ -1,4 +1,7 @@
-//! Stands in front of a service and spoils what passes, on request: the same faults for every service.
+//! A proxy that injects faults into what passes: the same faults in front of every service.
+//!
+//! It reproduces what networks, gateways and busy services do: error statuses, `Retry-After`, an HTML page
+//! with 200, empty, endless, cut, stalled and corrupted bodies, and answers lost after the work was done.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,22 +17,22 @@ use tokio::task::JoinHandle;
 /// Bytes of one piece of an endless answer.
 const PIECE: usize = 64 << 10;
 
-/// What goes wrong.
+/// What goes wrong with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// This status; nothing is done.
     Status(u16),
     /// 429, asking to wait for so many seconds.
     TooMany(u32),
-    /// 200 and a page for people; nothing is done.
+    /// 200 and an HTML page; nothing is done.
     Html,
-    /// 200 and not a byte; nothing is done.
+    /// 200 and an empty body; nothing is done.
     Empty,
-    /// 200 and no end; nothing is done.
+    /// 200 and a body that never ends; nothing is done.
     Endless,
     /// The connection breaks in the middle of the real answer.
     Cut,
-    /// Half of the real answer, or for a request with a body nothing at all, and then silence.
+    /// Half of the real answer, or none to a request with a body, and then nothing more.
     Stalled,
     /// The real answer with one byte changed, at this share of its length in thousandths.
     Corrupted(usize),
@@ -39,7 +42,7 @@ pub enum Fault {
 
 type Matcher = Box<dyn FnMut(&str, &str) -> bool + Send>;
 
-/// The running fault_proxy; it ends when dropped.
+/// The running proxy; it stops when dropped.
 pub struct FaultProxy {
     pub url: String,
     rule: Arc<Mutex<Option<(Matcher, Fault)>>>,
@@ -84,13 +87,13 @@ impl FaultProxy {
         }
     }
 
-    /// Spoils every request for whose method and path this holds.
-    pub fn spoil(&self, matches: impl FnMut(&str, &str) -> bool + Send + 'static, fault: Fault) {
+    /// Injects a fault into every request whose method and path match.
+    pub fn fault(&self, matches: impl FnMut(&str, &str) -> bool + Send + 'static, fault: Fault) {
         *self.rule.lock().unwrap() = Some((Box::new(matches), fault));
     }
 
-    /// Everything passes again; how many requests were spoiled.
-    pub fn heal(&self) -> usize {
+    /// Removes the fault and returns how many requests had it.
+    pub fn clear_faults(&self) -> usize {
         *self.rule.lock().unwrap() = None;
         self.hits.swap(0, Ordering::Relaxed)
     }
@@ -111,7 +114,7 @@ async fn pass(
     match fault {
         Some(Fault::Status(status)) => {
             let status = StatusCode::from_u16(status).unwrap();
-            return (status, r#"{"message":"spoiled"}"#).into_response();
+            return (status, r#"{"message":"injected fault"}"#).into_response();
         }
         Some(Fault::TooMany(seconds)) => {
             let wait = [(header::RETRY_AFTER, seconds.to_string())];
@@ -147,7 +150,7 @@ async fn pass(
     };
     let (status, headers) = (answer.status(), answer.headers().clone());
     let body = answer.bytes().await.unwrap_or_default();
-    // GitHub's answers name their own address.
+    // GitHub's answers contain its own address.
     let body = match std::str::from_utf8(&body) {
         Ok(text) => Bytes::from(text.replace(&upstream, &here)),
         Err(_) => body,
@@ -185,7 +188,7 @@ fn ending(bytes: Bytes, wait: impl Future<Output = ()> + Send + 'static) -> Body
     let first = (!bytes.is_empty()).then_some(Ok(bytes));
     let error = stream::once(async move {
         wait.await;
-        Err(std::io::Error::other("spoiled on purpose"))
+        Err(std::io::Error::other("injected fault"))
     });
     Body::from_stream(stream::iter(first).chain(error))
 }

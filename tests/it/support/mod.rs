@@ -1,7 +1,8 @@
-//! What the stories stand on.
+//! What the tests share: the scenario, fakes of the services, a fault proxy, Postgres and a browser.
 
 pub mod browser;
 pub mod child;
+pub mod fake_github;
 pub mod fake_openhands;
 pub mod fake_storage;
 pub mod fault_proxy;

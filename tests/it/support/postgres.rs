@@ -1,7 +1,7 @@
-//! A throwaway Postgres, set up like a Supabase project with the app in it and the service let in.
+//! A temporary Postgres, set up like a Supabase project with the app and the grants of the service.
 //!
-//! One server per test process, one database per test. A shell watches over each server: it ends it
-//! and removes its files when its standard input closes, which happens however the tests end.
+//! One server per test process, one database per test. A shell watches each server: it stops the
+//! server and removes its files when its standard input closes, which happens however the tests end.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
@@ -20,14 +20,14 @@ use video_ingest::domain::ids::VideoKey;
 /// The oldest major version that the service supports.
 const POSTGRES_VERSION_MIN: u32 = 13;
 
-/// A port is found free and then used: somebody else may be quicker.
+/// Another process may take the free port before it is used.
 const START_ATTEMPTS_MAX: u32 = 5;
 
 /// Server connections of the pooler per database and user: fewer than one service has clients, so
 /// that they do share them.
 const POOLED_CONNECTIONS: u32 = 4;
 
-/// The superuser, which in a Supabase project nobody can be.
+/// The superuser. In a Supabase project nobody can log in as it.
 const SUPERUSER: &str = "supabase_admin";
 
 /// Who owns the app's tables. Not a superuser.
@@ -85,12 +85,12 @@ impl Postgres {
         SHARED.get_or_init(Self::start)
     }
 
-    /// One more server, for a test that takes away what all databases of a server share.
+    /// One more server, for a test that stops what all databases of a server share.
     pub fn start() -> &'static Self {
         Self::start_with("off")
     }
 
-    /// The same; whoever measures what commits cost needs them to survive a power cut: `fsync=on`.
+    /// The same; benchmarks of commits need `fsync=on`.
     pub fn start_with(fsync: &str) -> &'static Self {
         let server: &Self = Box::leak(Box::new(Self::boot(fsync)));
         server.psql(SUPERUSER, "postgres", "tests/it/support/supabase_roles.sql");
@@ -357,7 +357,7 @@ fn watch(dir: &Path, script: impl Fn(u16) -> Vec<String>) -> (u16, Child) {
         let mut line = String::new();
         while said.read_line(&mut line).unwrap() > 0 {
             if line.contains("process up") {
-                // Whatever it says later must not fill the pipe.
+                // Later output must not fill the pipe.
                 std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
                 return (port, shell);
             }

@@ -1,6 +1,7 @@
-//! One test = one story: a GitHub, a server, a store and a worker that is driven by hand.
+//! The scenario of most tests: a fake GitHub, a server, a store, and a worker that the test drives step by step.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,14 +19,16 @@ use video_ingest::config::{Config, Database, MissingRow, OpenHandsConfig, StoreC
 use video_ingest::db::Db;
 use video_ingest::domain::generation::OpenHandsVersion;
 use video_ingest::domain::ids::{FileKind, GitSha, VideoKey};
+use video_ingest::domain::state::VideoState;
 use video_ingest::failpoint::FailPoints;
-use video_ingest::fake_github::{Changes, Delivery, FakeGithub};
+use video_ingest::fake_github::{Changes, Delivery};
 use video_ingest::http;
 use video_ingest::pipeline::worker::Worker;
-use video_ingest::services::openhands::{Limits, Rate};
+use video_ingest::services::openhands::{Pacing, Rate};
 
-use super::fake_openhands::{self, OpenHands, Server};
-use super::fake_storage::StorageStandin;
+use super::fake_github::TestGithub;
+use super::fake_openhands::{self, FakeOpenHands, Server};
+use super::fake_storage::FakeStorage;
 use super::postgres::{self, Postgres};
 
 pub const REPOSITORY: &str = "acme/video-artifacts";
@@ -33,12 +36,12 @@ pub const SECRET: &str = "a webhook secret for tests";
 pub const ADMIN_TOKEN: &str = "an-admin-token-for-tests";
 
 const BUCKET: &str = "lesson-assets";
-/// More steps than any story needs: a loop that does not end is a failure, not a hang.
+/// More steps than any scenario needs: an endless loop is a failure, not a hang.
 const STEPS_MAX: usize = 5000;
 
-/// As patient as a test can be, and as fast as the fake answers.
-const AGENT_LIMITS: Limits = Limits {
-    answer: Duration::from_secs(2),
+/// No rate limit in practice, and short timeouts.
+const PACING: Pacing = Pacing {
+    call: Duration::from_secs(2),
     probe: Duration::from_secs(20),
     rates: [Rate {
         calls: 10_000,
@@ -51,7 +54,7 @@ pub const SECOND: &[u8] = include_bytes!("../../../fixtures/videos/second.mp4");
 pub const THIRD: &[u8] = include_bytes!("../../../fixtures/videos/third.mp4");
 pub const TRUNCATED: &[u8] = include_bytes!("../../../fixtures/videos/truncated.mp4");
 
-/// What a story runs on.
+/// What a scenario runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// SQLite and folder: embedded mode.
@@ -62,7 +65,7 @@ pub enum Backend {
     Pooled,
 }
 
-/// Runs a story on both back ends: `scenario! { a_pushed_video_becomes_ready(t) { … } }`.
+/// Runs a scenario on every back end: `scenario! { a_pushed_video_becomes_ready(t) { … } }`.
 #[macro_export]
 macro_rules! scenario {
     ($($(#[$meta:meta])* $name:ident($t:ident) $body:block)*) => { $(
@@ -70,33 +73,33 @@ macro_rules! scenario {
         mod $name {
             #[allow(unused_imports)]
             use super::*;
-            async fn story($t: &mut $crate::support::scenario::Scenario) $body
+            async fn scenario($t: &mut $crate::support::scenario::Scenario) $body
 
             #[tokio::test]
             async fn embedded() {
                 let mut t = $crate::support::scenario::Scenario::begin($crate::support::scenario::Backend::Embedded).await;
-                story(&mut t).await;
+                scenario(&mut t).await;
                 t.finish().await;
             }
 
             #[tokio::test]
             async fn supabase() {
                 let mut t = $crate::support::scenario::Scenario::begin($crate::support::scenario::Backend::Supabase).await;
-                story(&mut t).await;
+                scenario(&mut t).await;
                 t.finish().await;
             }
 
             #[tokio::test]
             async fn pooled() {
                 let mut t = $crate::support::scenario::Scenario::begin($crate::support::scenario::Backend::Pooled).await;
-                story(&mut t).await;
+                scenario(&mut t).await;
                 t.finish().await;
             }
         }
     )* };
 }
 
-/// A video of the story: its ids and what is pushed for it.
+/// A video: its ids and the files that are pushed for it.
 #[derive(Clone, Debug)]
 pub struct Video {
     pub key: VideoKey,
@@ -110,7 +113,7 @@ impl Video {
         Self::with(GOOD)
     }
 
-    /// With these bytes and a JSON that agrees about everything it says.
+    /// With these bytes, new ids and a JSON that matches them.
     pub fn with(mp4: &[u8]) -> Self {
         let key = VideoKey {
             lesson_id: Uuid::new_v4(),
@@ -138,7 +141,7 @@ impl Video {
             .write(self.json_path(), self.json.clone())
     }
 
-    /// Takes both files out with a commit.
+    /// Removes both files in a commit.
     pub fn remove(&self, commit: Changes) -> Changes {
         commit.remove(self.mp4_path()).remove(self.json_path())
     }
@@ -151,7 +154,7 @@ impl Video {
         }
     }
 
-    /// With another JSON.
+    /// The same video with another JSON.
     pub fn with_json(mut self, json: impl Into<Bytes>) -> Self {
         self.json = json.into();
         self
@@ -170,7 +173,7 @@ impl Video {
     }
 }
 
-/// The JSON beside a video, with some fields set otherwise.
+/// The JSON of a video, with these fields replaced.
 pub fn metadata(key: VideoKey, fields: Value) -> Vec<u8> {
     let mut metadata = json!({
         "lesson_id": key.lesson_id,
@@ -202,7 +205,7 @@ pub struct Asset {
     pub metadata: Value,
 }
 
-/// A row as the app, or the old function, left it.
+/// A row as the app, or the function that this service replaces, wrote it.
 #[derive(Clone, Debug)]
 pub struct AppRow {
     pub key: VideoKey,
@@ -213,7 +216,7 @@ pub struct AppRow {
 }
 
 impl AppRow {
-    /// Made just now, being generated, by nobody that we know of.
+    /// Created just now, in generation, without a conversation.
     pub fn pending(key: VideoKey) -> Self {
         Self {
             key,
@@ -227,9 +230,9 @@ impl AppRow {
 
 pub struct Scenario {
     pub backend: Backend,
-    pub github: FakeGithub,
-    pub agent: OpenHands,
-    pub storage: StorageStandin,
+    pub github: TestGithub,
+    pub agent: FakeOpenHands,
+    pub storage: FakeStorage,
     pub clock: Clock,
     pub fail: FailPoints,
     pub worker: Worker,
@@ -251,25 +254,25 @@ impl Scenario {
         Self::begin_with(backend, |_| {}).await
     }
 
-    /// With other settings.
+    /// With changed settings.
     pub async fn begin_with(backend: Backend, change: impl FnOnce(&mut Config)) -> Self {
         let injected = Injected {
-            openhands_limits: AGENT_LIMITS,
+            openhands_pacing: PACING,
             ..Injected::default()
         };
         Self::begin_injected(backend, injected, change).await
     }
 
-    /// With other settings, and other things in the place of the real ones.
+    /// With changed settings, and with test doubles.
     pub async fn begin_injected(
         backend: Backend,
         injected: Injected,
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        let github = FakeGithub::start(REPOSITORY).await.unwrap();
+        let github = TestGithub::start(REPOSITORY).await;
         github.commit(|c| c.write("README.md", "videos, rendered"));
-        let agent = OpenHands::start(Server::Cloud).await;
-        let storage = StorageStandin::start().await;
+        let agent = FakeOpenHands::start(Server::Cloud).await;
+        let storage = FakeStorage::start().await;
         storage.create_bucket(BUCKET, Some(52_428_800), Some(&["video/mp4"]));
         let dir = tempfile::tempdir().unwrap();
         let local = "127.0.0.1:0".parse().unwrap();
@@ -305,8 +308,17 @@ impl Scenario {
             .with(Errors(errors.clone()))
             .with(tracing_subscriber::fmt::layer().with_test_writer());
         let logs = tracing::subscriber::set_default(subscriber);
-        let (clock, fail) = (injected.clock.clone(), injected.fail.clone());
+        let (clock, fail) = (injected.clock.clone(), config.fail_points.clone());
         let app = App::build(config.clone(), injected).await.unwrap();
+        match &database {
+            Some(database) => database.sql(transitions::POSTGRES).await,
+            None => {
+                let pool = sqlite(dir.path()).await;
+                let script = sqlx::raw_sql(transitions::SQLITE);
+                script.execute(&pool).await.unwrap();
+                pool.close().await;
+            }
+        }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
@@ -333,7 +345,7 @@ impl Scenario {
         }
     }
 
-    // What happens at GitHub.
+    // GitHub.
 
     /// Commits both files of a video.
     pub fn commit(&self, video: &Video) -> GitSha {
@@ -359,9 +371,9 @@ impl Scenario {
         .await
     }
 
-    // What happens in the app.
+    // The app.
 
-    /// The app's row of a video that is being generated.
+    /// Inserts the app's row of a video in generation.
     pub async fn row(&self, video: &Video) {
         self.row_of(video.key, "video").await;
     }
@@ -384,7 +396,7 @@ impl Scenario {
         }
     }
 
-    /// Many rows at once, with their lessons.
+    /// Inserts many rows at once, with their lessons.
     pub async fn rows(&self, rows: &[AppRow]) {
         let (now, user) = (self.clock.now_ms(), self.user);
         let text = |value: Option<String>| match value {
@@ -414,7 +426,7 @@ impl Scenario {
         self.sql(&(statements + "commit;")).await;
     }
 
-    /// Statements as the database's owner.
+    /// Runs statements as the database's owner.
     pub async fn sql(&self, statements: &str) {
         match &self.database {
             Some(database) => database.sql(statements).await,
@@ -429,7 +441,7 @@ impl Scenario {
         }
     }
 
-    /// One text out of the database, as its owner sees it.
+    /// The only value of a query, which must be text, as the database's owner sees it.
     pub async fn text(&self, query: &str) -> Option<String> {
         match &self.database {
             Some(database) => database.text(query).await,
@@ -448,13 +460,20 @@ impl Scenario {
     }
 
     async fn sqlite(&self) -> sqlx::SqlitePool {
-        let path = self.dir.path().join("video-ingest.sqlite");
-        sqlx::SqlitePool::connect(&format!("sqlite://{}", path.display()))
-            .await
-            .unwrap()
+        sqlite(self.dir.path()).await
     }
 
-    /// Holds a lock that every write of ours has to wait for.
+    /// Every change of a state that the database saw must be in the table of `domain::state`.
+    async fn expect_only_allowed_transitions(&self) {
+        let seen = self.text(transitions::SEEN).await.unwrap_or_default();
+        for change in seen.split(' ').filter(|change| !change.is_empty()) {
+            let (from, to) = change.split_once('>').unwrap();
+            let state = |text| VideoState::parse(text).unwrap();
+            assert!(state(from).may_become(state(to)), "{from} became {to}");
+        }
+    }
+
+    /// Takes a lock that every write of the service has to wait for.
     pub async fn block_database(&self) -> Blocked {
         match &self.database {
             Some(database) => {
@@ -471,7 +490,7 @@ impl Scenario {
         }
     }
 
-    /// Every row of ours, counted by table.
+    /// The service's rows, counted by table.
     pub async fn counts(&self) -> String {
         let mut counts = Vec::new();
         for table in ["deliveries", "videos", "events", "readings"] {
@@ -481,7 +500,7 @@ impl Scenario {
         counts.join(", ")
     }
 
-    /// Every row of ours and of the app's, whole: what two looks differ in was written in between.
+    /// Every row of the service and of the app: the difference between two snapshots was written in between.
     pub async fn snapshot(&self) -> BTreeSet<String> {
         let mut lines = BTreeSet::from([self.counts().await]);
         for table in [
@@ -510,7 +529,7 @@ impl Scenario {
             let rows = self.text(&query).await.unwrap_or_default();
             lines.extend(rows.lines().map(|row| format!("{table}: {row}")));
         }
-        // That there was a sweep is noted for the page, whatever it found.
+        // Every sweep records its time, even if it changes nothing.
         lines.retain(|line| !line.contains("last_sweep"));
         lines
     }
@@ -539,7 +558,7 @@ impl Scenario {
         self.database.as_ref().unwrap().service_url.clone().into()
     }
 
-    /// What Postgres logged about this story's database.
+    /// What Postgres logged about this scenario's database.
     pub fn database_log(&self) -> String {
         self.database
             .as_ref()
@@ -547,7 +566,7 @@ impl Scenario {
             .unwrap_or_default()
     }
 
-    // What happens in the server.
+    // The server.
 
     /// Another process on the same database and store.
     pub async fn replica(&self) -> Worker {
@@ -555,13 +574,14 @@ impl Scenario {
             clock: self.clock.clone(),
             ..Injected::default()
         };
-        App::build(self.config.clone(), injected)
-            .await
-            .unwrap()
-            .worker
+        let config = Config {
+            fail_points: FailPoints::default(),
+            ..self.config.clone()
+        };
+        App::build(config, injected).await.unwrap().worker
     }
 
-    /// Everything that is due now, one thing after another.
+    /// Runs everything that is due now, one task after another.
     pub async fn work(&self) {
         for _ in 0..STEPS_MAX {
             if !self.worker.run_once().await.unwrap() {
@@ -629,7 +649,7 @@ impl Scenario {
             .collect()
     }
 
-    // What is in the store.
+    // The store.
 
     /// `bucket/path  size`, sorted.
     pub fn objects(&self) -> Vec<String> {
@@ -663,25 +683,33 @@ impl Scenario {
         )
     }
 
-    /// Something else than this service changes an object: other bytes in its place, or none.
-    pub fn spoil(&self, video: &Video, bytes: Option<&[u8]>) {
+    /// Replaces the stored bytes, as something other than this service would.
+    pub fn overwrite_stored(&self, video: &Video, bytes: &[u8]) {
         let path = format!("{BUCKET}/{}", self.path(video));
-        match (self.backend, bytes) {
-            (Backend::Supabase | Backend::Pooled, bytes) => self.storage.spoil(&path, bytes),
-            (Backend::Embedded, Some(bytes)) => {
+        match self.backend {
+            Backend::Supabase | Backend::Pooled => self.storage.overwrite(&path, bytes),
+            Backend::Embedded => {
                 std::fs::write(self.dir.path().join("store").join(path), bytes).unwrap();
             }
-            (Backend::Embedded, None) => {
+        }
+    }
+
+    /// Deletes the stored object, as something other than this service would.
+    pub fn delete_stored(&self, video: &Video) {
+        let path = format!("{BUCKET}/{}", self.path(video));
+        match self.backend {
+            Backend::Supabase | Backend::Pooled => self.storage.delete(&path),
+            Backend::Embedded => {
                 std::fs::remove_file(self.dir.path().join("store").join(path)).unwrap();
             }
         }
     }
 
-    /// The store answers no question about an object, until [`Scenario::heal_store`].
-    pub fn break_store(&self) {
+    /// Every call to the store fails until [`Scenario::repair_storage`].
+    pub fn break_storage(&self) {
         let bucket = self.dir.path().join("store").join(BUCKET);
         match self.backend {
-            Backend::Supabase | Backend::Pooled => self.storage.break_down(true),
+            Backend::Supabase | Backend::Pooled => self.storage.set_down(true),
             Backend::Embedded => {
                 std::fs::rename(&bucket, self.dir.path().join("away")).unwrap();
                 std::fs::write(&bucket, "not a folder").unwrap();
@@ -689,10 +717,10 @@ impl Scenario {
         }
     }
 
-    pub fn heal_store(&self) {
+    pub fn repair_storage(&self) {
         let bucket = self.dir.path().join("store").join(BUCKET);
         match self.backend {
-            Backend::Supabase | Backend::Pooled => self.storage.break_down(false),
+            Backend::Supabase | Backend::Pooled => self.storage.set_down(false),
             Backend::Embedded => {
                 std::fs::remove_file(&bucket).unwrap();
                 std::fs::rename(self.dir.path().join("away"), &bucket).unwrap();
@@ -714,7 +742,7 @@ impl Scenario {
         self.dir.path()
     }
 
-    // What the story says of it.
+    // Assertions.
 
     /// The row is ready, the stored bytes are the pushed ones, and the API says so too.
     pub async fn expect_ready(&self, video: &Video) {
@@ -733,7 +761,7 @@ impl Scenario {
         );
     }
 
-    /// The video failed with this code, says so everywhere, and nothing of it is visible.
+    /// The video failed with this code and a message, and nothing of it is stored.
     pub async fn expect_failed(&self, video: &Video, code: &str) {
         let shown = self.video(video).await;
         assert_eq!(
@@ -748,7 +776,7 @@ impl Scenario {
         assert_eq!(self.stored(video), None);
     }
 
-    /// As [`Scenario::expect_failed`], and the app's row says it.
+    /// As [`Scenario::expect_failed`], and the app's row has the failure.
     pub async fn expect_reported(&self, video: &Video, code: &str) {
         self.expect_failed(video, code).await;
         let asset = self.asset(video).await;
@@ -768,12 +796,12 @@ impl Scenario {
         );
     }
 
-    /// A log line at ERROR that this story brings about on purpose.
+    /// Allows ERROR log lines that contain this text.
     pub fn expect_error(&mut self, part: &'static str) {
         self.expected_errors.push(part);
     }
 
-    /// The silence at the end: no work is left, nobody was told of an error.
+    /// The end of every scenario: the remaining work ends, and no unexpected ERROR was logged.
     pub async fn finish(mut self) {
         self.work().await;
         let expected = std::mem::take(&mut self.expected_errors);
@@ -783,6 +811,7 @@ impl Scenario {
             .filter(|line| !expected.iter().any(|part| line.contains(part)))
             .collect();
         assert!(unexpected.is_empty(), "logged at ERROR: {unexpected:#?}");
+        self.expect_only_allowed_transitions().await;
         self.stop.cancel();
         self.db.close().await;
     }
@@ -806,6 +835,40 @@ impl Answer {
     }
 }
 
+async fn sqlite(data_dir: &Path) -> sqlx::SqlitePool {
+    let path = data_dir.join("video-ingest.sqlite");
+    let url = format!("sqlite://{}", path.display());
+    sqlx::SqlitePool::connect(&url).await.unwrap()
+}
+
+/// Triggers that note each change of a video's state. A new record was `generating` before: the app had
+/// its row, or nobody had anything.
+mod transitions {
+    pub const SQLITE: &str = "
+        create table transitions (was text not null, became text not null);
+        create trigger record_inserted after insert on videos begin
+            insert into transitions values ('generating', new.state);
+        end;
+        create trigger record_updated after update of state on videos begin
+            insert into transitions values (old.state, new.state);
+        end;";
+
+    pub const POSTGRES: &str = "
+        create table transitions (was text not null, became text not null);
+        create function note_transition() returns trigger language plpgsql security definer
+            set search_path = public as $$
+        begin
+            insert into transitions
+                values (case tg_op when 'INSERT' then 'generating' else old.state end, new.state);
+            return null;
+        end $$;
+        create trigger transitions after insert or update of state on video_ingest.videos
+            for each row execute function note_transition();";
+
+    pub const SEEN: &str = "select coalesce(string_agg(change, ' '), '')
+        from (select distinct was || '>' || became as change from transitions) as changes";
+}
+
 async fn answer(response: reqwest::Response) -> Answer {
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let text = response.text().await.unwrap();
@@ -816,7 +879,7 @@ async fn answer(response: reqwest::Response) -> Answer {
     }
 }
 
-/// A database that stands still until this is released.
+/// A lock that blocks the database until it is released.
 pub enum Blocked {
     Sqlite(sqlx::Transaction<'static, sqlx::Sqlite>),
     Postgres(sqlx::Transaction<'static, sqlx::Postgres>),

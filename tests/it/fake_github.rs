@@ -1,16 +1,25 @@
+//! The fake GitHub itself: its shapes, status codes and quirks, and the faults that tests inject.
+
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 
-use super::model::object_sha;
-use super::*;
+use video_ingest::domain::ids::GitSha;
+use video_ingest::fake_github::{FakeGithub, LocalError};
+
+use crate::support::fake_github::{Call, Fault, TestGithub};
 
 const REPO: &str = "acme/video-artifacts";
 const RAW: &str = "application/vnd.github.raw+json";
 const LFS: &str = "application/vnd.git-lfs+json";
-const TOKEN: &str = "ghp_standin";
+const TOKEN: &str = "ghp_fake";
+/// Nothing listens there.
+const CLOSED: &str = "http://127.0.0.1:1/webhooks/github";
+/// How a payload says "no such commit".
+const NO_COMMIT: GitSha = GitSha::from_bytes([0; 20]);
 
 struct Answer {
     status: u16,
@@ -52,8 +61,8 @@ async fn get(gh: &FakeGithub, path: &str, headers: &[(&str, &str)]) -> Answer {
     send(request).await.unwrap()
 }
 
-async fn started() -> FakeGithub {
-    FakeGithub::start(REPO).await.unwrap()
+async fn started() -> TestGithub {
+    TestGithub::start(REPO).await
 }
 
 fn git(directory: &Path, args: &[&str]) -> String {
@@ -65,11 +74,15 @@ fn git(directory: &Path, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-#[test]
-fn objects_have_the_names_that_git_gives_them() {
-    let empty_tree = object_sha("tree", b"").to_string();
-    assert_eq!(empty_tree, "4b825dc642cb6eb9a060e54bf8d69288fbee4904");
-    let empty_blob = object_sha("blob", b"").to_string();
+#[tokio::test]
+async fn objects_have_the_names_that_git_gives_them() {
+    let gh = started().await;
+    let head = gh.commit(|c| c);
+    let commit = get(&gh, &format!("/git/commits/{head}"), &[]).await.json();
+    let empty_tree = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
+    assert_eq!(commit["tree"]["sha"], empty_tree);
+    gh.commit(|c| c.write("a", ""));
+    let empty_blob = gh.blob_sha("a").unwrap().to_string();
     assert_eq!(empty_blob, "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391");
 }
 
@@ -245,7 +258,7 @@ async fn a_comparison_says_which_side_is_ahead() {
     let left = gh.commit(|c| c.write("a", "2"));
     gh.force_to(base);
     let right = gh.commit(|c| c.write("b", "3"));
-    let merged = gh.merge(left);
+    let merged = gh.commit(|c| c.write("a", "2").merge(left));
     for (from, to, status, ahead, behind) in [
         (base, base, "identical", 0, 0),
         (base, left, "ahead", 1, 0),
@@ -366,16 +379,17 @@ async fn a_renamed_repository_moves_to_its_id_and_its_new_name() {
     let gh = started().await;
     gh.commit(|c| c.write("a", "1"));
     gh.rename("acme/films");
+    let new_name = format!("{}/repos/acme/films", gh.url());
+    let new_name = send(client().get(new_name)).await.unwrap().json();
+    assert_eq!(new_name["full_name"], "acme/films");
     let moved = get(&gh, "/commits/heads%2Fmain?per_page=1", &[]).await;
     assert_eq!(moved.status, 301);
     let location = moved.header("location");
-    let tail = format!("/repositories/{REPOSITORY_ID}/commits/heads%2Fmain?per_page=1");
+    let id = &new_name["id"];
+    let tail = format!("/repositories/{id}/commits/heads%2Fmain?per_page=1");
     assert_eq!(location, format!("{}{tail}", gh.url()));
     assert_eq!(moved.json()["message"], "Moved Permanently");
     assert_eq!(send(client().get(location)).await.unwrap().status, 200);
-    let new = format!("{}/repos/acme/films", gh.url());
-    let new = send(client().get(new)).await.unwrap().json();
-    assert_eq!(new["full_name"], "acme/films");
 }
 
 async fn batch(gh: &FakeGithub, objects: Value, password: &str) -> Answer {
@@ -392,21 +406,27 @@ async fn batch(gh: &FakeGithub, objects: Value, password: &str) -> Answer {
 async fn lfs_needs_basic_for_the_batch_and_its_own_header_for_the_object() {
     let mut gh = started().await;
     gh.require_token(TOKEN);
-    gh.lfs_on_another_host().await.unwrap();
+    gh.lfs_on_another_host().await;
     gh.commit(|c| {
         c.write_lfs("a.mp4", "large")
             .write_lfs_missing("b.mp4", "gone")
     });
     let oid = |text: &str| hex::encode(<sha2::Sha256 as sha2::Digest>::digest(text));
-    let pointer = object_sha(
-        "blob",
-        format!(
-            "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 5\n",
-            oid("large")
-        )
-        .as_bytes(),
+    let pointer = format!(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 5\n",
+        oid("large")
     );
-    assert_eq!(gh.blob_sha("a.mp4"), Some(pointer));
+    let blob = gh.blob_sha("a.mp4").unwrap();
+    let blob = get(
+        &gh,
+        &format!("/git/blobs/{blob}"),
+        &[
+            ("accept", RAW),
+            ("authorization", &format!("Bearer {TOKEN}")),
+        ],
+    )
+    .await;
+    assert_eq!(blob.body, pointer.as_bytes());
 
     let objects = json!([{"oid": oid("large"), "size": 5}, {"oid": oid("gone"), "size": 4}]);
     let refused = batch(&gh, objects.clone(), "wrong").await;
@@ -425,8 +445,8 @@ async fn lfs_needs_basic_for_the_batch_and_its_own_header_for_the_object() {
     for (authorization, status) in [
         (String::new(), 403),
         (format!("Bearer {TOKEN}"), 400),
-        // x-access-token:ghp_standin
-        ("Basic eC1hY2Nlc3MtdG9rZW46Z2hwX3N0YW5kaW4=".to_owned(), 400),
+        // x-access-token:ghp_fake
+        ("Basic eC1hY2Nlc3MtdG9rZW46Z2hwX2Zha2U=".to_owned(), 400),
         (ticket.to_owned(), 200),
     ] {
         let request = client().get(href).header("authorization", &authorization);
@@ -483,7 +503,7 @@ async fn creation_deletion_and_roll_back_list_no_commits() {
         assert_eq!(push["forced"], forced);
         assert_eq!(push["head_commit"].is_null(), deleted);
     }
-    gh.set_branch("draft", Some(new));
+    gh.state().repository.branches.insert("draft".into(), new);
     let merged = gh.push(old, new).payload;
     assert_eq!(
         merged["commits"][0]["distinct"], false,
@@ -553,7 +573,7 @@ async fn the_log_knows_what_was_asked_and_answered() {
 }
 
 /// A blob of 1,000 zeros, and how to get it.
-async fn with_a_blob() -> (FakeGithub, reqwest::RequestBuilder) {
+async fn with_a_blob() -> (TestGithub, reqwest::RequestBuilder) {
     let gh = started().await;
     gh.commit(|c| c.write("a", vec![0; 1000]));
     let blob = gh.blob_sha("a").unwrap();
@@ -711,4 +731,76 @@ async fn a_path_without_a_repository_is_explained() {
     let nowhere = directory.path().join("nowhere");
     let error = FakeGithub::serve_git(REPO, &nowhere).await.err().unwrap();
     assert!(matches!(error, LocalError::NoRepository { .. }), "{error}");
+}
+
+/// A call below the path of the hooks, with a token.
+fn hooks_call(gh: &FakeGithub, method: &str, path: &str) -> reqwest::RequestBuilder {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("{}/repos/{REPO}/hooks{path}", gh.url());
+    client
+        .request(method.parse().unwrap(), url)
+        .bearer_auth("t")
+}
+
+async fn answer_of(request: reqwest::RequestBuilder) -> (u16, Value) {
+    let answer = request.send().await.unwrap();
+    (
+        answer.status().as_u16(),
+        answer.json().await.unwrap_or_default(),
+    )
+}
+
+#[tokio::test]
+async fn a_hook_never_shows_its_secret_and_exists_once_for_a_url() {
+    let gh = started().await;
+    let body = json!({"config": {"url": CLOSED, "secret": "a canary"}});
+    let (status, made) = answer_of(hooks_call(&gh, "POST", "").json(&body)).await;
+    assert_eq!(
+        (status, &made["config"]["secret"]),
+        (201, &json!("********"))
+    );
+    assert_eq!(
+        (&made["config"]["content_type"], &made["events"]),
+        (&json!("form"), &json!(["push"]))
+    );
+    let (status, refused) = answer_of(hooks_call(&gh, "POST", "").json(&body)).await;
+    assert_eq!(
+        (status, &refused["message"]),
+        (422, &json!("Validation Failed"))
+    );
+    let (status, all) = answer_of(hooks_call(&gh, "GET", "")).await;
+    assert_eq!((status, all), (200, json!([made])));
+}
+
+#[tokio::test]
+async fn hooks_are_not_there_for_the_anonymous() {
+    let gh = started().await;
+    let hooks = format!("{}/repos/{REPO}/hooks", gh.url());
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let (status, body) = answer_of(client.get(hooks)).await;
+    assert_eq!((status, &body["message"]), (404, &json!("Not Found")));
+}
+
+#[tokio::test]
+async fn each_attempt_has_an_id_and_all_of_them_the_delivery_s_guid() {
+    let gh = started().await;
+    let id = gh.add_hook(&json!({"config": {"url": CLOSED}}));
+    let (status, _) = answer_of(hooks_call(&gh, "POST", &format!("/{id}/pings"))).await;
+    assert_eq!(status, 204);
+    let log = format!("/{id}/deliveries");
+    let (_, first) = answer_of(hooks_call(&gh, "GET", &log)).await;
+    let attempts = format!("{log}/{}/attempts", first[0]["id"]);
+    let (status, _) = answer_of(hooks_call(&gh, "POST", &attempts)).await;
+    assert_eq!(status, 202);
+    let (_, both) = answer_of(hooks_call(&gh, "GET", &log)).await;
+    assert_eq!(both[0]["guid"], both[1]["guid"]);
+    assert_ne!(both[0]["id"], both[1]["id"]);
+    assert_eq!(
+        (&both[0]["redelivery"], &both[1]["redelivery"]),
+        (&json!(true), &json!(false))
+    );
+    assert_eq!(
+        (&both[0]["status"], &both[0]["status_code"]),
+        (&json!("failed to connect to host"), &json!(0))
+    );
 }

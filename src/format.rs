@@ -1,0 +1,212 @@
+//! Values as people read them, in the terminal, on the page and in messages: one rounding, decimal units.
+//! JSON has bytes and milliseconds instead. Imports nothing from this crate.
+
+use std::time::Duration;
+
+/// The width that every terminal shows without breaking lines, in characters.
+pub const WIDTH: usize = 80;
+
+/// The narrowest that a wrapped column gets, in characters.
+const WRAP_MIN: usize = 24;
+
+/// A duration that is known exactly, such as a setting: `30 d`, `6 h`, `15 min`, `90 s`.
+pub fn duration(time: Duration) -> String {
+    match time.as_secs() {
+        s if s > 86_400 && s % 86_400 == 0 => format!("{} d", s / 86_400),
+        s if s > 0 && s % 3600 == 0 => format!("{} h", s / 3600),
+        s if s > 0 && s % 60 == 0 => format!("{} min", s / 60),
+        s => format!("{s} s"),
+    }
+}
+
+/// A measured duration, rounded to two or three digits: `850 ms`, `3.2 s`, `12 min`, `3 h`, `2 d`.
+pub fn elapsed(time: Duration) -> String {
+    let ms = time.as_millis();
+    let rounded = |unit_ms: u128| (ms + unit_ms / 2) / unit_ms;
+    match ms {
+        ..1_000 => format!("{ms} ms"),
+        // Each limit is where the next smaller unit would be rounded up to more digits.
+        1_000..9_950 => format!("{:.1} s", time.as_secs_f64()),
+        9_950..99_500 => format!("{} s", rounded(1_000)),
+        99_500..5_970_000 => format!("{} min", rounded(60_000)),
+        5_970_000..171_000_000 => format!("{} h", rounded(3_600_000)),
+        _ => format!("{} d", rounded(86_400_000)),
+    }
+}
+
+/// How long ago something happened, in whole seconds or [`elapsed`]'s larger units.
+pub fn age(time: Duration) -> String {
+    match time.as_secs() {
+        s @ ..10 => format!("{s} s"),
+        _ => elapsed(time),
+    }
+}
+
+/// A video's length as players show it, rounded to seconds: `1:05`, `1:02:03`.
+pub fn length(ms: u64) -> String {
+    let s = ms.saturating_add(500) / 1000;
+    match s / 3600 {
+        0 => format!("{}:{:02}", s / 60, s % 60),
+        h => format!("{h}:{:02}:{:02}", s / 60 % 60, s % 60),
+    }
+}
+
+/// A number of bytes in decimal units: `42.1 MB`.
+pub fn size(bytes: u64) -> String {
+    let value = bytes as f64;
+    match bytes {
+        ..1_000 => format!("{bytes} B"),
+        // Each limit is where one decimal would be rounded up to 1000.0.
+        1_000..999_950 => format!("{:.1} kB", value / 1e3),
+        999_950..999_950_000 => format!("{:.1} MB", value / 1e6),
+        _ => format!("{:.1} GB", value / 1e9),
+    }
+}
+
+/// One row of a table.
+#[derive(Clone, Debug, Default)]
+pub struct Row {
+    /// One for each column.
+    pub cells: Vec<String>,
+    /// Paragraphs below the row, across all columns.
+    pub notes: Vec<String>,
+}
+
+/// A table with a header row. Columns are as wide as their widest cell; the last column and the notes
+/// wrap at [`WIDTH`] characters.
+pub fn table(heads: &[&str], rows: &[Row]) -> String {
+    let heads = Row {
+        cells: heads.iter().map(|head| (*head).to_owned()).collect(),
+        notes: Vec::new(),
+    };
+    let rows: Vec<&Row> = std::iter::once(&heads).chain(rows).collect();
+    let widest = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.cells.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (1..heads.cells.len())
+        .map(|column| widest(column - 1))
+        .collect();
+    let indent = widths.iter().map(|width| width + 2).sum();
+    let mut text = String::new();
+    for row in rows {
+        let mut before = String::new();
+        for (cell, width) in row.cells.iter().zip(&widths) {
+            before += &format!("{cell:<width$}  ");
+        }
+        let last = row.cells.last().map_or("", String::as_str);
+        for piece in wrap(last, WIDTH.saturating_sub(indent)) {
+            text += format!("{before}{piece}").trim_end();
+            text.push('\n');
+            before = " ".repeat(indent);
+        }
+        text += &indented(&row.notes, 4);
+    }
+    text
+}
+
+/// Indents paragraphs and wraps them at [`WIDTH`] characters.
+pub fn indented(paragraphs: &[String], indent: usize) -> String {
+    let lines = paragraphs
+        .iter()
+        .flat_map(|text| wrap(text, WIDTH - indent));
+    lines
+        .map(|line| format!("{:indent$}{line}\n", ""))
+        .collect()
+}
+
+/// Breaks a text between words into lines of at most `width` characters; at least one line.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let width = width.max(WRAP_MIN);
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().map_or(0, |line| line.chars().count());
+        if line > 0 && line + 1 + word.chars().count() > width {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines
+}
+
+/// The text with a capital first letter.
+pub fn capitalized(text: &str) -> String {
+    let mut rest = text.chars();
+    rest.next()
+        .map(|first| first.to_uppercase().chain(rest).collect())
+        .unwrap_or_default()
+}
+
+/// Text from outside, safe to print: control characters, which could move the terminal's cursor,
+/// become spaces.
+pub fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_exact_or_rounded() {
+        let seconds = [0, 90, 900, 21_600, 86_400, 2_592_000];
+        assert_eq!(
+            seconds.map(|s| duration(Duration::from_secs(s))),
+            ["0 s", "90 s", "15 min", "6 h", "24 h", "30 d"]
+        );
+        let rounded = |ms| elapsed(Duration::from_millis(ms));
+        assert_eq!(
+            [850, 3_210, 9_949, 9_950, 99_499, 99_500].map(rounded),
+            ["850 ms", "3.2 s", "9.9 s", "10 s", "99 s", "2 min"]
+        );
+        assert_eq!(
+            [729_000, 5_970_000, 170_999_999, 171_000_000].map(rounded),
+            ["12 min", "2 h", "47 h", "2 d"]
+        );
+        assert_eq!(
+            [0, 9_999, 119_000].map(|ms| age(Duration::from_millis(ms))),
+            ["0 s", "9 s", "2 min"]
+        );
+    }
+
+    #[test]
+    fn sizes_and_lengths_are_the_same_on_page_and_terminal() {
+        assert_eq!(
+            [999, 12_522, 999_949, 999_950, 52_428_800, 7_000_000_000].map(size),
+            [
+                "999 B", "12.5 kB", "999.9 kB", "1.0 MB", "52.4 MB", "7.0 GB"
+            ]
+        );
+        assert_eq!(
+            [30_033, 65_500, 3_723_000].map(length),
+            ["0:30", "1:06", "1:02:03"]
+        );
+    }
+
+    #[test]
+    fn a_table_fits_a_terminal() {
+        let row = Row {
+            cells: vec!["ab".to_owned(), "word ".repeat(20)],
+            notes: vec!["why".to_owned()],
+        };
+        let text = table(&["VIDEO", "MESSAGE"], &[row]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "VIDEO  MESSAGE");
+        assert!(lines[1].starts_with("ab     word word"));
+        assert!(lines[2].starts_with("       word"));
+        assert_eq!(lines[3], "    why");
+        assert!(lines.iter().all(|line| line.len() <= WIDTH));
+    }
+
+    #[test]
+    fn text_from_outside_cannot_move_the_cursor() {
+        assert_eq!(plain("a\x1b[2Jb\nc"), "a [2Jb c");
+    }
+}
