@@ -1,5 +1,5 @@
--- The app's tables, as they are deployed, without users and policies. For compose.yaml and the tests:
--- where the app is, they are there.
+-- The app's tables without users and policies, for compose.yaml and the tests. In production, the app
+-- creates its tables itself.
 create table lessons (
     id          uuid primary key,
     user_id     uuid not null,

@@ -1,5 +1,5 @@
--- For compose.yaml, after app.sql.
--- A video that is being generated; the service `github` pushes it.
+-- The data of compose.yaml, inserted after app.sql: a lesson and a pending row. The service `github`
+-- pushes the video.
 insert into lessons (id, user_id, title)
 values ('1e550000-0000-4000-8000-000000000001', '0e5e0000-0000-4000-8000-000000000001', 'Photosynthesis');
 

@@ -151,7 +151,7 @@ impl App {
             branch: github.branch.as_deref().map(Into::into),
             videos_dir,
             admin_token: config.admin_token.clone(),
-            places: Arc::default(),
+            body_permits: Arc::default(),
             event_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             sign_ins: Arc::default(),
             overview: Arc::default(),

@@ -1,4 +1,4 @@
-//! The one clock. In production it is the system's; tests move it instead of sleeping.
+//! The only source of the current time. Tests advance the clock instead of sleeping.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -6,34 +6,34 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// Wall-clock time in milliseconds since the Unix epoch, plus an offset that only tests set.
+/// The system's wall clock plus an offset, which only tests change. Clones share the offset.
 ///
-/// Decisions about leases and schedules are made in the database, on the database's own time plus
-/// the same offset (see [`crate::db`]); this clock serves what never leaves the process.
+/// Leases and retries are scheduled by the database's own time plus the same offset (see [`crate::db`]),
+/// because replicas share them. This clock is for all other uses.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     offset_ms: Arc<AtomicI64>,
 }
 
 impl Clock {
-    /// Milliseconds since the Unix epoch.
+    /// The current time, in milliseconds since the Unix epoch.
     pub fn now_ms(&self) -> i64 {
         #[expect(clippy::disallowed_methods, reason = "this is the one clock")]
         let now = Timestamp::now();
         now.as_millisecond() + self.offset_ms()
     }
 
-    /// The same, as a timestamp.
+    /// The current time as a timestamp, which is displayed in RFC 3339 format.
     pub fn now(&self) -> Timestamp {
         Timestamp::from_millisecond(self.now_ms()).unwrap_or_default()
     }
 
-    /// How far this clock is ahead of the system's, in milliseconds.
+    /// How far this clock is ahead of the system's clock, in milliseconds.
     pub fn offset_ms(&self) -> i64 {
         self.offset_ms.load(Ordering::Relaxed)
     }
 
-    /// Moves the clock forward for everything that shares it.
+    /// Advances this clock and all its clones.
     pub fn advance(&self, by: Duration) {
         self.offset_ms
             .fetch_add(by.as_millis() as i64, Ordering::Relaxed);

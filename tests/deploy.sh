@@ -103,7 +103,7 @@ if sql -f deploy/cron/pg_cron.sql 2>"$temp/refused"; then
     echo 'it must refuse to run without the secrets' >&2
     exit 1
 fi
-grep -q 'store video_ingest_url' "$temp/refused"
+grep -q 'does not contain video_ingest_url' "$temp/refused"
 sql -c "insert into vault.decrypted_secrets values
     ('video_ingest_url', 'https://videos.example.org/'), ('video_ingest_admin_token', 'the admin token')"
 sql -f deploy/cron/pg_cron.sql >"$temp/first"

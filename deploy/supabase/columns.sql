@@ -1,9 +1,9 @@
 -- What: adds the columns of `lesson_assets` that older databases of the app lack.
--- Who:  the owner of the app's tables: on Supabase `postgres`, which is who the SQL editor runs as.
+-- Who:  the owner of the app's tables. On Supabase, this is `postgres`, the user of the SQL editor.
 -- When: once, before role.sql. Running it again changes nothing.
 begin;
 
--- A waiting ALTER TABLE makes the app wait too: better to give up and be run again.
+-- While ALTER TABLE waits for its lock, it blocks the app's queries. Fail after five seconds instead.
 set local lock_timeout = '5s';
 
 alter table public.lesson_assets

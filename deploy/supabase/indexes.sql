@@ -1,10 +1,11 @@
--- What: an index over the rows of `lesson_assets` whose video is still being generated, so that the
---       service's pages read only those and not the whole table.
--- Who:  the owner of the app's tables: on Supabase `postgres`, which is who the SQL editor runs as.
--- When: once. Running it again changes nothing. On a million rows it takes about a second, in which
---       nobody can write to the table. Nothing breaks without it: pages get slower with the table.
+-- What: creates an index of the pending rows of `lesson_assets`, so that the status page does not read the
+--       whole table.
+-- Who:  the owner of the app's tables. On Supabase, this is `postgres`, the user of the SQL editor.
+-- When: once. Running it again changes nothing. With a million rows, it takes about a second and blocks
+--       writes to the table for that time. Without the index, the status page becomes slower as the
+--       table grows.
 --
--- It is small: a row leaves it when its video is ready or has failed.
+-- The index stays small, because rows leave it when their video becomes ready or fails.
 begin;
 
 set local lock_timeout = '5s';

@@ -1,9 +1,9 @@
--- What: lets the service insert a pending row for a pushed video that has none, owned by the owner
---       of its lesson.
--- Who:  the owner of the app's tables: on Supabase `postgres`, which is who the SQL editor runs as.
--- When: after role.sql, only if the service runs with MISSING_ROW=create.
+-- What: lets the service insert a pending row for a pushed video without one. The row's owner is the
+--       owner of the lesson.
+-- Who:  the owner of the app's tables. On Supabase, this is `postgres`, the user of the SQL editor.
+-- When: only if the service runs with MISSING_ROW=create, after role.sql.
 --
--- To take it back:
+-- To undo:
 --
 --     drop policy "video_ingest inserts videos" on public.lesson_assets;
 --     revoke insert on public.lesson_assets from video_ingest;

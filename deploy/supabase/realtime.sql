@@ -1,6 +1,6 @@
--- What: has Supabase Realtime send the changes of `lesson_assets`, which turn the app's badge green.
--- Who:  the owner of the app's tables and of the publication: on Supabase `postgres`, which is who
---       the SQL editor runs as.
+-- What: makes Supabase Realtime publish changes of `lesson_assets`, so that the app updates its badge.
+-- Who:  the owner of the app's tables and of the publication. On Supabase, this is `postgres`, the user of
+--       the SQL editor.
 -- When: once. Running it again changes nothing.
 begin;
 
@@ -11,7 +11,7 @@ begin
     if not exists (select from pg_publication where pubname = 'supabase_realtime') then
         create publication supabase_realtime;
     end if;
-    -- The view also lists the tables of a publication FOR ALL TABLES, to which none can be added.
+    -- The view includes the tables of a publication FOR ALL TABLES, where ALTER PUBLICATION would fail.
     if not exists (
         select from pg_publication_tables
         where pubname = 'supabase_realtime' and schemaname = 'public' and tablename = 'lesson_assets')

@@ -1,14 +1,14 @@
--- What: the database role `video_ingest`, with what the service needs and nothing else: its own
---       schema, and the videos (not the other rows) of `lesson_assets`.
--- Who:  the owner of the app's tables: on Supabase `postgres`, which is who the SQL editor runs as.
---       It need not be a superuser; CREATEROLE is enough.
--- When: once, after columns.sql; again whenever you want these rights restored.
+-- What: creates the database role `video_ingest` with the privileges that the service needs: its own
+--       schema, and the video rows of `lesson_assets`.
+-- Who:  the owner of the app's tables. On Supabase, this is `postgres`, the user of the SQL editor.
+--       The owner needs CREATEROLE but does not have to be a superuser.
+-- When: once, after columns.sql. Run it again to restore these privileges.
 --
--- Then give the role a password. psql asks for it and sends only its hash:
+-- Then set the role's password. psql prompts for it and sends only its hash:
 --
 --     psql "$ADMIN_DATABASE_URL" -c '\password video_ingest'
 --
--- The service's DATABASE_URL names this role; through Supabase's poolers the user is
+-- Use this role in the service's DATABASE_URL. With Supabase's poolers, the user name is
 -- `video_ingest.<project ref>`.
 begin;
 
@@ -22,20 +22,20 @@ begin
 end
 $$;
 
--- Whoever runs this is no superuser: only a member of a role can manage, and look at, what it owns.
+-- A user who is not a superuser must be a member of a role to manage the role's objects.
 grant video_ingest to current_user;
 
--- These hold behind a transaction pooler too, where the service cannot SET anything itself.
--- If the app's tables are not in `public`, name their schema here and below.
+-- Settings of the role also apply behind a transaction pooler, where the service cannot use SET.
+-- If the app's tables are not in `public`, replace the schema here and below.
 alter role video_ingest set search_path = public;
 alter role video_ingest set statement_timeout = '10s';
 alter role video_ingest set idle_in_transaction_session_timeout = '15s';
 
--- The service's own schema. Not even service_role reads it: it is reached through the service only.
+-- The service's own schema. No API role, including service_role, has access to it.
 create schema if not exists video_ingest;
 grant usage, create on schema video_ingest to video_ingest;
 
--- Tables made while DATABASE_URL was another user's are handed over.
+-- Transfer tables that were created while DATABASE_URL contained another user.
 do $$
 declare
     found record;
@@ -58,7 +58,7 @@ alter default privileges for role video_ingest in schema video_ingest
 alter default privileges for role video_ingest in schema video_ingest
     revoke all on sequences from public, anon, authenticated, service_role;
 
--- The app's tables. Revoked first, so that what an earlier version of this file granted does not stay.
+-- The app's tables. Revoke first, to remove privileges that an earlier version of this script granted.
 grant usage on schema public to video_ingest;
 revoke select, update on public.lessons, public.lesson_assets from video_ingest;
 grant select (id, user_id) on public.lessons to video_ingest;
@@ -67,8 +67,8 @@ grant select (id, lesson_id, user_id, kind, storage_bucket, storage_path, mime_t
       update (storage_path, mime_type, duration_ms, conversation_id, metadata)
     on public.lesson_assets to video_ingest;
 
--- A policy of the app's without a TO clause is evaluated for this role too. If the service reports
--- "permission denied for table …" for a table that is not named here, add `to authenticated` to it.
+-- Policies of the app without a TO clause also apply to this role. If the service reports "permission
+-- denied for table …" for a table that is not named here, add `to authenticated` to that policy.
 drop policy if exists "video_ingest reads owners" on public.lessons;
 create policy "video_ingest reads owners" on public.lessons
     for select to video_ingest using (true);

@@ -1,4 +1,4 @@
-//! `GET /api/events`: what changes, as it changes, as server-sent events.
+//! `GET /api/events`: changes of videos as server-sent events.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -12,21 +12,21 @@ use tokio::sync::broadcast::error::RecvError;
 use super::problem::ProblemBody;
 use super::{AppState, ErrorCode, Problem};
 
-/// Clients that may listen at once.
+/// The maximum number of concurrent streams.
 pub const STREAMS_MAX: usize = 64;
 
-/// Proxies close connections on which nothing is said.
+/// How often a comment is sent on an idle stream, because proxies close idle connections.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// What changes, as it changes.
+/// Streams changes of videos.
 ///
-/// Each change that this process commits is an event `video`; a client that was too slow to hear all
-/// of them, or that connects (again), gets `reload`.
+/// Each change that this process commits is sent as an event `video`. The event `reload` is sent first
+/// and whenever the client was too slow to receive every change; clients then reload what they show.
 #[utoipa::path(
     get,
     path = "/api/events",
     responses(
-        (status = 200, body = String, content_type = "text/event-stream", description = "Events `video`, data `{\"video_id\",\"state\"}`, and `reload`"),
+        (status = 200, body = String, content_type = "text/event-stream", description = "Events `video` with data `{\"video_id\",\"state\"}`, and `reload`"),
         (status = "default", body = ProblemBody, content_type = "application/problem+json"),
     ),
     security(("admin_token" = [])),
@@ -34,11 +34,14 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub(super) async fn stream(
     State(app): State<AppState>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
-    let slot = Arc::clone(&app.event_streams)
+    let permit = Arc::clone(&app.event_streams)
         .try_acquire_owned()
-        .map_err(|_| Problem::new(ErrorCode::Busy, "too many are listening already"))?;
+        .map_err(|_| {
+            let detail = "All event streams are in use. Close one, or try again later.";
+            Problem::new(ErrorCode::Busy, detail)
+        })?;
     let changes = app.db.changes();
-    let events = stream::unfold((changes, slot), async |(mut changes, slot)| {
+    let events = stream::unfold((changes, permit), async |(mut changes, permit)| {
         let event = match changes.recv().await {
             Ok(change) => Event::default()
                 .event("video")
@@ -47,7 +50,7 @@ pub(super) async fn stream(
             Err(RecvError::Lagged(_)) => reload(),
             Err(RecvError::Closed) => return None,
         };
-        Some((Ok(event), (changes, slot)))
+        Some((Ok(event), (changes, permit)))
     });
     let events = stream::once(async { Ok(reload()) })
         .chain(events)

@@ -1,9 +1,8 @@
-//! Accepting connections within limits: how many, how long they may dawdle, and how they end.
+//! Accepts connections, limits their number and idle time, and closes them at shutdown.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::failure::causes;
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -14,28 +13,31 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-/// Open connections; more wait in the kernel's queue.
+use crate::domain::failure::causes;
+
+/// The maximum number of open connections; further connections wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 2048;
 
-/// A client has this long to send a request's headers, the first as well as every later one.
+/// The maximum time for the headers of each request, including the first one of a connection.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The largest set of request headers, in bytes.
+/// The maximum size of the headers of a request, in bytes.
 const HEADERS_BYTES_MAX: usize = 32 << 10;
 
-/// A client that takes nothing of an answer for so long is cut off. A paused player is one, too: it
-/// asks for the rest of its video when it goes on.
+/// The connection of a client that reads no part of a response for this long is closed. This includes
+/// paused video players, which request the rest of the video when they resume.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Connections that are still open this long after the end was asked for are cut.
+/// How long open connections may continue after shutdown was requested.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// After an error of `accept`: most often no file descriptor is free.
+/// The delay after a failed `accept`. The usual cause is a lack of file descriptors, which needs time.
 const ACCEPT_WAIT: Duration = Duration::from_millis(50);
 
-/// Serves `router` until `stop`, then answers what was asked and closes.
+/// Serves `router` until `stop` is cancelled, then completes open requests and closes the connections.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
-    // Otherwise the first bytes are waited for, without a limit, to tell the version from them.
+    // With HTTP/2 enabled, hyper waits for the first bytes of a connection without a time limit to
+    // detect the version.
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder
         .http1()
@@ -43,26 +45,26 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         .header_read_timeout(HEADERS_TIMEOUT)
         .max_buf_size(HEADERS_BYTES_MAX);
     let graceful = GracefulShutdown::new();
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = async {
-                let slot = slots.clone().acquire_owned().await;
-                listener.accept().await.map(|(stream, _)| (stream, slot))
+                let permit = permits.clone().acquire_owned().await;
+                listener.accept().await.map(|(stream, _)| (stream, permit))
             } => accepted,
         };
-        let (stream, slot) = match accepted {
+        let (stream, permit) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(error = causes(&error), "no connection accepted");
+                tracing::warn!(error = causes(&error), "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_WAIT).await;
                 continue;
             }
         };
-        // Answers are small: waiting to fill a packet only delays them.
+        // Most responses are small, so waiting to fill a packet would only delay them.
         let _ = stream.set_nodelay(true);
-        // hyper has limits for what it reads, and none for what it writes.
+        // hyper limits the time for reads but not for writes.
         let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT));
         let service = TowerToHyperService::new(router.clone());
         let connection = builder
@@ -70,9 +72,9 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
             .into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
-            // A client that breaks off or says nonsense is its own concern.
+            // Errors are caused by clients that disconnect or send invalid HTTP.
             let _ = connection.await;
-            drop(slot);
+            drop(permit);
         });
     }
     drop(listener);

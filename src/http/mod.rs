@@ -1,4 +1,4 @@
-//! Every route on one screen: what is served, to whom, and within which limits.
+//! The HTTP server: all routes, their authorization and the state that handlers share.
 
 mod api;
 mod events;
@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::HeaderMap;
+use axum::http::header::AsHeaderName;
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -33,51 +35,51 @@ pub use events::STREAMS_MAX;
 pub use listen::serve;
 pub use probes::Cached;
 pub use problem::{ErrorCode, Problem};
-pub use session::SignIns;
-pub use webhook::Places;
+pub use session::SignInLimiter;
+pub use webhook::BodyPermits;
 
-/// What the handlers share.
+/// The state that all handlers share.
 #[derive(Clone)]
 pub struct AppState {
-    /// Our records.
+    /// Records, deliveries and the app's rows.
     pub db: Db,
-    /// Tells how long ago things happened.
+    /// The current time.
     pub clock: Clock,
-    /// Its rate limit is a metric.
+    /// The GitHub client, whose rate limit is exported as a metric.
     pub github: Arc<Github>,
-    /// For deliveries.
+    /// Records deliveries.
     pub intake: Intake,
-    /// For `/reconcile`.
+    /// Runs the sweeps that `POST /reconcile` requests.
     pub sweep: Sweep,
-    /// For playing a video.
+    /// Plays stored videos.
     pub store: Arc<Store>,
-    /// Told after every commit of new work.
+    /// Wakes idle workers after new work is committed.
     pub wake: Arc<Notify>,
-    /// Signs the webhooks: the current secret, and the one before it during a rotation.
+    /// The webhook secrets that are accepted: the current one and, during a rotation, the previous one.
     pub webhook_secrets: Arc<Vec<SecretString>>,
     /// `owner/name`.
     pub repository: Arc<str>,
-    /// `None`: the repository's default branch, as the payload names it.
+    /// `None`: the repository's default branch, which the payload names.
     pub branch: Option<Arc<str>>,
-    /// Without slashes around it.
+    /// Without leading and trailing slashes.
     pub videos_dir: Arc<str>,
-    /// `None`: what needs it answers 404.
+    /// `None`: all routes that require it return 404.
     pub admin_token: Option<SecretString>,
-    /// For bodies that are not small.
-    pub places: Arc<Places>,
-    /// How many may listen to [`Db::changes`] at once.
+    /// Limits the memory of request bodies whose signature is not verified yet.
+    pub body_permits: Arc<BodyPermits>,
+    /// One permit for each client of `GET /api/events`.
     pub event_streams: Arc<Semaphore>,
-    /// Wrong tokens of late.
-    pub sign_ins: Arc<SignIns>,
-    /// How things stand, read seldom.
+    /// Limits failed sign-ins.
+    pub sign_ins: Arc<SignInLimiter>,
+    /// The counts of all videos, read at most every two seconds.
     pub overview: Arc<Cached<Overview>>,
-    /// Whether the database answers, asked seldom.
+    /// The last successful ping of the database.
     pub ready: Arc<Cached<()>>,
-    /// Cancelled: answers that would go on for ever end.
+    /// Cancelled at shutdown: ends event streams, which would otherwise never end.
     pub closing: CancellationToken,
 }
 
-/// Every route.
+/// Builds the router with all routes.
 pub fn router(app: AppState) -> Router {
     let admin = Router::new()
         .route("/reconcile", post(api::reconcile))
@@ -89,43 +91,43 @@ pub fn router(app: AppState) -> Router {
         .route("/api/openapi.json", get(openapi::document))
         .layer(middleware::from_fn_with_state(app.clone(), admin_only));
     let page = Router::new()
-        .route("/", get(page::videos))
-        .route("/videos/{video_id}", get(page::video))
-        .route("/videos/{video_id}/file", get(page::file))
-        .route("/videos/{video_id}/retry", post(page::retry))
-        .route("/deliveries", get(page::deliveries))
+        .route("/", get(page::videos::list))
+        .route("/videos/{video_id}", get(page::videos::detail))
+        .route("/videos/{video_id}/file", get(page::videos::file))
+        .route("/videos/{video_id}/retry", post(page::videos::retry))
+        .route("/deliveries", get(page::deliveries::list))
         .layer(middleware::from_fn_with_state(
             app.clone(),
-            page::signed_in_only,
+            page::sign_in::require_session,
         ))
-        .route("/sign-in", get(page::sign_in_form).post(page::sign_in))
-        .route("/sign-out", post(page::sign_out))
-        .route("/assets/page.css", get(page::css))
+        .route(
+            "/sign-in",
+            get(page::sign_in::form).post(page::sign_in::submit),
+        )
+        .route("/sign-out", post(page::sign_in::sign_out))
+        .route("/assets/page.css", get(page::stylesheet))
         .route("/assets/page.js", get(page::script))
         .layer(middleware::from_fn_with_state(app.clone(), page::guard))
         .layer(DefaultBodyLimit::max(page::FORM_BYTES_MAX))
         .layer(RequestBodyDeadlineLayer::new(page::FORM_TIMEOUT));
     Router::new()
-        .route(
-            "/webhooks/github",
-            post(webhook::receive).layer(middleware::from_fn(probes::measure)),
-        )
+        .route("/webhooks/github", post(webhook::receive))
         .route("/metrics", get(probes::metrics))
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(api::readyz))
+        .route("/healthz", get(probes::healthz))
+        .route("/readyz", get(probes::readyz))
         .merge(admin)
         .merge(page)
         .method_not_allowed_fallback(async || {
             Problem::new(
                 ErrorCode::MethodNotAllowed,
-                "this address takes another method",
+                "This URL does not support the request's method. Use the documented method.",
             )
         })
         .fallback(async || Problem::not_found())
         .with_state(app)
 }
 
-/// Without a token set, nothing of the administration exists; with one, it must be shown.
+/// Requires the admin token or a session. Returns 404 if no admin token is configured.
 async fn admin_only(
     State(app): State<AppState>,
     request: Request,
@@ -134,11 +136,16 @@ async fn admin_only(
     if app.admin_token.is_none() {
         return Err(Problem::not_found());
     }
-    match session::is_admin(&app, request.method(), request.headers()) {
-        true => Ok(next.run(request).await),
-        false => Err(Problem::new(
+    if !session::is_admin(&app, request.method(), request.headers()) {
+        return Err(Problem::new(
             ErrorCode::Unauthorized,
-            "send the ADMIN_TOKEN: `Authorization: Bearer …`",
-        )),
+            "The admin token is missing or wrong. Send the header `Authorization: Bearer <ADMIN_TOKEN>`.",
+        ));
     }
+    Ok(next.run(request).await)
+}
+
+/// The value of a header; `None` if it is missing or not ASCII.
+fn header_value(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
 }

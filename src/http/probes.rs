@@ -1,70 +1,77 @@
-//! `GET /metrics`, and how things stand, read at most every few seconds however many ask.
+//! `GET /healthz`, `GET /readyz` and `GET /metrics`, and the cache that protects the database from
+//! frequent requests to them.
 
 use std::time::{Duration, Instant};
 
-use axum::extract::{Request, State};
+use axum::extract::State;
 use axum::http::header;
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::AppState;
-use super::problem::Refused;
+use super::{AppState, ErrorCode, Problem};
 use crate::db::{Db, DbError, Overview};
 use crate::telemetry::metrics;
 
-/// How old the overview may be.
+/// The maximum age of a cached overview.
 const OVERVIEW_AGE_MAX: Duration = Duration::from_secs(2);
 
-/// A scrape waits for the database so long, then goes without it.
+/// `GET /metrics` waits this long for the overview, then omits the metrics that need it.
 const OVERVIEW_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Source: Prometheus's "Exposition formats".
-const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// How old the news may be that the database answers.
+/// The maximum age of a cached ping.
 const READY_AGE_MAX: Duration = Duration::from_millis(250);
 
-/// What the database said, asked by one request for all that come at the same time: whoever asks much
-/// without a token takes no connection from the deliveries.
-#[derive(Debug)]
+/// `GET /readyz` waits this long for the database.
+const READY_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// Source: Prometheus, "Exposition formats".
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The last result of a query. Concurrent requests share one query, so that unauthenticated clients
+/// cannot exhaust the database connections that deliveries need.
+#[derive(Debug, Default)]
 pub struct Cached<T>(Mutex<Option<(Instant, T)>>);
 
-impl<T> Default for Cached<T> {
-    fn default() -> Self {
-        Self(Mutex::new(None))
-    }
-}
-
 impl<T: Clone> Cached<T> {
-    async fn within(
+    async fn get_or_query(
         &self,
         age_max: Duration,
-        ask: impl Future<Output = Result<T, DbError>>,
+        query: impl Future<Output = Result<T, DbError>>,
     ) -> Result<T, DbError> {
         let mut cached = self.0.lock().await;
-        if let Some((at, said)) = &*cached
+        if let Some((at, value)) = &*cached
             && at.elapsed() < age_max
         {
-            return Ok(said.clone());
+            return Ok(value.clone());
         }
-        let said = ask.await?;
-        *cached = Some((Instant::now(), said.clone()));
-        Ok(said)
+        let value = query.await?;
+        *cached = Some((Instant::now(), value.clone()));
+        Ok(value)
     }
 }
 
 impl Cached<Overview> {
     pub(super) async fn get(&self, db: &Db) -> Result<Overview, DbError> {
-        self.within(OVERVIEW_AGE_MAX, db.overview()).await
+        self.get_or_query(OVERVIEW_AGE_MAX, db.overview()).await
     }
 }
 
-impl Cached<()> {
-    pub(super) async fn ping(&self, db: &Db) -> Result<(), DbError> {
-        self.within(READY_AGE_MAX, db.ping()).await
+/// `GET /healthz`: whether the process serves requests.
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// `GET /readyz`: whether deliveries can be accepted.
+pub(super) async fn readyz(State(app): State<AppState>) -> Result<&'static str, Problem> {
+    let ping = app.ready.get_or_query(READY_AGE_MAX, app.db.ping());
+    if let Ok(Ok(())) = timeout(READY_TIMEOUT, ping).await {
+        return Ok("ready\n");
     }
+    Err(Problem::new(
+        ErrorCode::DatabaseUnavailable,
+        "The database is unavailable. Check the server that DATABASE_URL names.",
+    ))
 }
 
 /// `GET /metrics`
@@ -75,18 +82,6 @@ pub(super) async fn metrics(State(app): State<AppState>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text)
 }
 
-/// Counts and times the deliveries, and says which were refused. Not by their ids: anybody may have
-/// made those up.
-pub(super) async fn measure(request: Request, next: Next) -> Response {
-    let begun = Instant::now();
-    let response = next.run(request).await;
-    if let Some(Refused(code)) = response.extensions().get() {
-        tracing::warn!(code, "delivery refused");
-    }
-    metrics::delivery(response.status().as_u16(), begun.elapsed());
-    response
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -94,15 +89,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn many_who_ask_at_once_are_one_question() {
-        let (cached, asked) = (Cached::<()>::default(), AtomicU32::new(0));
-        let ask = async || {
-            asked.fetch_add(1, Ordering::Relaxed);
+    async fn concurrent_requests_share_one_query() {
+        let (cached, queries) = (Cached::<()>::default(), AtomicU32::new(0));
+        let query = async || {
+            queries.fetch_add(1, Ordering::Relaxed);
             tokio::task::yield_now().await;
             Ok(())
         };
-        let many = (0..100).map(|_| cached.within(READY_AGE_MAX, ask()));
-        futures_util::future::join_all(many).await;
-        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        let requests = (0..100).map(|_| cached.get_or_query(READY_AGE_MAX, query()));
+        futures_util::future::join_all(requests).await;
+        assert_eq!(queries.load(Ordering::Relaxed), 1);
     }
 }

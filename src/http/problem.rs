@@ -1,18 +1,20 @@
-//! Errors as clients see them: RFC 9457, never with an internal cause.
+//! Error responses as problem details (RFC 9457). They never contain an internal cause.
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::db::DbError;
 use crate::domain::failure::causes;
+use crate::domain::push;
 
-/// Seconds after which a client that got 503 should ask again.
+/// The value of `Retry-After` in a 503 response, in seconds.
 const RETRY_AFTER_SECONDS: &str = "5";
 
-/// What went wrong, by what the client can do about it. The codes are the contract's.
+/// The kind of an error. The codes are part of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it, the contract defines it")]
+#[expect(missing_docs, reason = "the names are those of the codes")]
 pub enum ErrorCode {
     BadSignature,
     Unauthorized,
@@ -26,20 +28,45 @@ pub enum ErrorCode {
     Busy,
 }
 
-/// An error, as RFC 9457 spells it.
+impl ErrorCode {
+    const fn parts(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::BadSignature => (StatusCode::UNAUTHORIZED, "bad_signature"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::Malformed => (StatusCode::BAD_REQUEST, "malformed"),
+            Self::UnsupportedMediaType => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type")
+            }
+            Self::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            Self::DatabaseUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable"),
+            Self::GithubUnavailable => (StatusCode::BAD_GATEWAY, "github_unavailable"),
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+        }
+    }
+
+    /// The code as the API spells it.
+    pub const fn as_str(self) -> &'static str {
+        self.parts().1
+    }
+}
+
+/// The body of an error response.
 #[derive(serde::Serialize, utoipa::ToSchema)]
 pub(super) struct ProblemBody {
     #[serde(rename = "type")]
     kind: &'static str,
+    /// The phrase of the HTTP status.
     title: &'static str,
     status: u16,
-    /// What to do.
+    /// The cause of the error and what to do.
     detail: String,
-    /// The kind of error, for programs.
+    /// The kind of the error, for programs.
     code: &'static str,
 }
 
-/// An error answer.
+/// An error response.
 #[derive(Clone, Debug)]
 pub struct Problem {
     code: ErrorCode,
@@ -47,97 +74,78 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// `detail` is shown to the client: say what to do.
+    /// `detail` is sent to the client. It states the cause, then what to do.
     pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
         let detail = detail.into();
         Self { code, detail }
     }
 
-    /// What the client can do about it.
+    /// A request that does not have the expected form.
+    pub fn malformed(detail: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Malformed, detail)
+    }
+
+    /// A resource that does not exist or must not be disclosed.
+    pub fn not_found() -> Self {
+        Self::new(
+            ErrorCode::NotFound,
+            "The requested resource does not exist. Check the URL.",
+        )
+    }
+
+    /// The kind of the error.
     pub fn code(&self) -> ErrorCode {
         self.code
     }
-
-    /// Nothing is there, or nothing is told.
-    pub fn not_found() -> Self {
-        Self::new(ErrorCode::NotFound, "there is nothing here")
-    }
 }
-
-/// An answer's code, for who logs it.
-#[derive(Clone, Copy)]
-pub(super) struct Refused(pub(super) &'static str);
 
 impl From<DbError> for Problem {
     fn from(error: DbError) -> Self {
         tracing::error!(
             error = causes(&error),
-            "the database did not answer a request"
+            "database unavailable, request failed"
         );
         Self::new(
             ErrorCode::DatabaseUnavailable,
-            "nothing was recorded: the database does not answer; ask again",
+            "The database is unavailable. Try again in a few seconds.",
         )
+    }
+}
+
+impl From<push::Malformed> for Problem {
+    fn from(error: push::Malformed) -> Self {
+        Self::malformed(error.to_string())
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::malformed(rejection.body_text())
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (status, code, title) = match self.code {
-            ErrorCode::BadSignature => (StatusCode::UNAUTHORIZED, "bad_signature", "Bad signature"),
-            ErrorCode::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized", "Unauthorized"),
-            ErrorCode::Malformed => (StatusCode::BAD_REQUEST, "malformed", "Malformed request"),
-            ErrorCode::UnsupportedMediaType => (
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "unsupported_media_type",
-                "Unsupported media type",
-            ),
-            ErrorCode::PayloadTooLarge => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "payload_too_large",
-                "Payload too large",
-            ),
-            ErrorCode::MethodNotAllowed => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                "Method not allowed",
-            ),
-            ErrorCode::NotFound => (StatusCode::NOT_FOUND, "not_found", "Not found"),
-            ErrorCode::DatabaseUnavailable => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "database_unavailable",
-                "Database unavailable",
-            ),
-            ErrorCode::GithubUnavailable => (
-                StatusCode::BAD_GATEWAY,
-                "github_unavailable",
-                "GitHub unavailable",
-            ),
-            ErrorCode::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy"),
-        };
+        let (status, code) = self.code.parts();
         let body = ProblemBody {
             kind: "about:blank",
-            title,
+            title: status.canonical_reason().unwrap_or_default(),
             status: status.as_u16(),
             detail: self.detail,
             code,
         };
         let mut response = (status, Json(body)).into_response();
-        let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        let mut set = |name, value| {
+            let value = HeaderValue::from_static(value);
+            response.headers_mut().insert(name, value)
+        };
+        set(header::CONTENT_TYPE, "application/problem+json");
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(
-                header::RETRY_AFTER,
-                HeaderValue::from_static(RETRY_AFTER_SECONDS),
-            );
+            set(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
         }
         if self.code == ErrorCode::Unauthorized {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            set(header::WWW_AUTHENTICATE, "Bearer");
         }
-        response.extensions_mut().insert(Refused(code));
         response
     }
 }

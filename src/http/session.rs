@@ -1,76 +1,80 @@
-//! Who may see and do things: a bearer token for tools, a signed cookie for a browser.
+//! Authorization of operators: a bearer token for programs, a signed session cookie for browsers.
 
-use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, Method, header};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::AppState;
+use super::{AppState, header_value};
 use crate::domain::signature::{same_secret, sign, verify};
 
-/// How long a browser stays signed in, in seconds.
+/// The lifetime of a session, in seconds.
 const SESSION_SECONDS: i64 = 12 * 3600;
 
-/// Wrong tokens that are taken within [`WRONG_WINDOW`]; then nobody can sign in until it has passed.
-const WRONG_MAX: usize = 10;
+/// The maximum number of failed sign-ins within [`FAILURE_WINDOW`]. When it is reached, all sign-ins are
+/// rejected.
+const FAILURES_MAX: usize = 10;
 
-/// See [`WRONG_MAX`].
-pub(super) const WRONG_WINDOW: Duration = Duration::from_secs(60);
+/// See [`FAILURES_MAX`].
+pub(super) const FAILURE_WINDOW: Duration = Duration::from_secs(60);
 
 const COOKIE: &str = "video_ingest_session";
 
-/// Wrong tokens of late, over all clients: behind a proxy, addresses tell nobody apart.
+/// Limits failed sign-ins. All clients share the limit, because behind a proxy they have one address.
 #[derive(Debug, Default)]
-pub struct SignIns {
-    wrong: Mutex<VecDeque<Instant>>,
+pub struct SignInLimiter {
+    failures: Mutex<Vec<Instant>>,
 }
 
-impl SignIns {
-    /// Whether the token is right; `None`: too many were wrong, this one was not looked at.
-    pub(super) fn check(&self, token: &SecretString, shown: &str, now: Instant) -> Option<bool> {
-        let mut wrong = self.wrong.lock().expect("no panic while held");
-        while wrong
-            .front()
-            .is_some_and(|at| now.duration_since(*at) >= WRONG_WINDOW)
-        {
-            wrong.pop_front();
+/// The result of a sign-in.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum SignIn {
+    Accepted,
+    WrongToken,
+    /// The token was not compared, because too many sign-ins failed before.
+    Limited,
+}
+
+impl SignInLimiter {
+    /// Compares the token that a client sent with the admin token.
+    pub(super) fn check(&self, token: &SecretString, sent: &str, now: Instant) -> SignIn {
+        let mut failures = self.failures.lock().expect("no panic while held");
+        failures.retain(|at| now.duration_since(*at) < FAILURE_WINDOW);
+        if failures.len() >= FAILURES_MAX {
+            return SignIn::Limited;
         }
-        if wrong.len() >= WRONG_MAX {
-            return None;
+        if same_secret(sent.as_bytes(), token.expose_secret().as_bytes()) {
+            return SignIn::Accepted;
         }
-        let right = same_secret(shown.as_bytes(), token.expose_secret().as_bytes());
-        if !right {
-            wrong.push_back(now);
-        }
-        Some(right)
+        failures.push(now);
+        SignIn::WrongToken
     }
 }
 
-/// A request with the token, or with a session's cookie. What changes something must with a cookie
-/// come from a page of ours: another site can make a browser send one.
+/// Whether a request carries the admin token or a valid session cookie. With a cookie, requests that
+/// change something must come from our own pages, because other sites can make a browser send it.
 pub(super) fn is_admin(app: &AppState, method: &Method, headers: &HeaderMap) -> bool {
     let Some(token) = &app.admin_token else {
         return false;
     };
-    let shown = headers
+    let sent = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    match shown {
-        Some(shown) => same_secret(shown, token.expose_secret().as_bytes()),
+    match sent {
+        Some(sent) => same_secret(sent, token.expose_secret().as_bytes()),
         None => {
             has_session(token, headers, now_s(app)) && (method.is_safe() || is_same_origin(headers))
         }
     }
 }
 
-/// Whether a browser says that one of our own pages sent this.
+/// Whether a browser states that one of our own pages sent the request.
 pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let text = |name: &str| header_value(headers, name);
     match (text("sec-fetch-site"), text("origin"), text("host")) {
         (Some(site), _, _) => site == "same-origin",
-        // Browsers leave Sec-Fetch-Site out where the page came by plain HTTP.
+        // Browsers omit Sec-Fetch-Site over plain HTTP.
         (None, Some(origin), Some(host)) => origin
             .split_once("://")
             .is_some_and(|(_, authority)| authority == host),
@@ -78,22 +82,21 @@ pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     }
 }
 
-/// The `Set-Cookie` of a session that begins now. Its value is signed with the token, and is not it.
+/// The `Set-Cookie` value that starts a session. The cookie is signed with the token and does not
+/// contain it.
 pub(super) fn begin(app: &AppState, token: &SecretString, headers: &HeaderMap) -> String {
     let issued = now_s(app);
     let value = format!("{issued}.{}", sign(token, &signed_text(issued)));
     cookie(&value, SESSION_SECONDS, headers)
 }
 
-/// The `Set-Cookie` that ends a session.
+/// The `Set-Cookie` value that ends a session.
 pub(super) fn end(headers: &HeaderMap) -> String {
     cookie("", 0, headers)
 }
 
 fn cookie(value: &str, max_age: i64, headers: &HeaderMap) -> String {
-    let https = headers
-        .get("x-forwarded-proto")
-        .is_some_and(|proto| proto == "https");
+    let https = header_value(headers, "x-forwarded-proto") == Some("https");
     let secure = if https { "; Secure" } else { "" };
     format!("{COOKIE}={value}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Strict{secure}")
 }
@@ -128,7 +131,7 @@ fn signed_text(issued: i64) -> Vec<u8> {
 }
 
 fn now_s(app: &AppState) -> i64 {
-    app.sweep.clock.now_ms() / 1000
+    app.clock.now_ms() / 1000
 }
 
 #[cfg(test)]
@@ -147,20 +150,20 @@ mod tests {
     }
 
     #[test]
-    fn a_session_ends_and_cannot_be_made_up() {
+    fn a_session_expires_and_cannot_be_forged() {
         let value = |at: i64| format!("{at}.{}", sign(&token(), &signed_text(at)));
         assert!(is_valid(&token(), &value(1000), 1000 + SESSION_SECONDS - 1));
         assert!(!is_valid(&token(), &value(1000), 1000 + SESSION_SECONDS));
         assert!(!is_valid(&token(), &value(1000), 999));
         assert!(!is_valid(&"another token here".into(), &value(1000), 1000));
         let moved = value(1000).replacen("1000", "2000", 1);
-        for made_up in [moved.as_str(), "", ".", "1000.", "a token of sixteen"] {
-            assert!(!is_valid(&token(), made_up, 2000), "{made_up}");
+        for forged in [moved.as_str(), "", ".", "1000.", "a token of sixteen"] {
+            assert!(!is_valid(&token(), forged, 2000), "{forged}");
         }
     }
 
     #[test]
-    fn only_a_page_of_ours_may_act() {
+    fn only_our_own_pages_are_of_the_same_origin() {
         for (sent, ours) in [
             (headers(&[("sec-fetch-site", "same-origin")]), true),
             (headers(&[("sec-fetch-site", "cross-site")]), false),
@@ -181,14 +184,14 @@ mod tests {
     }
 
     #[test]
-    fn guessing_is_slow() {
-        let (sign_ins, now) = (SignIns::default(), Instant::now());
-        for _ in 0..WRONG_MAX {
-            assert_eq!(sign_ins.check(&token(), "wrong", now), Some(false));
+    fn failed_sign_ins_are_limited() {
+        let (limiter, now) = (SignInLimiter::default(), Instant::now());
+        for _ in 0..FAILURES_MAX {
+            assert_eq!(limiter.check(&token(), "wrong", now), SignIn::WrongToken);
         }
         let right = "a token of sixteen";
-        assert_eq!(sign_ins.check(&token(), right, now), None);
-        let later = now + WRONG_WINDOW;
-        assert_eq!(sign_ins.check(&token(), right, later), Some(true));
+        assert_eq!(limiter.check(&token(), right, now), SignIn::Limited);
+        let later = now + FAILURE_WINDOW;
+        assert_eq!(limiter.check(&token(), right, later), SignIn::Accepted);
     }
 }

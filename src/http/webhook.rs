@@ -1,8 +1,7 @@
-//! Bytes in, verified, recorded, answered. Nothing else happens before the answer: no network call,
-//! nothing read from GitHub.
+//! `POST /webhooks/github`: reads a delivery, verifies its signature, records it and responds. No
+//! network call is made before the response.
 
-use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Body;
@@ -11,52 +10,57 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::{AppState, ErrorCode, Problem};
+use super::{AppState, ErrorCode, Problem, header_value};
 use crate::db::Delivery;
 use crate::domain::ids::GitSha;
 use crate::domain::push::{self, Decision, Push};
 use crate::domain::signature::Verifier;
+use crate::telemetry::metrics;
 
-/// The largest JSON body, in bytes. Source: GitHub sends no payload over 25 MB.
+/// The maximum size of a JSON body, in bytes. GitHub limits payloads to 25 MB.
 const JSON_BYTES_MAX: usize = 25 << 20;
 
-/// The largest form body, in bytes: the same payload, percent-encoded.
+/// The maximum size of a form body, in bytes: the same payload, percent-encoded.
 const FORM_BYTES_MAX: usize = 40 << 20;
 
-/// Bodies up to this size, in bytes, are read however many come at once: nearly all of GitHub's.
+/// Bodies up to this size, in bytes, are read without a permit. Most of GitHub's are smaller.
 const SMALL_BODY_BYTES_MAX: usize = 16 << 10;
 
-/// Bodies up to this size, in bytes, are read [`MEDIUM_BODIES_MAX`] at a time, larger ones one at a time.
+/// Up to [`MEDIUM_BODIES_MAX`] bodies of at most this size, in bytes, are read at once. Larger bodies are
+/// read one at a time.
 const MEDIUM_BODY_BYTES_MAX: usize = 1 << 20;
 
 /// See [`MEDIUM_BODY_BYTES_MAX`].
 const MEDIUM_BODIES_MAX: usize = 16;
 
-/// One large body being read and two waiting; the next one is sent away.
+/// One large body that is being read and two that wait; further ones are rejected at once.
 const LARGE_BODIES_MAX: usize = 3;
 
-/// A body waits for its place for so long, then it is sent away.
-const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a body waits for a permit before it is rejected.
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A body that takes longer is given up: GitHub itself waits for ten seconds.
+/// The maximum time to receive a body. GitHub waits ten seconds for a response.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest delivery GUID that is taken, in bytes; GitHub's have 36.
-const GUID_BYTES_MAX: usize = 100;
+/// The maximum length of the event's name and of the delivery's GUID, in bytes. GitHub's GUIDs have 36.
+const HEADER_BYTES_MAX: usize = 100;
 
-/// Who may hold how much of a body whose signature is not known yet.
+/// The media type of a form body.
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// Limits the memory of bodies whose signature is not verified yet.
 #[derive(Debug)]
-pub struct Places {
+pub struct BodyPermits {
     medium: Semaphore,
     large: Semaphore,
     large_queue: Semaphore,
 }
 
-impl Default for Places {
+impl Default for BodyPermits {
     fn default() -> Self {
         Self {
             medium: Semaphore::new(MEDIUM_BODIES_MAX),
@@ -66,110 +70,114 @@ impl Default for Places {
     }
 }
 
-/// A body's place; dropped with the body.
-struct Place<'a> {
+/// Permission to hold a body of up to `bytes_max` bytes. It must outlive the body.
+struct BodyPermit<'a> {
     bytes_max: usize,
     _permits: Vec<SemaphorePermit<'a>>,
 }
 
-impl Place<'_> {
+impl BodyPermit<'_> {
     const SMALL: Self = Self {
         bytes_max: SMALL_BODY_BYTES_MAX,
         _permits: Vec::new(),
     };
 }
 
-impl Places {
-    /// A place for a body of `bytes`, which is at most `limit`, once there is one.
-    async fn take(&self, bytes: usize, limit: usize) -> Result<Place<'_>, Problem> {
+impl BodyPermits {
+    /// Waits for a permit for a body of `bytes`. `limit` is the maximum size of large bodies.
+    async fn acquire(&self, bytes: usize, limit: usize) -> Result<BodyPermit<'_>, Problem> {
         if bytes <= MEDIUM_BODY_BYTES_MAX {
-            return Ok(Place {
+            return Ok(BodyPermit {
                 bytes_max: MEDIUM_BODY_BYTES_MAX,
-                _permits: vec![free(&self.medium).await?],
+                _permits: vec![acquire(&self.medium).await?],
             });
         }
         let queued = self.large_queue.try_acquire().map_err(|_| busy())?;
-        Ok(Place {
+        Ok(BodyPermit {
             bytes_max: limit,
-            _permits: vec![queued, free(&self.large).await?],
+            _permits: vec![queued, acquire(&self.large).await?],
         })
     }
 }
 
-async fn free(places: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
-    let free = timeout(PLACE_TIMEOUT, places.acquire()).await;
-    free.map_err(|_| busy())?.map_err(|_| busy())
+async fn acquire(permits: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
+    let permit = timeout(PERMIT_TIMEOUT, permits.acquire()).await;
+    permit.ok().and_then(Result::ok).ok_or_else(busy)
 }
 
 fn busy() -> Problem {
     Problem::new(
         ErrorCode::Busy,
-        "other large bodies are being read; redeliver in a moment",
+        "The server is reading too many large request bodies. Redeliver the webhook in a few seconds.",
     )
 }
 
-/// `POST /webhooks/github`: size, signature, headers, body, in this order.
-pub async fn receive(State(app): State<AppState>, request: Request) -> Result<Response, Problem> {
+/// `POST /webhooks/github`
+pub async fn receive(State(app): State<AppState>, request: Request) -> Response {
+    let started = Instant::now();
+    let result = handle(&app, request).await;
+    if let Err(problem) = &result {
+        // Without the GUID, which an unauthenticated client may have invented.
+        tracing::warn!(code = problem.code().as_str(), "delivery rejected");
+    }
+    let response = result.into_response();
+    metrics::delivery(response.status().as_u16(), started.elapsed());
+    response
+}
+
+async fn handle(app: &AppState, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
-    let headers = parts.headers;
-    // The body and its place are gone before anything is waited for.
-    let (guid, intake) = match read(&app, &headers, body).await? {
-        Asked::Pong => return Ok(Json(json!({"status": "pong"})).into_response()),
-        Asked::Nothing(reason) => {
-            return Ok(Json(json!({"status": "ignored", "reason": reason})).into_response());
-        }
-        Asked::Videos(guid, intake) => (guid, intake),
-    };
-    accept(&app, guid, intake).await
+    // `read` drops the body and its permit, so that neither is held while the database is called.
+    match read(app, &parts.headers, body).await? {
+        Event::Other(response) => Ok(Json(response).into_response()),
+        Event::Push(guid, intake) => record(app, guid, intake).await,
+    }
 }
 
-/// What a delivery wants.
-enum Asked<'h> {
-    Pong,
-    /// For this reason.
-    Nothing(String),
-    /// Under this GUID.
-    Videos(&'h str, push::Intake),
+/// A delivery with a valid signature.
+enum Event<'h> {
+    /// Nothing has to be recorded. Contains the response.
+    Other(Value),
+    /// The delivery's GUID and the work it requests.
+    Push(&'h str, push::Intake),
 }
 
+/// Checks size, signature, headers and payload, in this order.
 async fn read<'h>(
     app: &AppState,
     headers: &'h HeaderMap,
     body: Body,
-) -> Result<Asked<'h>, Problem> {
-    let form = media_type(headers) == "application/x-www-form-urlencoded";
+) -> Result<Event<'h>, Problem> {
+    let media_type = media_type(headers);
+    let form = media_type == FORM;
     let limit = if form { FORM_BYTES_MAX } else { JSON_BYTES_MAX };
     let read = read_verified(app, headers, body, limit);
-    let (body, _place) = timeout(BODY_TIMEOUT, read).await.map_err(|_| {
-        Problem::new(
-            ErrorCode::Malformed,
-            "the body did not arrive within ten seconds",
-        )
+    let (body, _permit) = timeout(BODY_TIMEOUT, read).await.map_err(|_| {
+        Problem::malformed("The request body took longer than 10 seconds. Redeliver the webhook.")
     })??;
 
-    let event = text(headers, "x-github-event")?;
-    let guid = text(headers, "x-github-delivery")?;
-    let payload: Cow<'_, [u8]> = match media_type(headers) {
-        "application/json" => Cow::Borrowed(&body),
-        "application/x-www-form-urlencoded" => match push::payload_of_form(&body) {
-            Ok(Cow::Borrowed(payload)) => Cow::Borrowed(payload.as_bytes()),
-            Ok(Cow::Owned(payload)) => Cow::Owned(payload.into_bytes()),
-            Err(error) => return Err(Problem::new(ErrorCode::Malformed, error.to_string())),
-        },
+    let event = required_header(headers, "x-github-event")?;
+    let guid = required_header(headers, "x-github-delivery")?;
+    let decoded;
+    let payload = match media_type {
+        "application/json" => &body[..],
+        FORM => {
+            decoded = push::payload_of_form(&body)?;
+            decoded.as_bytes()
+        }
         _ => {
             return Err(Problem::new(
                 ErrorCode::UnsupportedMediaType,
-                "set the webhook's content type to application/json",
+                "The content type is not supported. Set the webhook's content type to application/json.",
             ));
         }
     };
     match event {
         "push" => {}
-        "ping" => return Ok(Asked::Pong),
-        other => return Ok(Asked::Nothing(format!("event {other} is not push"))),
+        "ping" => return Ok(Event::Other(json!({"status": "pong"}))),
+        other => return Ok(ignored(&format!("event {other} is not push"))),
     }
-    let push =
-        Push::parse(&payload).map_err(|e| Problem::new(ErrorCode::Malformed, e.to_string()))?;
+    let push = Push::parse(payload)?;
     let decision = push::decide(
         &push,
         &app.repository,
@@ -177,12 +185,16 @@ async fn read<'h>(
         &app.videos_dir,
     );
     Ok(match decision {
-        Decision::Ignored { reason } => Asked::Nothing(reason),
-        Decision::Accepted(intake) => Asked::Videos(guid, intake),
+        Decision::Ignored { reason } => ignored(&reason),
+        Decision::Accepted(intake) => Event::Push(guid, intake),
     })
 }
 
-async fn accept(app: &AppState, guid: &str, intake: push::Intake) -> Result<Response, Problem> {
+fn ignored<'h>(reason: &str) -> Event<'h> {
+    Event::Other(json!({"status": "ignored", "reason": reason}))
+}
+
+async fn record(app: &AppState, guid: &str, intake: push::Intake) -> Result<Response, Problem> {
     let delivery = Delivery {
         guid: guid.to_owned(),
         event: "push".to_owned(),
@@ -197,7 +209,7 @@ async fn accept(app: &AppState, guid: &str, intake: push::Intake) -> Result<Resp
         .iter()
         .map(|key| json!({"lesson_id": key.lesson_id, "video_id": key.video_id}))
         .collect();
-    let answer = json!({
+    let body = json!({
         "delivery": guid,
         "status": "accepted",
         "scan": delivery.scan,
@@ -208,44 +220,45 @@ async fn accept(app: &AppState, guid: &str, intake: push::Intake) -> Result<Resp
     app.intake.record(delivery).await.map_err(|_| {
         Problem::new(
             ErrorCode::DatabaseUnavailable,
-            "not recorded: the database does not answer; redeliver",
+            "The delivery was not recorded because the database is unavailable. Redeliver the webhook.",
         )
     })?;
     tracing::info!(delivery.id = guid, videos = videos.len(), scan, %after, "accepted");
-    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+    Ok((StatusCode::ACCEPTED, Json(body)).into_response())
 }
 
-/// Reads the body while its signature is computed. It grows with what arrives and not with what was
-/// announced: who announces much and sends little holds little.
+/// Reads the body and computes its signature. The buffer grows with the bytes received, not with the
+/// declared length, so that clients that declare much and send little use little memory.
 async fn read_verified<'a>(
     app: &'a AppState,
     headers: &HeaderMap,
     mut body: Body,
     limit: usize,
-) -> Result<(Bytes, Place<'a>), Problem> {
+) -> Result<(Bytes, BodyPermit<'a>), Problem> {
     let too_large = || {
         Problem::new(
             ErrorCode::PayloadTooLarge,
-            format!("more than {limit} bytes"),
+            format!("The request body is larger than {limit} bytes. Send a smaller body."),
         )
     };
-    let declared = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok())
-        .unwrap_or_default();
+    let declared = header_value(headers, header::CONTENT_LENGTH)
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(0);
     if declared > limit {
         return Err(too_large());
     }
     let mut verifier = Verifier::new(&app.webhook_secrets);
-    let mut place = match declared > MEDIUM_BODY_BYTES_MAX {
-        // Sent away before it is sent, if there is no place for it.
-        true => app.places.take(declared, limit).await?,
-        false => Place::SMALL,
+    let mut permit = if declared > MEDIUM_BODY_BYTES_MAX {
+        // If there is no permit, a large body is rejected before the client sends it.
+        app.body_permits.acquire(declared, limit).await?
+    } else {
+        BodyPermit::SMALL
     };
     let mut bytes = BytesMut::with_capacity(declared.min(SMALL_BODY_BYTES_MAX));
     while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(|_| Problem::new(ErrorCode::Malformed, "the body was cut off"))?;
+        let frame = frame.map_err(|_| {
+            Problem::malformed("The request body is incomplete. Redeliver the webhook.")
+        })?;
         let Ok(chunk) = frame.into_data() else {
             continue;
         };
@@ -253,45 +266,37 @@ async fn read_verified<'a>(
         if length > limit {
             return Err(too_large());
         }
-        if length > place.bytes_max {
-            place = app.places.take(length.max(declared), limit).await?;
+        if length > permit.bytes_max {
+            permit = app
+                .body_permits
+                .acquire(length.max(declared), limit)
+                .await?;
             bytes.reserve(declared.saturating_sub(bytes.len()));
         }
         verifier.update(&chunk);
         bytes.extend_from_slice(&chunk);
     }
-    let signature = headers
-        .get("x-hub-signature-256")
-        .and_then(|value| value.to_str().ok());
-    match verifier.verify(signature) {
-        true => Ok((bytes.freeze(), place)),
-        false => Err(Problem::new(
+    let signature = header_value(headers, "x-hub-signature-256");
+    if !verifier.verify(signature) {
+        return Err(Problem::new(
             ErrorCode::BadSignature,
-            "X-Hub-Signature-256 does not match: set the webhook's secret to GITHUB_WEBHOOK_SECRET",
-        )),
+            "X-Hub-Signature-256 does not match the request body. Set the webhook's secret to GITHUB_WEBHOOK_SECRET.",
+        ));
     }
+    Ok((bytes.freeze(), permit))
 }
 
 fn media_type(headers: &HeaderMap) -> &str {
-    let value = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|v| v.to_str().ok());
-    value
-        .unwrap_or_default()
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
+    let value = header_value(headers, header::CONTENT_TYPE).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim()
 }
 
-fn text<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h str, Problem> {
-    let value = headers.get(name).and_then(|v| v.to_str().ok());
-    value
-        .filter(|v| !v.is_empty() && v.len() <= GUID_BYTES_MAX)
+fn required_header<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h str, Problem> {
+    header_value(headers, name)
+        .filter(|value| (1..=HEADER_BYTES_MAX).contains(&value.len()))
         .ok_or_else(|| {
-            Problem::new(
-                ErrorCode::Malformed,
-                format!("the header {name} is missing or unusable"),
-            )
+            Problem::malformed(format!(
+                "The header {name} is missing or invalid. Send it as GitHub does."
+            ))
         })
 }

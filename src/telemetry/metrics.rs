@@ -1,5 +1,5 @@
-//! What Prometheus is told. Every name is here, and is there from the start: an alert on a series
-//! that appears with its first event would miss that event.
+//! The Prometheus metrics. All counters are initialized to 0 at startup, because `increase()` ignores the
+//! first sample of a series: an alert on a series that appears with its first event would miss that event.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -33,17 +33,17 @@ const RATE_REMAINING: &str = "video_ingest_github_rate_limit_remaining";
 const RATE_RESET: &str = "video_ingest_github_rate_limit_reset_timestamp_seconds";
 const BUILD: &str = "video_ingest_build_info";
 
-/// Upper bounds, in seconds, for what must take milliseconds.
+/// Bucket bounds of short durations, in seconds.
 const FAST: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0,
 ];
 
-/// Upper bounds, in seconds, for what takes seconds and may take hours.
+/// Bucket bounds of durations from seconds to hours, in seconds.
 const SLOW: &[f64] = &[
     0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86_400.0,
 ];
 
-/// The results of a delivery.
+/// The values of the label `result` of deliveries.
 const RESULTS: [&str; 5] = [
     "accepted",
     "ignored",
@@ -52,10 +52,11 @@ const RESULTS: [&str; 5] = [
     "unavailable",
 ];
 
-/// Recorded samples are folded into their histograms this often, scraped or not.
+/// How often recorded samples must be merged into their histograms, so that memory stays bounded even
+/// if nothing scrapes the metrics.
 pub const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// The recorder of this process; installed with the first call.
+/// The recorder of this process. The first call installs it.
 pub fn recorder() -> &'static PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE.get_or_init(|| {
@@ -69,7 +70,7 @@ pub fn recorder() -> &'static PrometheusHandle {
             .build_recorder();
         let handle = recorder.handle();
         if metrics::set_global_recorder(recorder).is_err() {
-            tracing::warn!("another recorder is installed: /metrics stays empty");
+            tracing::warn!("another metrics recorder is installed, /metrics will be empty");
         }
         describe_all();
         handle
@@ -77,29 +78,25 @@ pub fn recorder() -> &'static PrometheusHandle {
 }
 
 fn describe_all() {
-    describe_counter!(DELIVERIES, "Webhook deliveries answered, by result");
-    describe_histogram!(ACCEPT, Unit::Seconds, "Time to answer a delivery");
+    describe_counter!(DELIVERIES, "Webhook deliveries by result");
+    describe_histogram!(ACCEPT, Unit::Seconds, "Time to respond to a delivery");
     describe_gauge!(VIDEOS, "Videos by state");
     describe_gauge!(
         OLDEST,
         Unit::Seconds,
-        "Age of the oldest queued or running video; 0: none"
+        "Age of the oldest queued or running video, or 0"
     );
     describe_histogram!(STEP, Unit::Seconds, "Duration of each step of an attempt");
-    describe_counter!(BYTES, Unit::Bytes, "Bytes of videos that became ready");
-    describe_counter!(ATTEMPTS, "Attempts ended, by outcome and code");
-    describe_histogram!(
-        READY,
-        Unit::Seconds,
-        "From the request for a video until it was ready"
-    );
-    describe_counter!(SWEEPS, "Sweeps, by result");
-    describe_gauge!(SWEPT, "Videos in the last sweep, by outcome");
-    describe_gauge!(SWEPT_AT, Unit::Seconds, "When the last sweep ended");
-    describe_gauge!(RATE_LIMIT, "GitHub calls allowed per window");
-    describe_gauge!(RATE_REMAINING, "GitHub calls left in this window");
-    describe_gauge!(RATE_RESET, Unit::Seconds, "When GitHub's window ends");
-    describe_gauge!(BUILD, "1, with the version as its label");
+    describe_counter!(BYTES, Unit::Bytes, "Size of the videos that became ready");
+    describe_counter!(ATTEMPTS, "Completed attempts by outcome and code");
+    describe_histogram!(READY, Unit::Seconds, "Time from request to ready");
+    describe_counter!(SWEEPS, "Sweeps by result");
+    describe_gauge!(SWEPT, "Videos in the last sweep by outcome");
+    describe_gauge!(SWEPT_AT, Unit::Seconds, "Time when the last sweep ended");
+    describe_gauge!(RATE_LIMIT, "GitHub API requests per window");
+    describe_gauge!(RATE_REMAINING, "Remaining GitHub API requests");
+    describe_gauge!(RATE_RESET, Unit::Seconds, "Time when the window ends");
+    describe_gauge!(BUILD, "Always 1, with the version as a label");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     for result in RESULTS {
         counter!(DELIVERIES, "result" => result).increment(0);
@@ -118,7 +115,7 @@ fn describe_all() {
     counter!(BYTES).increment(0);
 }
 
-/// A delivery was answered with this HTTP status.
+/// Records a delivery and the status of its response.
 pub fn delivery(status: u16, took: Duration) {
     let result = match status {
         202 => "accepted",
@@ -131,12 +128,12 @@ pub fn delivery(status: u16, took: Duration) {
     histogram!(ACCEPT).record(took);
 }
 
-/// A step of an attempt ended.
+/// Records a completed step of an attempt.
 pub fn step(step: Step, took: Duration) {
     histogram!(STEP, "step" => step.as_str()).record(took);
 }
 
-/// An attempt ended.
+/// Records a completed attempt.
 pub fn ended(claim: &Claim, end: &End) {
     if let End::Ready { published, .. } = end {
         counter!(BYTES).increment(published.size_bytes);
@@ -146,7 +143,7 @@ pub fn ended(claim: &Claim, end: &End) {
     counter!(ATTEMPTS, "outcome" => end.step().as_str(), "code" => code).increment(1);
 }
 
-/// A sweep ended; `None`: without a report.
+/// Records a completed sweep, `None` if it failed.
 pub fn swept(report: Option<&SweepReport>) {
     let Some(report) = report else {
         return counter!(SWEEPS, "result" => "failed").increment(1);
@@ -157,7 +154,7 @@ pub fn swept(report: Option<&SweepReport>) {
     }
 }
 
-/// Everything as Prometheus reads it, with what only the moment of the scrape knows.
+/// Renders all metrics in Prometheus's text format, with the current counts and rate limit.
 pub fn render(overview: Option<&Overview>, rate_limit: Option<RateLimit>) -> String {
     let recorder = recorder();
     if let Some(overview) = overview {

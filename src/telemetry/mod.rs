@@ -1,4 +1,4 @@
-//! Logs: readable text on a terminal, JSON elsewhere, with the same field names in both.
+//! Logs and metrics. Logs are text on a terminal and JSON otherwise, with the same field names.
 
 pub mod metrics;
 
@@ -13,10 +13,11 @@ use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::config::{LogConfig, LogFormat};
 
-/// octocrab logs every failed call as an error; ours are logged once, where they are handled.
+/// Directives for dependencies. octocrab is off because it logs every failed call as an error, and we log
+/// errors once, where they are handled.
 const QUIET: &str = "octocrab=off,hyper=off,sqlx=error";
 
-/// Starts logging to standard error.
+/// Configures logging to standard error.
 pub fn init(log: &LogConfig) {
     let filter = EnvFilter::new(format!("{QUIET},{}", log.filter));
     let json = match log.format {
@@ -25,16 +26,15 @@ pub fn init(log: &LogConfig) {
         None => !std::io::stderr().is_terminal(),
     };
     let registry = tracing_subscriber::registry().with(filter);
-    match json {
-        true => registry.with(json_lines(std::io::stderr)).init(),
-        false => {
-            let layer = fmt::layer().with_writer(std::io::stderr);
-            registry.with(layer.with_target(false)).init();
-        }
+    if json {
+        registry.with(json_lines(std::io::stderr)).init();
+    } else {
+        let layer = fmt::layer().with_writer(std::io::stderr);
+        registry.with(layer.with_target(false)).init();
     }
 }
 
-/// One JSON object per line, the fields beside time, level and message.
+/// A layer that writes one JSON object per line, with the fields at the top level.
 pub fn json_lines<S, W>(writer: W) -> impl Layer<S>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,

@@ -573,7 +573,7 @@ scenario! {
     }
 
     without_the_database_nobody_is_told_that_all_is_well(t) {
-        t.expect_error("the database did not answer");
+        t.expect_error("database unavailable, request failed");
         let pushed = aged(t, MINUTE).await;
         t.commit(&pushed);
         let blocked = t.block_database().await;

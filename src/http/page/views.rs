@@ -9,23 +9,23 @@ use crate::domain::advice::advice;
 use crate::domain::state::VideoState;
 use crate::format::{age, capitalized, elapsed, length, size};
 
-/// The pictures' width in their own units; style sheets scale them.
+/// The width of both charts in SVG units. The style sheet scales them.
 const WIDTH: f64 = 480.0;
 
-/// The height of the day's picture in its own units.
+/// The height of the chart of the last 24 hours, in SVG units.
 const DAY_HEIGHT: f64 = 64.0;
 
-/// A step this short is still drawn this wide.
+/// The minimum width of a step, so that short steps stay visible.
 const SEGMENT_WIDTH_MIN: f64 = 3.0;
 
-/// A moment, for people and for machines.
+/// A point in time in the formats that the pages use.
 pub(super) struct Moment {
     /// RFC 3339.
     pub iso: String,
     /// `3 min`
     pub ago: String,
     /// `2026-01-28 21:12:12 UTC`
-    pub said: String,
+    pub utc: String,
 }
 
 impl Moment {
@@ -33,14 +33,14 @@ impl Moment {
         let moment = Timestamp::from_millisecond(ms).unwrap_or_default();
         Self {
             iso: moment.to_string(),
-            said: moment.strftime("%F %T UTC").to_string(),
+            utc: moment.strftime("%F %T UTC").to_string(),
             ago: age(Duration::from_millis(
                 now_ms.saturating_sub(ms).max(0) as u64
             )),
         }
     }
 
-    /// From a timestamp as the API spells it.
+    /// Parses a timestamp of the API. An invalid one becomes the current time.
     pub(super) fn parse(text: &str, now_ms: i64) -> Self {
         Self::at(millis(text).unwrap_or(now_ms), now_ms)
     }
@@ -50,25 +50,25 @@ fn millis(text: &str) -> Option<i64> {
     text.parse::<Timestamp>().ok().map(|t| t.as_millisecond())
 }
 
-/// A video as pages show it.
+/// A video in the list and on its own page.
 pub(super) struct VideoRow {
     pub video: VideoView,
     pub size: String,
     pub length: String,
     pub changed: Moment,
     pub created: Moment,
-    /// What to do about it.
+    /// What to do about the failure.
     pub advice: Option<&'static str>,
 }
 
 impl VideoRow {
     pub(super) fn new(video: VideoView, now_ms: i64) -> Self {
-        let shown = |value: Option<i64>, format: fn(u64) -> String| {
+        let text = |value: Option<i64>, format: fn(u64) -> String| {
             value.map_or_else(String::new, |value| format(value.unsigned_abs()))
         };
         Self {
-            size: shown(video.size_bytes, size),
-            length: shown(video.duration_ms, length),
+            size: text(video.size_bytes, size),
+            length: text(video.duration_ms, length),
             changed: Moment::parse(&video.updated_at, now_ms),
             created: Moment::parse(&video.created_at, now_ms),
             advice: video.code.map(advice),
@@ -76,17 +76,17 @@ impl VideoRow {
         }
     }
 
-    /// Why it is as it is, where that needs a word.
+    /// The reason for the state, if there is one.
     pub(super) fn reason(&self) -> Option<String> {
         let message = self.video.message.as_deref();
         if self.video.state == VideoState::Generating {
-            return Some(message.unwrap_or("Nothing has been pushed yet.").to_owned());
+            return Some(message.unwrap_or("No file has been pushed yet.").to_owned());
         }
         message.map(capitalized)
     }
 }
 
-/// One hour of the day's picture; places and heights in the picture's units.
+/// One hour of the chart, in SVG units.
 pub(super) struct Bar {
     pub x: f64,
     pub width: f64,
@@ -97,8 +97,8 @@ pub(super) struct Bar {
     pub title: String,
 }
 
-/// The last 24 hours.
-pub(super) struct DayPicture {
+/// The chart and the figures of the last 24 hours.
+pub(super) struct DayChart {
     pub bars: Vec<Bar>,
     pub ready: i64,
     pub failed: i64,
@@ -106,7 +106,7 @@ pub(super) struct DayPicture {
     pub p95: Option<String>,
 }
 
-impl DayPicture {
+impl DayChart {
     pub(super) fn new(day: &Day) -> Self {
         let most = day.hours.iter().map(|h| h.ready + h.failed).max();
         let unit = DAY_HEIGHT / most.unwrap_or(0).max(1) as f64;
@@ -145,22 +145,22 @@ impl DayPicture {
 pub(super) struct Segment {
     pub x: f64,
     pub width: f64,
-    /// What it led to.
+    /// The timeline entry that ended it.
     pub step: String,
     pub took: String,
 }
 
-/// The last attempt, from the request to its end.
+/// The last attempt, from its request to its end.
 pub(super) struct LastAttempt {
-    /// Each as wide as it was long.
+    /// The width of each is proportional to its duration.
     pub segments: Vec<Segment>,
     pub took: String,
 }
 
-/// `None`: nothing was attempted yet.
+/// `None` before the first attempt.
 pub(super) fn last_attempt(timeline: &[EventView]) -> Option<LastAttempt> {
     let begins = |event: &EventView| event.step.begins_attempt();
-    // The last request that something followed: one that came meanwhile has no attempt yet.
+    // A request that arrived during or after the last attempt has no attempt of its own yet.
     let start = timeline
         .windows(2)
         .rposition(|pair| begins(&pair[0]) && !begins(&pair[1]))?;
@@ -170,7 +170,7 @@ pub(super) fn last_attempt(timeline: &[EventView]) -> Option<LastAttempt> {
         let ends = millis(&event.at).unwrap_or(at).max(at);
         let ms = ends - at;
         at = ends;
-        // What the first step did not take, the video spent in the queue.
+        // The time before the first step began was spent in the queue.
         let queued = ms - event.ms.unwrap_or(ms);
         if steps.is_empty() && queued > 0 {
             steps.push(("queued", queued));
@@ -208,7 +208,7 @@ mod tests {
     use crate::domain::timeline::Step;
 
     #[test]
-    fn the_bar_shows_the_last_attempt_in_full_width() {
+    fn the_last_attempt_fills_the_width() {
         let event = |second: u32, step: Step| EventView {
             at: format!("2026-01-28T21:12:{second:02}Z"),
             step,
@@ -226,12 +226,9 @@ mod tests {
             event(14, Step::Ready),
             event(20, Step::Requested),
         ];
-        let LastAttempt {
-            segments: shown,
-            took,
-        } = last_attempt(&timeline).unwrap();
+        let LastAttempt { segments, took } = last_attempt(&timeline).unwrap();
         assert_eq!(took, "4.0 s");
-        let steps: Vec<_> = shown
+        let steps: Vec<_> = segments
             .iter()
             .map(|s| (s.step.as_str(), s.took.as_str()))
             .collect();
@@ -243,7 +240,7 @@ mod tests {
                 ("ready", "3.0 s")
             ]
         );
-        assert!((shown[2].x + shown[2].width + 1.0 - WIDTH).abs() < 0.01);
+        assert!((segments[2].x + segments[2].width + 1.0 - WIDTH).abs() < 0.01);
         assert!(last_attempt(&timeline[..1]).is_none());
     }
 }

@@ -1,70 +1,70 @@
-// Follows what happens: every change reads the page again and puts its live parts in place. What is
-// being used (the player, a text field) is not a live part.
+// Updates the page: after each change, and periodically, it fetches the page again and replaces the parts
+// marked `data-live`. Parts that a user interacts with (the player, the search field) are not marked.
 'use strict';
 
-const SOON_MS = 250;
-const LATER_MS = 3000; // figures may be cached for two seconds
-const EVERY_MS = 15000; // ages, and what another replica did
+const UPDATE_DELAY_MS = 250;
+const SECOND_UPDATE_DELAY_MS = 3000; // the server caches the figures for two seconds
+const UPDATE_INTERVAL_MS = 15000; // for ages and for changes that other replicas made
 const status = document.getElementById('live');
 let timer;
-let running = false;
-let again = false;
+let updating = false;
+let updateAgain = false;
 
-async function refresh() {
-  if (running) {
-    again = true;
+async function update() {
+  if (updating) {
+    updateAgain = true;
     return;
   }
-  running = true;
+  updating = true;
   try {
-    const answer = await fetch(location.href, { redirect: 'error' });
-    if (!answer.ok) return;
-    const fresh = new DOMParser().parseFromString(await answer.text(), 'text/html');
+    const response = await fetch(location.href, { redirect: 'error' });
+    if (!response.ok) return;
+    const fetched = new DOMParser().parseFromString(await response.text(), 'text/html');
     for (const part of document.querySelectorAll('[data-live]')) {
-      const next = fresh.getElementById(part.id);
+      const next = fetched.getElementById(part.id);
       if (!next || next.innerHTML === part.innerHTML) continue;
       const focused = part.contains(document.activeElement) ? document.activeElement : null;
-      const address = focused && focused.getAttribute('href');
+      const href = focused && focused.getAttribute('href');
       part.replaceWith(next);
-      const same = address ? next.querySelector(`a[href="${CSS.escape(address)}"]`) : focused && next.querySelector('button');
+      const same = href ? next.querySelector(`a[href="${CSS.escape(href)}"]`) : focused && next.querySelector('button');
       if (same) same.focus();
     }
-    document.title = fresh.title;
+    document.title = fetched.title;
   } catch {
-    status.textContent = 'not connected';
+    status.textContent = 'disconnected';
   } finally {
-    running = false;
-    if (again) {
-      again = false;
-      soon();
+    updating = false;
+    if (updateAgain) {
+      updateAgain = false;
+      scheduleUpdate();
     }
   }
 }
 
-function soon() {
+function scheduleUpdate() {
   clearTimeout(timer);
   timer = setTimeout(async () => {
-    await refresh();
-    timer = setTimeout(refresh, LATER_MS);
-  }, SOON_MS);
+    await update();
+    timer = setTimeout(update, SECOND_UPDATE_DELAY_MS);
+  }, UPDATE_DELAY_MS);
 }
 
-// Only the page that is seen listens: a browser has six connections to a server for all of its tabs and
-// for the pages that it keeps for the way back.
+// Only the visible page holds an event stream: a browser opens at most six connections to a server, for
+// all tabs and for the pages in its back/forward cache.
 let events;
 
-function listen() {
+function connect() {
   if (events) events.close();
   if (document.hidden) return;
   events = new EventSource('/api/events');
-  events.addEventListener('video', soon);
-  events.addEventListener('reload', soon);
+  events.addEventListener('video', scheduleUpdate);
+  events.addEventListener('reload', scheduleUpdate);
   events.onopen = () => { status.textContent = 'live'; };
   events.onerror = () => { status.textContent = 'connecting…'; };
 }
 
-listen();
-document.addEventListener('visibilitychange', listen);
+connect();
+document.addEventListener('visibilitychange', connect);
 addEventListener('pagehide', () => { if (events) events.close(); });
-addEventListener('pageshow', (shown) => { if (shown.persisted) listen(); });
-setInterval(() => { if (!document.hidden) refresh(); }, EVERY_MS);
+addEventListener('pageshow', (event) => { if (event.persisted) connect(); });
+setInterval(() => { if (!document.hidden) update(); }, UPDATE_INTERVAL_MS);

@@ -1,0 +1,148 @@
+//! Signing in and out, and the redirect to the form for browsers without a session.
+
+use std::time::Instant;
+
+use askama::Template;
+use axum::extract::{Form, Query, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Redirect, Response};
+use serde::Deserialize;
+
+use super::{ErrorPage, render};
+use crate::http::session::{self, FAILURE_WINDOW, SignIn};
+use crate::http::{AppState, Problem, header_value};
+
+#[derive(Template)]
+#[template(path = "sign_in.html", config = "src/http/page/templates/askama.toml")]
+struct SignInPage {
+    next: String,
+    error: Option<&'static str>,
+}
+
+/// Redirects browsers without a session to the form, and back after they signed in.
+pub(in crate::http) async fn require_session(
+    State(app): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if session::is_admin(&app, request.method(), request.headers()) {
+        return next.run(request).await;
+    }
+    if request.method() != Method::GET {
+        return ErrorPage {
+            status: StatusCode::FORBIDDEN,
+            title: "Request rejected",
+            detail: "The request was not sent from a signed-in page of this server. Sign in, then press the button again.",
+        }
+        .into_response();
+    }
+    let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
+    let cross_site = header_value(request.headers(), "sec-fetch-site") == Some("cross-site");
+    if cross_site && let Some(path) = local_path(path) {
+        // Browsers do not send a `SameSite=Strict` cookie when a link on another site is followed. A
+        // request that our own response causes carries the cookie.
+        let headers = [(header::REFRESH, format!("0; url={path}"))];
+        return (headers, "").into_response();
+    }
+    let next: String = form_urlencoded::byte_serialize(path.as_bytes()).collect();
+    Redirect::to(&format!("/sign-in?next={next}")).into_response()
+}
+
+#[derive(Deserialize)]
+pub(in crate::http) struct FormQuery {
+    #[serde(default)]
+    next: String,
+}
+
+/// `GET /sign-in`
+pub(in crate::http) async fn form(Query(FormQuery { next }): Query<FormQuery>) -> Response {
+    render(&SignInPage { next, error: None })
+}
+
+#[derive(Deserialize)]
+pub(in crate::http) struct Submission {
+    token: String,
+    #[serde(default)]
+    next: String,
+}
+
+/// `POST /sign-in`
+pub(in crate::http) async fn submit(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    Form(Submission { token, next }): Form<Submission>,
+) -> Response {
+    let Some(admin_token) = &app.admin_token else {
+        return Problem::not_found().into_response();
+    };
+    let form = |error| {
+        render(&SignInPage {
+            next: next.clone(),
+            error: Some(error),
+        })
+    };
+    if !session::is_same_origin(&headers) {
+        let form =
+            form("Your browser did not confirm that the form is from this server. Try again.");
+        return (StatusCode::FORBIDDEN, form).into_response();
+    }
+    match app
+        .sign_ins
+        .check(admin_token, token.trim(), Instant::now())
+    {
+        SignIn::Accepted => {
+            let cookie = session::begin(&app, admin_token, &headers);
+            let to = Redirect::to(local_path(&next).unwrap_or("/"));
+            ([(header::SET_COOKIE, cookie)], to).into_response()
+        }
+        SignIn::WrongToken => {
+            let form = form("The token is wrong. Enter the value of ADMIN_TOKEN of this server.");
+            (StatusCode::UNAUTHORIZED, form).into_response()
+        }
+        SignIn::Limited => {
+            let form = form("Too many wrong tokens were entered. Wait a minute, then try again.");
+            let wait = [(header::RETRY_AFTER, FAILURE_WINDOW.as_secs().to_string())];
+            (StatusCode::TOO_MANY_REQUESTS, wait, form).into_response()
+        }
+    }
+}
+
+/// `text` if it is a path on this server. Browsers resolve some forms, such as `//host`, to other
+/// servers.
+fn local_path(text: &str) -> Option<&str> {
+    let rest = text.strip_prefix('/')?;
+    let local = !rest.starts_with(['/', '\\']) && rest.bytes().all(|b| b.is_ascii_graphic());
+    local.then_some(text)
+}
+
+/// `POST /sign-out`
+pub(in crate::http) async fn sign_out(headers: HeaderMap) -> Response {
+    if !session::is_same_origin(&headers) {
+        return Redirect::to("/").into_response();
+    }
+    let cookie = session::end(&headers);
+    ([(header::SET_COOKIE, cookie)], Redirect::to("/sign-in")).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_stay_on_this_server() {
+        for local in ["/", "/videos/1?x=y", "/?q=a%20b"] {
+            assert_eq!(local_path(local), Some(local));
+        }
+        for other in [
+            "",
+            "//evil.example",
+            "/\\evil.example",
+            "https://evil.example",
+            "/\t/evil.example",
+            "/a\r\nx: y",
+        ] {
+            assert_eq!(local_path(other), None, "{other:?}");
+        }
+    }
+}
