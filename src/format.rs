@@ -1,6 +1,7 @@
 //! Values as people read them, in the terminal, on the page and in messages: one rounding, decimal units.
 //! JSON has bytes and milliseconds instead. Imports nothing from this crate.
 
+use std::error::Error;
 use std::time::Duration;
 
 /// The width that every terminal shows without breaking lines, in characters.
@@ -150,6 +151,21 @@ pub fn plain(text: &str) -> String {
         .collect()
 }
 
+/// An error and its causes in one line, for a field of a log line: JSON would show the error alone.
+pub fn causes(error: &(dyn Error + 'static)) -> tracing::field::DisplayValue<String> {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let reason = next.to_string();
+        // Many errors include the text of their cause.
+        if !text.contains(&reason) {
+            text = format!("{text}: {reason}");
+        }
+        cause = next.source();
+    }
+    tracing::field::display(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,5 +224,16 @@ mod tests {
     #[test]
     fn text_from_outside_cannot_move_the_cursor() {
         assert_eq!(plain("a\x1b[2Jb\nc"), "a [2Jb c");
+    }
+
+    #[test]
+    fn each_cause_is_named_once() {
+        let error = anyhow::anyhow!("connection refused")
+            .context("cannot connect: connection refused")
+            .context("no answer");
+        assert_eq!(
+            causes(error.as_ref()).to_string(),
+            "no answer: cannot connect: connection refused"
+        );
     }
 }

@@ -31,9 +31,9 @@ use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Row as _
 use tokio::sync::{Notify, broadcast};
 
 use crate::clock::Clock;
-use crate::domain::failure::causes;
 use crate::domain::ids::VideoKey;
 use crate::domain::state::VideoState;
+use crate::format::causes;
 
 pub use checks::{AppFacts, Migrated, Schema, Tls};
 pub use deliveries::{Delivery, Scan};

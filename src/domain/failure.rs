@@ -190,35 +190,9 @@ pub fn retry_delay(attempts: u32, random: f64) -> Duration {
     jittered(Duration::from_secs(RETRY_SECONDS[step]), random)
 }
 
-/// An error and its causes in one line, for a field of a log line: JSON would show the error alone.
-pub fn causes(error: &(dyn Error + 'static)) -> tracing::field::DisplayValue<String> {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let reason = next.to_string();
-        // Many errors include the text of their cause.
-        if !text.contains(&reason) {
-            text = format!("{text}: {reason}");
-        }
-        cause = next.source();
-    }
-    tracing::field::display(text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_cause_is_named_once() {
-        let error = anyhow::anyhow!("connection refused")
-            .context("cannot connect: connection refused")
-            .context("no answer");
-        assert_eq!(
-            causes(error.as_ref()).to_string(),
-            "no answer: cannot connect: connection refused"
-        );
-    }
 
     #[test]
     fn waits_grow_to_an_hour() {

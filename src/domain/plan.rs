@@ -254,7 +254,8 @@ pub fn wait_for_row(history: &History) -> End {
     match remaining(GIVE_UP_AFTER, history.waited_for(Code::NoRow)) {
         Some(recheck_in) => End::Waiting {
             code: Code::NoRow,
-            message: "lesson_assets has no row with this id yet; waiting for it.".to_owned(),
+            message: "There is no row with this id in lesson_assets yet; waiting for it."
+                .to_owned(),
             recheck_in,
         },
         None => End::Failed {

@@ -10,6 +10,7 @@ use super::ids::VideoKey;
 use super::plan::Blobs;
 use super::report::Outcome;
 use super::state::VideoState;
+use crate::format::duration;
 
 /// The longest time between the end of a generation and the arrival of its push.
 pub const PUSH_AFTER_FINISH: Duration = Duration::from_secs(15 * 60);
@@ -243,7 +244,7 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
     if *age >= deadline {
         return Verdict::Fail(
             Code::GenerationTimeout,
-            format!("No video was pushed within {}.", in_words(deadline)),
+            format!("No video was pushed within {}.", duration(deadline)),
         );
     }
     match &facts.agent {
@@ -256,7 +257,7 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
                     Code::FinishedWithoutVideo,
                     format!(
                         "The agent finished, but pushed no video within {}.",
-                        in_words(PUSH_AFTER_FINISH)
+                        duration(PUSH_AFTER_FINISH)
                     ),
                 )
             }
@@ -270,14 +271,6 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
             )),
             GenerationStatus::Unknown { .. } => Verdict::Unknown(status.sentence()),
         },
-    }
-}
-
-fn in_words(time: Duration) -> String {
-    match time.as_secs() {
-        s if s % 3600 == 0 => format!("{} h", s / 3600),
-        s if s % 60 == 0 => format!("{} min", s / 60),
-        s => format!("{s} s"),
     }
 }
 
@@ -600,13 +593,5 @@ mod tests {
             AgentStatus::NotRequested,
         );
         assert_eq!(busy, Verdict::Busy);
-    }
-
-    #[test]
-    fn durations_are_formatted_with_a_unit() {
-        let words = [(6 * 3600, "6 h"), (900, "15 min"), (90, "90 s")];
-        for (seconds, text) in words {
-            assert_eq!(in_words(Duration::from_secs(seconds)), text);
-        }
     }
 }

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::failure::causes;
+use crate::format::causes;
 
 /// The maximum number of open connections; further connections wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 2048;

@@ -6,8 +6,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::db::DbError;
-use crate::domain::failure::causes;
 use crate::domain::push;
+use crate::format::causes;
 
 /// The value of `Retry-After` in a 503 response, in seconds.
 const RETRY_AFTER_SECONDS: &str = "5";

@@ -13,12 +13,13 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::db::{Claim, ClaimError, Db, Row, RowOwner};
-use crate::domain::failure::{Code, Failure, causes};
+use crate::domain::failure::{Code, Failure};
 use crate::domain::metadata::{METADATA_BYTES_MAX, Metadata};
 use crate::domain::mp4::Probe;
 use crate::domain::plan::{Blobs, End, Plan, Published, Waits, plan, wait_for_row};
 use crate::domain::timeline::{self, Step};
 use crate::failpoint::FailPoints;
+use crate::format::causes;
 use crate::pipeline::breaker::Breaker;
 use crate::pipeline::spool::{Kind, Spool, Spooled};
 use crate::services::github::{Download, Entry, Freshness, Github, Listing, Pair};

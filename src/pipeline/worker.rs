@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::db::{Claim, ClaimError, Db, DbError};
-use crate::domain::failure::{Code, Failure, causes};
+use crate::domain::failure::{Code, Failure};
 use crate::domain::plan::{End, after_failure};
 use crate::domain::request::{Request, Source};
+use crate::format::causes;
 use crate::pipeline::ingest::{Attempt, Ingest};
 use crate::pipeline::sweep::Sweep;
 use crate::telemetry::metrics;

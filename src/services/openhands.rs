@@ -16,12 +16,12 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::domain::failure::causes;
 use crate::domain::generation::{
     Conversation, EventPage, GenerationStatus, LastState, OpenHandsVersion, Start, StartTask,
     Status, V0Conversation, V0EventPage, conversation_id,
 };
 use crate::domain::report::ServiceError;
+use crate::format::causes;
 use crate::services::client::{self, InvalidSetting};
 
 /// The most ids in one call; V1 returns 400 for 100. Source: its `batch_get_app_conversations`.

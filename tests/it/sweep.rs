@@ -153,7 +153,7 @@ scenario! {
         let report = sweep(t, "").await;
         assert_eq!(outcome(&report, &pushed), "");
         assert_eq!(outcome(&report, &half), "waiting: Only the JSON has been pushed so far; waiting for the MP4.");
-        assert_eq!(outcome(&report, &orphan), "waiting: lesson_assets has no row with this id yet; waiting for it.");
+        assert_eq!(outcome(&report, &orphan), "waiting: There is no row with this id in lesson_assets yet; waiting for it.");
         assert_eq!(outcome(&report, &broken), "failed: The generation failed: the agent stopped with an error.");
         assert_eq!(report["found"], 0);
         expect_nothing_written(t, "").await;

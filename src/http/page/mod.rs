@@ -15,7 +15,7 @@ use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
 
 use super::{AppState, ErrorCode, Problem};
-use crate::domain::failure::causes;
+use crate::format::causes;
 
 /// The maximum size of a form body, in bytes.
 pub(super) const FORM_BYTES_MAX: usize = 4096;

@@ -14,13 +14,14 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::db::{Db, DbError, Scan};
-use crate::domain::failure::{Class, Failure, causes};
+use crate::domain::failure::{Class, Failure};
 use crate::domain::ids::{FileKind, VideoKey};
 use crate::domain::plan::Blobs;
 use crate::domain::report::{Outcome, SweepReport, SweptVideo};
 use crate::domain::request::{Request, Source};
 use crate::domain::state::VideoState;
 use crate::domain::verdict::{AgentStatus, Snapshot, Verdict};
+use crate::format::causes;
 use crate::pipeline::ingest::{PUSH_LAG_MAX, push_not_served};
 use crate::services::github::{Freshness, Github};
 use crate::services::openhands::OpenHands;

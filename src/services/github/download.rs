@@ -14,8 +14,9 @@ use super::{
     ERROR_BYTES_MAX, Github, REDIRECTS_MAX, denied, too_many_redirects, unavailable,
     unexpected_status,
 };
-use crate::domain::failure::{Code, Failure, causes};
+use crate::domain::failure::{Code, Failure};
 use crate::domain::ids::GitSha;
+use crate::format::causes;
 use crate::services::client;
 
 /// The media type of the LFS batch API, both ways. Source: git-lfs, `docs/api/batch.md`.

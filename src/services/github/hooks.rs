@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{ApiResponse, Github, JSON_BYTES_MAX, bad_body, denied, unreached};
-use crate::domain::failure::{Code, Failure, causes};
+use crate::domain::failure::{Code, Failure};
+use crate::format::causes;
 use crate::services::client;
 
 /// The path at which this server receives deliveries.

@@ -22,8 +22,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use crate::clock::Clock;
-use crate::domain::failure::{Code, Failure, causes, clamp_retry_after};
+use crate::domain::failure::{Code, Failure, clamp_retry_after};
 use crate::domain::ids::RepoName;
+use crate::format::causes;
 use crate::services::client::{self, InvalidSetting, number};
 
 pub use download::Download;

@@ -19,7 +19,8 @@ use super::{
     BodyStream, BucketLimits, Digests, ObjectInfo, ObjectPath, SIGNED_URL_SECONDS, VIDEO_MIME,
 };
 use crate::clock::Clock;
-use crate::domain::failure::{Code, Failure, causes};
+use crate::domain::failure::{Code, Failure};
+use crate::format::causes;
 use crate::services::client::{self, InvalidSetting};
 
 /// The longest response that is read, in bytes.
