@@ -45,16 +45,17 @@
 //!
 //! | module | contents | rule |
 //! |---|---|---|
-//! | [`cli`] | the commands | |
+//! | [`cli`] | every command with its flags and its output, and the client of a running server | |
 //! | [`app`] | wiring, startup and shutdown | the only module that constructs clients, connection pools and the clock |
-//! | [`http`] | webhook, API, status page, events, probes and metrics | |
-//! | [`pipeline`] | intake, worker, ingest, sweep, and the checks of `doctor` | only `ingest` orders the steps of a video; only `worker` decides whether and when to retry |
-//! | [`telemetry`] | logs and metrics | |
-//! | [`services`] | clients of GitHub, the storage and OpenHands | |
-//! | [`db`] | records, deliveries, and the app's rows | the only module that contains SQL |
-//! | [`config`] | settings | the only module that reads the environment |
-//! | [`fake_github`] | the fake GitHub of the demo and the tests | |
-//! | [`domain`] | identifiers, signatures, push payloads, MP4 and LFS parsing, verdicts, failures | pure: no I/O and no clock |
+//! | [`http`] | router, webhook, API, OpenAPI document, status page with its sign-in, server-sent events, probes, connection limits | |
+//! | [`pipeline`] | intake of deliveries; worker (claim, lease, retry); ingest of one video, with the spool that hashes a download; sweep; the checks of `doctor` | only `ingest` orders the steps of a video; only `worker` decides whether and when to retry |
+//! | [`telemetry`] | logs, and every metric | |
+//! | [`services`] | outbound: the shared HTTP client, GitHub (listing, download, LFS, webhooks), storage (Supabase or a folder), OpenHands | the only module that calls other hosts |
+//! | [`db`] | one file per table, pages of videos and deliveries, statistics, migrations | the only module that contains SQL |
+//! | [`config`] | table of settings, their sources (flags, environment, `.env`, files) and their rules | the only module that reads the environment |
+//! | [`fake_github`] | the fake GitHub of the demo and the tests: repository, REST and LFS API, webhooks | behind the feature `demo` |
+//! | [`failpoint`] | points at which tests stop or crash the program | armed only with the feature `fail-points` |
+//! | [`domain`] | identifiers, webhook signature, push payload, JSON metadata, MP4 and LFS parsing, OpenHands' statuses, video states, timeline, plans, verdicts, reports, failure codes with advice | pure: no I/O and no clock |
 //! | [`mod@format`], [`clock`] | text for people; the clock | the only source of the current time |
 //!
 //! # Invariants
