@@ -80,7 +80,7 @@
 //! the object. A crash can therefore delay a video but cannot lose it.
 //!
 //! The last column names the fail point or the test in `tests/it` that covers the row.
-//! `process::a_crash_anywhere_leaves_work_that_the_next_start_finishes` crashes the server at each fail
+//! `process::a_crash_at_any_point_is_recovered_by_the_next_start` crashes the server at each fail
 //! point. To reproduce a crash, push a video to a server that was started with
 //! `FAIL_POINTS=uploaded=abort cargo run --features fail-points -- serve`; builds without that feature have no
 //! fail points.
@@ -101,11 +101,11 @@
 //! | worker, during the final transaction | all changes or none | same as above, if none were committed | |
 //! | worker, after the final transaction | the row is ready | none required | `published` |
 //! | worker, stalled beyond its lease, with an upload that completes late | the object may be an older version | the stalled worker requests the video again, and the next attempt compares the object with the branch; otherwise a sweep with `verify=true` | |
-//! | server, on SIGTERM | running videos get 20 s to finish and are then handed back | the next free worker | `process::sigterm_hands_back_what_does_not_end_in_time` |
-//! | database unavailable | webhooks get a 503 within 2 s; workers wait | a sweep finds the videos of failed deliveries | `webhook::a_database_that_stands_still_is_a_503_within_two_seconds` |
+//! | server, on SIGTERM | running videos get 20 s to finish and are then handed back | the next free worker | `process::sigterm_hands_back_videos_that_do_not_finish_in_time` |
+//! | database unavailable | webhooks get a 503 within 2 s; workers wait | a sweep finds the videos of failed deliveries | `webhook::a_stalled_database_gives_a_503_within_two_seconds` |
 //! | disk of `DATA_DIR` full | no new downloads start; running videos are retried | the operator frees disk space | |
-//! | row deleted while its video is processed | the uploaded object is deleted | the worker that uploaded it | `bad_input::a_row_deleted_meanwhile_takes_its_object_with_it` |
-//! | GitHub or the storage unavailable | videos stay queued | the retry schedule | `bad_input::a_failure_in_passing_is_given_up_after_a_day` |
+//! | row deleted while its video is processed | the uploaded object is deleted | the worker that uploaded it | `bad_input::deleting_the_row_during_processing_deletes_the_object` |
+//! | GitHub or the storage unavailable | videos stay queued | the retry schedule | `bad_input::a_transient_failure_is_given_up_after_a_day` |
 //! <!-- /crashes -->
 //!
 //! # Design decisions

@@ -1,47 +1,46 @@
 #!/usr/bin/env bash
-# Builds deploy/Dockerfile and runs the image: its size, the demo, a push signed by the fake for
-# GitHub and one by hand, the health check, SIGTERM, a second start. Then deploy/compose.yaml.
+# Builds deploy/Dockerfile and checks the image: its size, the demo, a push signed by the fake GitHub and
+# one sent by hand, the health check, SIGTERM, a second start. Then checks deploy/compose.yaml.
 #
 #     sudo tests/container.sh
 #
-# Nothing is pulled: the images that both files name are made here, of Debian's packages and this
-# machine's Rust toolchain. The Docker daemon is one of its own, and what it runs is on a network of its
-# own. Needs, on Debian:
+# No image is pulled: the images that both files name are built from Debian's packages and this machine's
+# Rust toolchain. The script starts a separate Docker daemon on a separate network. Requires, on Debian:
 #
 #     apt-get install -y docker.io docker-compose debootstrap debian-archive-keyring curl jq
 #
-# Takes a release build (five to fifteen minutes on two cores). KEEP=<folder> keeps the daemon's images
-# there, for a second run.
+# Runs a release build (five to fifteen minutes on two cores). KEEP=<folder> keeps the images in this folder
+# for the next run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=tests/debian.sh
 . tests/debian.sh
 
-# What the image may be larger than its base, in bytes.
+# How much larger than its base the image may be, in bytes.
 readonly IMAGE_BYTES_MAX=40000000
-# How long anything of a running container may take, in seconds.
+# The longest wait for a running container, in seconds.
 readonly WAIT_MAX=60
 readonly LESSON=1e550000-0000-4000-8000-000000000001 VIDEO=71de0000-0000-4000-8000-000000000001
 readonly TOKEN=a-token-for-trials
 
-[[ $(id -u) == 0 ]] || { echo "run me as root: a Docker daemon needs it" >&2; exit 2; }
-# The images that the files name.
+[[ $(id -u) == 0 ]] || { echo "Run this script as root: the Docker daemon requires it." >&2; exit 2; }
+# The images that both files name.
 builder=$(sed -n 's/^ARG BUILDER=//p' deploy/Dockerfile)
 base=$(sed -n 's/^ARG BASE=//p' deploy/Dockerfile)
 postgres=$(sed -n 's/^ *image: \(postgres:.*\)/\1/p' deploy/compose.yaml)
 toolchain=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
-[[ $builder == rust:$toolchain-* ]] || { echo "deploy/Dockerfile builds with $builder, rust-toolchain.toml says $toolchain" >&2; exit 1; }
+[[ $builder == rust:$toolchain-* ]] || { echo "deploy/Dockerfile builds with $builder, but rust-toolchain.toml selects $toolchain." >&2; exit 1; }
 
 temp=$(mktemp -d "${TMPDIR:-/var/tmp}/container.XXXXXXXX")
 data=${KEEP:-$temp/docker}
-# Debian's client has no BuildKit beside it.
+# Debian's client comes without BuildKit.
 export DOCKER_HOST=unix://$temp/socket DOCKER_CONFIG=$temp DOCKER_BUILDKIT=0
 log=$temp/log
 daemon=
 clean_up() {
     local status=$?
     if ((status != 0)); then
-        echo "FAILED; the end of the last step:"
+        echo "FAILED; end of the log of the last step:"
         tail -n 40 "$log"
     fi
     if [[ -n $daemon && -n ${KEEP:-} ]]; then
@@ -55,12 +54,12 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 1' INT TERM
 
-# step NAME COMMAND…: runs it with its output in the log, and says how long it took.
+# step NAME COMMAND…: runs the command with its output in the log, and prints how long it took.
 step() {
     local name=$1 started=$SECONDS
     shift
     printf '=== %s\n' "$name"
-    # Not in a condition: that would hide failures in the middle of a function.
+    # Not in a condition, which would hide failures inside a function.
     "$@" >"$log" 2>&1
     printf '=== passed in %d s\n' $((SECONDS - started))
 }
@@ -73,12 +72,12 @@ eventually() {
         if "$@"; then return; fi
         sleep 0.5
     done
-    echo "not within $WAIT_MAX s: $what" >&2
+    echo "Timed out after $WAIT_MAX s, expected: $what." >&2
     return 1
 }
 
-# start_daemon [ARGUMENT…]: under `unshare`, with these arguments, so that its mounts go with it. It asks
-# the kernel for as little as it can, so that it runs in a sandbox, too.
+# start_daemon [ARGUMENT…]: starts the daemon under `unshare` with these arguments, so that its mounts
+# disappear with it. It requires few kernel features, so that it also runs in a sandbox.
 start_daemon() {
     echo '{}' >"$temp/daemon.json"
     unshare --mount "$@" dockerd --config-file="$temp/daemon.json" --host="$DOCKER_HOST" --data-root="$data" \
@@ -96,7 +95,7 @@ stop_daemon() {
     daemon=
 }
 
-# import ROOT NAME [CHANGE…]: makes an image of a folder.
+# import ROOT NAME [CHANGE…]: creates an image from a folder.
 import() {
     local root=$1 name=$2 changes=()
     shift 2
@@ -105,7 +104,7 @@ import() {
         | docker import "${changes[@]}" - "$name"
 }
 
-# The packages of a distroless image and its user, without package manager or shell.
+# Like a distroless image: its packages and its user, without a package manager or shell.
 make_base() {
     local root=$temp/base deb
     mkdir -p "$root/tmp" "$root/etc/ssl/certs"
@@ -121,7 +120,7 @@ make_base() {
     import "$root" "$base"
 }
 
-# The base of the build: a C compiler and the pinned toolchain.
+# The image for the build: a C compiler and the pinned toolchain.
 make_builder() {
     local settings=()
     mapfile -t settings < <(debian_settings)
@@ -130,7 +129,7 @@ make_builder() {
     import "$temp/debian" "$builder" "ENV PATH=/opt/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin" "${settings[@]/#/ENV }"
 }
 
-# Debian's Postgres with what compose.yaml uses of the image's own start script.
+# Debian's Postgres, with the features of the original start script that compose.yaml uses.
 make_postgres() {
     mkdir "$temp/postgres"
     cat >"$temp/postgres/start" <<'SH'
@@ -173,7 +172,7 @@ build_image() {
     ((image_bytes <= IMAGE_BYTES_MAX))
 }
 
-# run NAME [OPTION…] -- [ARGUMENT…]: the image as it is meant to run, on a network with nobody else.
+# run NAME [OPTION…] -- [ARGUMENT…]: runs the image with the recommended restrictions.
 run() {
     local name=$1 options=()
     shift
@@ -204,12 +203,12 @@ push_by_hand_needs_the_secret() {
     local options=(--rm --network=container:server "--volume=$PWD/fixtures/webhooks:/webhooks:ro")
     run signed "${options[@]}" -- "${send[@]}"
     if secret=not-the-secret-for-trials run forged "${options[@]}" -- "${send[@]}"; then
-        echo 'a wrong signature was accepted' >&2
+        echo 'A wrong signature was accepted.' >&2
         return 1
     fi
 }
 
-sigterm_stops_it_and_the_video_stays() {
+sigterm_stops_the_server_and_the_video_stays() {
     docker stop --time=30 server
     state_of_container server ExitCode 0
     docker logs server
@@ -218,13 +217,13 @@ sigterm_stops_it_and_the_video_stays() {
     docker rm --force github server
 }
 
-# On the daemon's own network, which holds nothing but containers.
-asks() { nsenter --net="/proc/$daemon/ns/net" curl --silent --show-error --fail --max-time 5 "$@"; }
+# Sends a request on the daemon's network, which contains only containers.
+request() { nsenter --net="/proc/$daemon/ns/net" curl --silent --show-error --fail --max-time 5 "$@"; }
 
 compose() { docker-compose --project-name video-ingest --file deploy/compose.yaml "$@"; }
 
 compose_is_ready() {
-    asks --header "Authorization: Bearer $TOKEN" "http://127.0.0.1:8080/api/videos/$VIDEO" \
+    request --header "Authorization: Bearer $TOKEN" "http://127.0.0.1:8080/api/videos/$VIDEO" \
         | jq --exit-status '.state == "ready"'
 }
 
@@ -240,21 +239,21 @@ compose_up_makes_a_video_ready() {
 
 started=$SECONDS
 step 'a Docker daemon' start_daemon
-# The last one that is made; after a run with KEEP it is there.
+# The image that is built last: it exists after a run with KEEP.
 if ! docker image inspect "$postgres" >"$log" 2>&1; then
     step 'a minimal Debian 12 with a C compiler' minimal_debian "$temp/debian" gcc libc6-dev ca-certificates
-    step "$base, of Debian's packages" make_base
-    step "$builder, of this machine's toolchain" make_builder
-    step "$postgres, of Debian's package" make_postgres
+    step "$base, from Debian's packages" make_base
+    step "$builder, from this machine's toolchain" make_builder
+    step "$postgres, from Debian's package" make_postgres
     rm -rf --one-file-system "$temp/debian" "$temp/base"
 fi
 step 'docker build -f deploy/Dockerfile -t video-ingest .' build_image
-printf '=== %d bytes over its base\n' "$image_bytes"
+printf '=== %d bytes larger than its base\n' "$image_bytes"
 stop_daemon
-step 'the daemon again, on a network of its own' start_daemon --net sh -c 'ip link set lo up && exec "$@"' sh
-step 'the demo, with nothing writable but its volume' run demo --rm --network=none -- demo --exit
+step 'the daemon again, on a separate network' start_daemon --net sh -c 'ip link set lo up && exec "$@"' sh
+step 'the demo, with a read-only file system except for its volume' run demo --rm --network=none -- demo --exit
 step 'a signed push to a healthy server' push_is_ingested
-step 'a push signed by hand, and a forged one' push_by_hand_needs_the_secret
-step 'SIGTERM, and a second start on the same volume' sigterm_stops_it_and_the_video_stays
+step 'a push sent by hand, and one with a wrong signature' push_by_hand_needs_the_secret
+step 'SIGTERM, and a second start on the same volume' sigterm_stops_the_server_and_the_video_stays
 step 'docker-compose up' compose_up_makes_a_video_ready
 printf '=== all passed in %d s\n' $((SECONDS - started))

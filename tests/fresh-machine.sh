@@ -20,7 +20,7 @@ readonly GROUPS_ALL=(build demo install server tests)
 # The video that the fake GitHub pushes.
 readonly PUSHED=1e550000-0000-4000-8000-000000000001_71de0000-0000-4000-8000-000000000001
 
-[[ $(id -u) == 0 ]] || { echo "run me as root: a chroot needs it" >&2; exit 2; }
+[[ $(id -u) == 0 ]] || { echo "Run this script as root: chroot requires it." >&2; exit 2; }
 
 toolchain=$(rustc --print sysroot)
 root=$(mktemp -d "${TMPDIR:-/var/tmp}/fresh-machine.XXXXXXXX")
@@ -31,9 +31,9 @@ clean_up() {
         rm -f "$log"
     else
         tail -n 40 "$log"
-        echo "FAILED; all of it is in $log"
+        echo "FAILED; the complete log is in $log"
     fi
-    # Mounts and processes of the machine lived in namespaces of their own and are gone by now.
+    # Mounts and processes of the machine were in separate namespaces and have disappeared.
     [[ -n ${KEEP:-} ]] || rm -rf --one-file-system "$root"
 }
 trap clean_up EXIT
@@ -46,12 +46,12 @@ commands_of() {
         found && inside'
 }
 
-# Runs a script on the fresh machine, with UNSHARE=--net on a network of its own. The namespaces take
-# mounts and processes with them at the end.
+# Runs a script on the fresh machine, with UNSHARE=--net on a separate network. At the end, mounts and
+# processes disappear with their namespaces.
 on_fresh_machine() {
     local settings=()
     mapfile -t settings < <(debian_settings)
-    # shellcheck disable=SC2016,SC2086 # expanded inside; one option or none
+    # shellcheck disable=SC2016,SC2086 # expanded by the inner shell; one option or none
     unshare ${UNSHARE:-} --mount --pid --fork --kill-child bash -euc '
         root=$1 toolchain=$2 network=$3; shift 3
         mount -t proc proc "$root/proc"
@@ -67,12 +67,12 @@ on_fresh_machine() {
         "${settings[@]}" sh -euc "cd /root/video-ingest; $1"
 }
 
-# step NAME COMMAND…: runs it with its output in the log, shows the last lines and the time.
+# step NAME COMMAND…: runs the command with its output in the log, and prints the last lines and the time.
 step() {
     local name=$1 started=$SECONDS
     shift
     printf '\n=== %s\n' "$name"
-    # Not in a condition: that would hide failures in the middle of a function.
+    # Not in a condition, which would hide failures inside a function.
     "$@" >"$log" 2>&1
     tail -n "$LINES_SHOWN" "$log"
     printf '=== passed in %d s\n' $((SECONDS - started))
@@ -102,7 +102,7 @@ step "a minimal Debian 12" install_machine
 (($#)) || set -- "${GROUPS_ALL[@]}"
 for group in "$@"; do
     commands=$(commands_of "$group")
-    [[ -n $commands ]] || { echo "no document has <!-- run $group -->" >&2; exit 1; }
+    [[ -n $commands ]] || { echo "No document has the marker <!-- run $group -->." >&2; exit 1; }
     case $group in
         demo) step "$commands --exit" on_fresh_machine "$commands --exit" ;;
         server) step "$commands" run_server "$commands" ;;

@@ -1,16 +1,16 @@
-//! The benchmark: every row against its anchor, in turn, in the same run.
+//! The benchmark: every row against its baseline, in turn, in the same run.
 //!
 //! ```text
 //! cargo bench --bench bench                       all rows, at most half an hour
-//! cargo bench --bench bench -- --only A           one of them
-//! cargo bench --bench bench -- --only soak        an hour of load: does the memory grow?
+//! cargo bench --bench bench -- --only A           one row
+//! cargo bench --bench bench -- --only soak        an hour of load, to measure the growth of memory
 //! ```
 //!
-//! Everything runs on this machine's loopback, so clients, fakes and databases share its processors
-//! with what is measured; the anchors do so, too. What was acknowledged is looked up in the database
-//! afterwards, and every stored object is hashed: a row whose figures cost a promise panics.
+//! Everything runs on one machine, so that clients, fakes and databases share its processors with the server;
+//! the same applies to the baselines. Afterwards, every acknowledged delivery must be in the database and
+//! every stored object must have the correct hash; otherwise the row panics.
 
-mod anchors;
+mod baselines;
 mod intake;
 mod link;
 mod load;
@@ -19,7 +19,7 @@ mod report;
 mod server;
 mod starting;
 mod storage;
-#[allow(dead_code)] // Made for the scenarios of `it`; the benchmark needs less of it.
+#[allow(dead_code)] // Written for the scenarios of `it`; the benchmark uses only a part.
 #[path = "../it/support/mod.rs"]
 mod support;
 mod sweeps;
@@ -27,7 +27,7 @@ mod transfers;
 
 use report::Report;
 
-/// What each row is measured for.
+/// How often each row is measured.
 const ROUNDS: usize = 5;
 
 fn main() {
@@ -40,7 +40,7 @@ fn main() {
     while let Some(word) = words.next() {
         match word.as_str() {
             "--only" => only = words.next(),
-            // What cargo itself adds.
+            // Added by cargo.
             "--bench" => {}
             _ => panic!("usage: cargo bench --bench bench -- [--only ROW]"),
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 
 use crate::ROUNDS;
-use crate::anchors;
+use crate::baselines;
 use crate::link::{self, Link};
 use crate::load::{self, Push, Pushes, Run};
 use crate::report::{Report, Row, median, ms, ratio};
@@ -17,16 +17,16 @@ use crate::support::postgres::{Database, Postgres};
 /// Requests in one round: a second or two.
 const PUSHES: usize = 10_000;
 
-/// The same for what starts a process per push.
+/// The same for a server that starts a process per push.
 const SLOW_PUSHES: usize = 500;
 
 /// How long `pgbench` inserts in one round.
 const PGBENCH_SECONDS: u32 = 2;
 
-/// GitHub's own limit is ten seconds; ours, at 16 connections.
+/// Our target with 16 connections. GitHub's limit is ten seconds.
 const P99_MAX: Duration = Duration::from_millis(20);
 
-/// Row C: what a database in another region adds to each round trip.
+/// Row C: the latency that a database in another region adds to each round trip.
 const ROUND_TRIP: Duration = Duration::from_millis(30);
 
 /// Row C.
@@ -34,10 +34,10 @@ const FAR_CONNECTIONS: usize = 256;
 
 const WEBHOOKS: &str = "/webhooks/github";
 
-/// Receives only, and asks nobody.
+/// Settings of a server that only receives: no workers, and no GitHub.
 const RECEIVING: [(&str, &str); 2] = [("WORKERS", "0"), ("GITHUB_API_URL", "http://127.0.0.1:9")];
 
-/// One server, and what it has acknowledged so far.
+/// A server, and the pushes that it has acknowledged so far.
 struct Receiver {
     server: Server,
     database: Option<Database>,
@@ -62,11 +62,11 @@ impl Receiver {
         }
     }
 
-    /// Which pushes were acknowledged is kept. An honest 503 is no wrong answer, but none that counts.
+    /// Sends pushes and records the acknowledged ones. A 503 is not an error, but it does not count.
     fn take(&mut self, connections: usize, pushes: &[Push]) -> Run {
         let run = load::send(self.server.address, connections, pushes);
         if run.acknowledged.len() < pushes.len() {
-            println!("  answered: {:?}", run.statuses);
+            println!("  responses: {:?}", run.statuses);
         }
         let acknowledged = run.acknowledged.iter().map(|at| &pushes[*at]);
         self.acknowledged
@@ -74,8 +74,7 @@ impl Receiver {
         run
     }
 
-    /// What was acknowledged is recorded, with the work that follows from it: seen in the database
-    /// by another client, after the server is gone.
+    /// Checks with another database client that every acknowledged push is recorded, together with its video.
     async fn verify(self) {
         let Self {
             server,
@@ -102,7 +101,7 @@ impl Receiver {
             let lost = acknowledged
                 .iter()
                 .filter(|ids| !recorded.contains([&ids.0, &ids.1][at]));
-            assert_eq!(lost.count(), 0, "acknowledged and not in {table}");
+            assert_eq!(lost.count(), 0, "acknowledged but not in {table}");
         }
         println!("  {} acknowledged, all recorded", acknowledged.len());
         drop(server);
@@ -115,7 +114,7 @@ pub async fn measure(report: &mut Report, wanted: &dyn Fn(&str) -> bool) {
     for connections in [16, 64] {
         let ceiling = load::send(nothing, connections, &pushes.make(PUSHES, WEBHOOKS));
         println!(
-            "  the clients' own ceiling: {:.0} pushes/s over {connections} connections",
+            "  limit of the clients: {:.0} pushes/s with {connections} connections",
             ceiling.per_second
         );
     }
@@ -136,53 +135,58 @@ pub async fn measure(report: &mut Report, wanted: &dyn Fn(&str) -> bool) {
 /// Row A.
 async fn embedded(report: &mut Report, pushes: &Pushes) {
     let mut ours = Receiver::embedded();
-    let (octokit, webhook) = (anchors::octokit(), anchors::webhook());
+    let (octokit, webhook) = (baselines::octokit(), baselines::webhook());
     for connections in [16, 64] {
         let mut rates = [const { Vec::new() }; 4];
         let mut p99 = Vec::new();
         let mut cpu = [Duration::ZERO; 2];
         for _ in 0..ROUNDS {
             let before = octokit.cpu();
-            let anchor = load::send(octokit.address, connections, &pushes.make(PUSHES, WEBHOOKS));
-            assert_eq!(anchor.acknowledged.len(), PUSHES, "{:?}", anchor.statuses);
+            let baseline = load::send(octokit.address, connections, &pushes.make(PUSHES, WEBHOOKS));
+            assert_eq!(
+                baseline.acknowledged.len(),
+                PUSHES,
+                "{:?}",
+                baseline.statuses
+            );
             cpu[1] += octokit.cpu() - before;
             let before = ours.server.cpu();
             let run = ours.take(connections, &pushes.make(PUSHES, WEBHOOKS));
             cpu[0] += ours.server.cpu() - before;
-            let slow = pushes.make(SLOW_PUSHES, anchors::WEBHOOK_PATH);
+            let slow = pushes.make(SLOW_PUSHES, baselines::WEBHOOK_PATH);
             let slow = load::send(webhook.address, connections, &slow);
             assert_eq!(slow.acknowledged.len(), SLOW_PUSHES, "{:?}", slow.statuses);
             let ping = load::send(ours.server.address, connections, &pushes.pings(PUSHES));
             p99.push(ms(run.p99));
-            for (rates, run) in rates.iter_mut().zip([run, anchor, slow, ping]) {
+            for (rates, run) in rates.iter_mut().zip([run, baseline, slow, ping]) {
                 rates.push(run.per_second);
             }
         }
         let [run, octokit_rates, webhook_rates, ping] = &rates;
-        // Unlike the rates, these hardly depend on what else the machine does.
+        // Unlike the rates, these hardly depend on other load on the machine.
         let [ours_us, octokit_us] =
             cpu.map(|time| time.as_secs_f64() * 1e6 / (ROUNDS * PUSHES) as f64);
-        let work = format!("A. pushes acknowledged on SQLite, {connections} connections");
+        let work = format!("A. pushes acknowledged, SQLite, {connections} connections");
         let (to_octokit, to_webhook) = (ratio(run, octokit_rates), ratio(run, webhook_rates));
         report.add(Row {
             work: work.clone(),
             measured: format!(
-                "{:.0}/s, {ours_us:.0} µs of processor time each: {to_octokit:.2} ×",
+                "{:.0}/s, {ours_us:.0} µs of CPU time each: {to_octokit:.2} ×",
                 median(run)
             ),
-            anchor: format!("Octokit {:.0}/s, {octokit_us:.0} µs", median(octokit_rates)),
+            baseline: format!("Octokit {:.0}/s, {octokit_us:.0} µs", median(octokit_rates)),
             target: Some(("≥ 1.0 ×".into(), to_octokit >= 1.0)),
         });
         report.add(Row {
             work: work.clone(),
             measured: format!("{to_webhook:.1} ×"),
-            anchor: format!("`webhook` {:.0}/s", median(webhook_rates)),
+            baseline: format!("`webhook` {:.0}/s", median(webhook_rates)),
             target: Some(("≥ 5 ×".into(), to_webhook >= 5.0)),
         });
         report.add(Row {
             work: work.clone(),
             measured: format!("{:.2} ×", ratio(run, ping)),
-            anchor: format!("our `ping` {:.0}/s", median(ping)),
+            baseline: format!("our `ping` {:.0}/s", median(ping)),
             target: None,
         });
         if connections == 16 {
@@ -197,20 +201,20 @@ async fn near(report: &mut Report, pushes: &Pushes, database: Database) {
     let url = database.service_url.clone();
     let mut ours = Receiver::on_postgres(database, &url);
     for connections in [16, 64] {
-        let (mut rates, mut anchors, mut p99) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut rates, mut baselines, mut p99) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let database = ours.database.as_ref().unwrap();
-            anchors.push(anchors::pgbench(database, connections, PGBENCH_SECONDS).await);
+            baselines.push(baselines::pgbench(database, connections, PGBENCH_SECONDS).await);
             let run = ours.take(connections, &pushes.make(PUSHES, WEBHOOKS));
             rates.push(run.per_second);
             p99.push(ms(run.p99));
         }
-        let times = ratio(&rates, &anchors);
-        let work = format!("B. the same on Postgres, {connections} connections");
+        let times = ratio(&rates, &baselines);
+        let work = format!("B. pushes acknowledged, Postgres, {connections} connections");
         report.add(Row {
             work: work.clone(),
             measured: format!("{:.0}/s: {times:.2} ×", median(&rates)),
-            anchor: format!("`pgbench` {:.0}/s", median(&anchors)),
+            baseline: format!("`pgbench` {:.0}/s", median(&baselines)),
             target: Some(("≥ 2 ×".into(), times >= 2.0)),
         });
         if connections == 16 {
@@ -246,12 +250,12 @@ async fn far(report: &mut Report, pushes: &Pushes, postgres: &'static Postgres) 
     let share = median(&rates) / ceiling;
     report.add(Row {
         work: format!(
-            "C. the same, Postgres {} ms away, {FAR_CONNECTIONS} connections",
+            "C. pushes acknowledged, Postgres {} ms away, {FAR_CONNECTIONS} connections",
             ROUND_TRIP.as_millis()
         ),
         measured: format!("{:.0}/s: {:.0} %", median(&rates), share * 100.0),
-        anchor: format!(
-            "one round trip ({:.1} ms) each: {ceiling:.0}/s",
+        baseline: format!(
+            "one round trip ({:.1} ms) per push: {ceiling:.0}/s",
             ms(round_trip)
         ),
         target: Some(("≥ 80 %".into(), share >= 0.8)),
@@ -259,9 +263,9 @@ async fn far(report: &mut Report, pushes: &Pushes, postgres: &'static Postgres) 
     ours.verify().await;
 }
 
-/// What a round trip to this database takes.
+/// The median duration of a round trip to this database.
 async fn round_trip(url: &str) -> Duration {
-    // Not from a pool, which tries a connection before it lends it.
+    // Not from a pool, which tests a connection before it returns it.
     let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
@@ -279,7 +283,7 @@ fn p99_row(work: String, p99: &[f64]) -> Row {
     Row {
         work: format!("{work}: the slowest 1 %"),
         measured: format!("{:.1} ms", median(p99)),
-        anchor: String::new(),
+        baseline: String::new(),
         target: Some((
             format!("≤ {} ms", P99_MAX.as_millis()),
             median(p99) <= ms(P99_MAX),

@@ -1,4 +1,4 @@
-//! A proxy that makes loopback as slow as a network: so much later, or so many bytes a second.
+//! A proxy that simulates the latency or the bandwidth of a network.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -9,16 +9,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-/// Bytes that are passed on at once.
+/// Bytes that are forwarded at once.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// Pieces under way in one direction of one connection.
+/// Pieces in transit in one direction of one connection.
 const PIECES_MAX: usize = 4096;
 
-/// A timer wakes up to a millisecond late: the link makes up for so much.
+/// Timers can be up to a millisecond late; the link catches up with at most this delay.
 const CATCH_UP: Duration = Duration::from_millis(5);
 
-/// What a way through the proxy costs.
+/// The latency and the bandwidth of the proxy.
 #[derive(Clone, Copy, Default)]
 pub struct Link {
     /// Each way.
@@ -30,7 +30,7 @@ pub struct Link {
 /// When the link is free again.
 type Free = Arc<Mutex<Instant>>;
 
-/// Passes on to this server; where.
+/// Starts a proxy for this server and returns its address.
 pub async fn start(server: SocketAddr, link: Link) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -45,14 +45,14 @@ pub async fn start(server: SocketAddr, link: Link) -> SocketAddr {
             server.set_nodelay(true).unwrap();
             let (from_client, to_client) = client.into_split();
             let (from_server, to_server) = server.into_split();
-            tokio::spawn(pass_on(from_client, to_server, link, there.clone()));
-            tokio::spawn(pass_on(from_server, to_client, link, back.clone()));
+            tokio::spawn(forward(from_client, to_server, link, there.clone()));
+            tokio::spawn(forward(from_server, to_client, link, back.clone()));
         }
     });
     address
 }
 
-async fn pass_on(
+async fn forward(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin + Send + 'static,
     link: Link,

@@ -1,4 +1,5 @@
-//! Signed pushes over raw HTTP/1.1, made beforehand: cheaper to send than to receive.
+//! Sends signed pushes over raw HTTP/1.1. They are prepared in advance, so that sending is cheaper than
+//! receiving.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,30 +15,30 @@ use video_ingest::fake_github::FakeGithub;
 
 use crate::support::scenario::{REPOSITORY, SECRET, Video};
 
-/// What GitHub's pushes of two files have, in bytes.
+/// The size of GitHub's pushes with two files, in bytes.
 const PUSH_BYTES: usize = 7 << 10;
 
-/// More than any answer has, in bytes.
+/// Larger than any response, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
 
-/// A request as it goes over the wire, and what it asks for.
+/// A request as it is sent, with its ids.
 pub struct Push {
     pub guid: String,
     pub video_id: Uuid,
     request: Vec<u8>,
 }
 
-/// What came of a run.
+/// The result of a run.
 pub struct Run {
-    /// Acknowledged ones.
+    /// Acknowledged pushes per second.
     pub per_second: f64,
     pub p99: Duration,
     pub statuses: BTreeMap<u16, usize>,
-    /// Which of the pushes were answered with a 2xx.
+    /// The indices of the pushes that got a 2xx.
     pub acknowledged: Vec<usize>,
 }
 
-/// Pushes are made from one that the fake for GitHub made.
+/// Makes pushes from one push of the fake GitHub.
 pub struct Pushes {
     template: String,
     video: Video,
@@ -51,7 +52,7 @@ impl Pushes {
         let video = Video::good();
         github.commit(|c| video.write(c));
         let mut payload = github.push(before, github.head()).payload;
-        // What else GitHub says of a repository: addresses that nobody here reads.
+        // Unused URLs, like those in GitHub's description of a repository.
         for n in 0.. {
             if payload.to_string().len() >= PUSH_BYTES {
                 break;
@@ -66,7 +67,7 @@ impl Pushes {
         }
     }
 
-    /// So many pushes, each a new delivery of a new video, to this path of this server.
+    /// This many pushes to this path, each a new delivery of a new video.
     pub fn make(&self, count: usize, path: &str) -> Vec<Push> {
         let secret = SecretString::from(SECRET);
         let make = |_| {
@@ -91,7 +92,7 @@ impl Pushes {
         (0..count).map(make).collect()
     }
 
-    /// The same ping so many times: everything but the recording.
+    /// The same ping this many times: all work except recording.
     pub fn pings(&self, count: usize) -> Vec<Push> {
         let signed = signature::sign(&SecretString::from(SECRET), self.template.as_bytes());
         let make = |_| Push {
@@ -113,7 +114,7 @@ fn request(path: &str, event: &str, guid: &str, signed: &str, body: &str) -> Vec
     .into_bytes()
 }
 
-/// Sends all of them over so many connections, each waiting for its answer, from one thread.
+/// Sends all pushes from one thread. Each connection waits for the response before it sends the next one.
 pub fn send(address: SocketAddr, connections: usize, pushes: &[Push]) -> Run {
     let sending = || {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -163,7 +164,7 @@ async fn send_all(address: SocketAddr, connections: usize, pushes: &[Push]) -> R
     }
 }
 
-/// Reads one answer to its end; its status.
+/// Reads one complete response and returns its status.
 async fn answer(stream: &mut TcpStream, buffer: &mut [u8]) -> u16 {
     let mut filled = 0;
     loop {
@@ -176,7 +177,7 @@ async fn answer(stream: &mut TcpStream, buffer: &mut [u8]) -> u16 {
     }
 }
 
-/// The status of an answer, if all of it is there.
+/// The status of a response, if it is complete.
 fn complete(answer: &[u8]) -> Option<u16> {
     let end = answer.windows(4).position(|w| w == b"\r\n\r\n")?;
     let (head, body) = (
@@ -196,7 +197,7 @@ fn complete(answer: &[u8]) -> Option<u16> {
     whole.then(|| head[9..12].parse().unwrap())
 }
 
-/// A server that reads requests and does nothing: what the clients above can do at most.
+/// A server that responds without doing any work, to measure the maximum rate of the clients above.
 pub async fn nothing_server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

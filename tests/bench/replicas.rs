@@ -16,26 +16,26 @@ use crate::support::scenario::{ADMIN_TOKEN, REPOSITORY, Video};
 const VIDEOS: usize = 1_000;
 const REPLICAS: [usize; 3] = [1, 2, 4];
 
-/// With more replicas, all of them together may be slower by so much at most: they share two cores.
+/// The factor by which several replicas together may be slower than one, because they share two cores.
 const SLOWER_MAX: f64 = 1.1;
 
-/// The replica that does least does at least this part of an even share.
+/// The smallest share of any replica, as a part of an even share.
 const SHARE_MIN: f64 = 0.5;
 
-/// What a video costs the database may differ by so much.
+/// The factor by which the rows read per video may increase.
 const COST_MAX: f64 = 1.2;
 
-/// How often it is looked whether all are ready.
+/// How often to check whether all videos are ready.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Postgres counts what a session did at the end of a transaction, at most once a second.
+/// Postgres updates its statistics at the end of a transaction, at most once per second.
 const COUNTED_AFTER: Duration = Duration::from_millis(1500);
 
 struct Measured {
     seconds: f64,
-    /// The smallest share, as a part of an even one.
+    /// The smallest share, as a part of an even share.
     least: f64,
-    /// Rows of `videos` that statements looked at, per video.
+    /// Rows of `videos` that statements read, per video.
     rows_read: f64,
 }
 
@@ -63,12 +63,12 @@ pub async fn measure(report: &mut Report) {
         report.add(Row {
             work: format!("I. {VIDEOS} small videos, {replicas} replicas"),
             measured: format!(
-                "{:.0} videos/s, smallest share {:.0} % of an even one, {cost:.1} rows read per video",
+                "{:.0} videos/s, smallest share {:.0} % of an even share, {cost:.1} rows read per video",
                 VIDEOS as f64 / median(&seconds),
                 least * 100.0
             ),
-            anchor: format!("one: {:.0} videos/s", VIDEOS as f64 / median(&one)),
-            target: (replicas > 1).then(|| ("no slower, even, constant".into(), holds)),
+            baseline: format!("one replica: {:.0} videos/s", VIDEOS as f64 / median(&one)),
+            target: (replicas > 1).then(|| ("no slower, even shares".into(), holds)),
         });
     }
 }

@@ -1,4 +1,4 @@
-//! Medians, and the table that goes into the README.
+//! Medians, and the table for `tests/README.md`.
 
 use std::fmt::{self, Display};
 use std::time::Duration;
@@ -13,9 +13,9 @@ pub struct Row {
     pub work: String,
     /// Our figure.
     pub measured: String,
-    /// What it is measured against.
-    pub anchor: String,
-    /// What is asked for, and whether it holds; none: only printed.
+    /// The figure that it is compared with.
+    pub baseline: String,
+    /// The target, and whether it is met; `None`: there is no target.
     pub target: Option<(String, bool)>,
 }
 
@@ -29,37 +29,37 @@ impl Report {
 
 impl Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (target, holds) = match &self.target {
+        let (target, met) = match &self.target {
             Some((target, true)) => (target.as_str(), "yes"),
-            Some((target, false)) => (target.as_str(), "**no**"),
+            Some((target, false)) => (target.as_str(), "no"),
             None => ("", ""),
         };
         write!(
             f,
-            "| {} | {} | {} | {target} | {holds} |",
-            self.work, self.measured, self.anchor
+            "| {} | {} | {} | {target} | {met} |",
+            self.work, self.measured, self.baseline
         )
     }
 }
 
 impl Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "| work | measured | anchor | target | holds |")?;
+        writeln!(f, "| row | measured | baseline | target | met |")?;
         writeln!(f, "|---|---|---|---|---|")?;
         self.0.iter().try_for_each(|row| writeln!(f, "{row}"))
     }
 }
 
-/// The value in the middle.
+/// The median.
 pub fn median(values: &[f64]) -> f64 {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
-/// The median of what ours is in each round, as a multiple of the anchor in the same round.
-pub fn ratio(ours: &[f64], anchor: &[f64]) -> f64 {
-    let ratios: Vec<f64> = ours.iter().zip(anchor).map(|(a, b)| a / b).collect();
+/// The median of the ratios between our figure and the baseline in each round.
+pub fn ratio(ours: &[f64], baseline: &[f64]) -> f64 {
+    let ratios: Vec<f64> = ours.iter().zip(baseline).map(|(a, b)| a / b).collect();
     median(&ratios)
 }
 
@@ -68,17 +68,17 @@ pub fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-/// What it was measured on.
+/// The date and the machine of the measurement.
 pub fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
     let cpu = cpu
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split(':').nth(1))
-        .unwrap_or("unknown processor");
+        .unwrap_or("unknown CPU");
     let load = read("/proc/loadavg");
     format!(
-        "{},{cpu}, {} cores; load average before it began {}",
+        "{},{cpu}, {} cores; load average at the start {}",
         video_ingest::clock::Clock::default()
             .now()
             .strftime("%Y-%m-%d"),

@@ -1,4 +1,4 @@
-//! The real binary, as it is deployed, and what it costs.
+//! The binary as it is deployed, with its CPU time and memory.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use crate::support::scenario::{ADMIN_TOKEN, REPOSITORY, SECRET};
 
-/// It starts in far less.
+/// Longer than any start takes.
 const START_MAX: Duration = Duration::from_secs(20);
 
-/// Clock ticks of `/proc`, in a second. Source: proc(5), `sysconf(_SC_CLK_TCK)` on Linux.
+/// Clock ticks of `/proc` per second. Source: proc(5), `sysconf(_SC_CLK_TCK)` on Linux.
 const TICKS: f64 = 100.0;
 
-/// A `serve` process; killed when dropped. Its log goes to a file, as a service manager's would.
+/// A `serve` process; killed when dropped. Its log goes to a file, as with a service manager.
 pub struct Server {
     pub address: SocketAddr,
     pub dir: PathBuf,
@@ -22,7 +22,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// With these settings beside the repository's, and a DATA_DIR of its own on the disk of `target`.
+    /// Starts with these settings in addition to the repository's, and a new DATA_DIR on the disk of `target`.
     pub fn start(settings: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let log = dir.path().join("log");
@@ -49,17 +49,17 @@ impl Server {
         }
     }
 
-    /// An address of it.
+    /// The URL of a path.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    /// What its threads have had of the processors so far.
+    /// CPU time that it has used so far.
     pub fn cpu(&self) -> Duration {
         cpu(&self.child)
     }
 
-    /// The memory that it has, and the most that it ever had; in MiB.
+    /// Its current and its peak memory, in MiB.
     pub fn memory(&self) -> (f64, f64) {
         let path = format!("/proc/{}/status", self.child.id());
         let status = std::fs::read_to_string(path).unwrap();
@@ -79,7 +79,7 @@ impl Drop for Server {
     }
 }
 
-/// Waits for the line of the log that says where it listens.
+/// Waits for the log line with the address on which it listens.
 fn listening(log: &Path) -> SocketAddr {
     let began = Instant::now();
     loop {
@@ -96,7 +96,7 @@ fn listening(log: &Path) -> SocketAddr {
     }
 }
 
-/// What the threads of a process have had of the processors so far.
+/// CPU time that a process has used so far.
 pub fn cpu(process: &Child) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap();
     // proc(5): after the name in brackets, utime and stime are the 12th and 13th.

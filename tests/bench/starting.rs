@@ -1,4 +1,4 @@
-//! Row J: how soon it works, how large it is, and how long its builders wait.
+//! Row J: the time to start, the size of the binary, and the time to build and test.
 
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -19,24 +19,24 @@ pub async fn measure(report: &mut Report) {
         assert_eq!(run.acknowledged.len(), 1, "{:?}", run.statuses);
     }
     report.add(Row {
-        work: "J. start, with a new database, to the first 202".into(),
+        work: "J. start with a new database to the first 202".into(),
         measured: format!("{:.0} ms", median(&times)),
-        anchor: String::new(),
+        baseline: String::new(),
         target: None,
     });
     let binary = std::fs::metadata(env!("CARGO_BIN_EXE_video-ingest")).unwrap();
     report.add(Row {
-        work: "J. the stripped binary".into(),
+        work: "J. size of the stripped binary".into(),
         measured: format!("{:.1} MiB", binary.len() as f64 / f64::from(1 << 20)),
-        anchor: String::new(),
+        baseline: String::new(),
         target: None,
     });
     let target = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     for (work, arguments) in [
-        ("J. a clean debug build, tests included", &["--no-run"][..]),
+        ("J. clean debug build with its tests", &["--no-run"][..]),
         ("J. all tests", &[]),
     ] {
-        println!("  {work}: some minutes");
+        println!("  {work}: takes some minutes");
         let began = Instant::now();
         let built = Command::new(env!("CARGO"))
             .args(["test", "--offline", "--locked", "--quiet"])
@@ -51,7 +51,7 @@ pub async fn measure(report: &mut Report) {
         report.add(Row {
             work: work.into(),
             measured: format!("{:.0} s", began.elapsed().as_secs_f64()),
-            anchor: String::new(),
+            baseline: String::new(),
             target: None,
         });
     }

@@ -1,4 +1,4 @@
-//! A Supabase Storage that does nothing but take bytes: the stories' own checks too much for this.
+//! A fake Supabase Storage that only accepts bytes. The fake of the scenarios checks too much to be fast.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -47,7 +47,7 @@ impl Storage {
         Self { address, objects }
     }
 
-    /// What is stored, as SHA-256 by path; forgets it.
+    /// Removes all objects and returns the SHA-256 of each by path.
     pub fn take(&self) -> HashMap<String, String> {
         let objects = std::mem::take(&mut *self.objects.lock().unwrap());
         let hashed = objects.into_iter().map(|(path, object)| {

@@ -11,15 +11,15 @@ use crate::report::{Report, Row, median};
 use crate::server::Server;
 use crate::support::scenario::{ADMIN_TOKEN, REPOSITORY, Video};
 
-/// Pending rows; of ten, one has been pushed.
+/// Pending rows. One in ten was pushed.
 const ROWS: [usize; 3] = [1_000, 10_000, 100_000];
 const ROWS_PER_PUSHED: usize = 10;
 
-/// A row may cost so much more in the largest sweep than in the one before.
+/// The factor by which the CPU time per row may increase from one sweep to the next larger one.
 const LINEAR: f64 = 1.5;
 
 pub async fn measure(report: &mut Report) {
-    // In the smallest sweep, the ticks of the clock are most of what is seen.
+    // The figure of the smallest sweep is dominated by the resolution of the clock.
     let mut per_row_before = f64::INFINITY;
     for rows in ROWS {
         let (took, cpu) = sweep(rows).await;
@@ -27,15 +27,15 @@ pub async fn measure(report: &mut Report) {
         let linear = per_row <= LINEAR * per_row_before;
         report.add(Row {
             work: format!("H. sweep over {rows} pending rows, a tenth of them pushed"),
-            measured: format!("{took:.2} s, {per_row:.0} µs of processor time per row"),
-            anchor: String::new(),
+            measured: format!("{took:.2} s, {per_row:.0} µs of CPU time per row"),
+            baseline: String::new(),
             target: (rows == ROWS[2]).then(|| ("linear".into(), linear)),
         });
         per_row_before = per_row;
     }
 }
 
-/// How long a sweep takes that only looks, and what it costs, in seconds.
+/// The duration and the CPU time of a dry run, in seconds.
 async fn sweep(rows: usize) -> (f64, f64) {
     let github = FakeGithub::start(REPOSITORY).await.unwrap();
     let keys: Vec<_> = (0..rows)

@@ -1,4 +1,4 @@
-//! Rows D, E, F and G: a video from GitHub to the store.
+//! Rows D, E, F and G: the transfer of a video from GitHub to the storage.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use uuid::Uuid;
 use video_ingest::fake_github::FakeGithub;
 
 use crate::ROUNDS;
-use crate::anchors;
+use crate::baselines;
 use crate::link::{self, Link};
 use crate::report::{Report, Row, median, ms, ratio};
 use crate::server::Server;
@@ -22,41 +22,41 @@ use crate::support::scenario::{ADMIN_TOKEN, GOOD, REPOSITORY, SECRET, Video};
 
 const MB: usize = 1_000_000;
 
-/// As a gigabit link has, in bytes a second.
+/// The rate of a gigabit link, in bytes per second.
 const GIGABIT: u64 = 125_000_000;
 
-/// Videos that are ingested at once, where more than one is.
+/// Videos that are ingested at once in rows with several videos.
 const AT_ONCE: usize = 8;
 
-/// What the function that this server replaces needed for one video of 200 MB.
-const FUNCTION_MIB: f64 = 871.0;
+/// Memory that the replaced function needed for one video of 200 MB, in MB.
+const FUNCTION_MB: f64 = 871.0;
 
-/// A video takes seconds.
+/// Longer than any video takes.
 const READY_MAX: Duration = Duration::from_secs(120);
 
-/// Nothing happens any more after this time.
+/// The server is idle after this time.
 const IDLE_AFTER: Duration = Duration::from_secs(3);
 
-/// A soak lasts so long; its first part fills pools and caches.
+/// The duration of the soak test. Its first part fills pools and caches.
 const SOAK: Duration = Duration::from_secs(3600);
 const SOAK_WARM: Duration = Duration::from_secs(600);
 
-/// Videos of one push of the soak.
+/// Videos per round of the soak test.
 const SOAK_PUSH: usize = 10;
 
-/// Memory that an allocator gives or takes in an hour without any growth, in MiB.
+/// The change of an allocator's memory in an hour that is not considered growth, in MiB.
 const SOAK_GROWTH_MAX: f64 = 4.0;
 
-/// A large file as it is pushed.
+/// A large file to push.
 struct File {
     bytes: Bytes,
     sha256: String,
-    /// Over 100 MB GitHub takes it as an LFS object only.
+    /// GitHub accepts files over 100 MB only as LFS objects.
     lfs: bool,
 }
 
 impl File {
-    /// A playable video of about so many bytes: the rest is noise that players skip.
+    /// A playable video of about this size, filled with random bytes that players skip.
     fn new(size: usize) -> Self {
         let mut noise = vec![0; size - GOOD.len() - 8];
         fastrand::fill(&mut noise);
@@ -70,7 +70,7 @@ impl File {
     }
 }
 
-/// A whole installation in Supabase mode, on fakes.
+/// A complete installation in Supabase mode, with fakes.
 struct Installation {
     github: FakeGithub,
     storage: Storage,
@@ -78,9 +78,9 @@ struct Installation {
     server: Server,
     client: reqwest::Client,
     ready: mpsc::Receiver<Uuid>,
-    /// What the branch holds.
+    /// The videos in the branch.
     pushed: Vec<Video>,
-    /// Where the server sees both services.
+    /// The addresses at which the server reaches both services.
     github_at: SocketAddr,
     storage_at: SocketAddr,
 }
@@ -120,16 +120,16 @@ impl Installation {
         }
     }
 
-    /// Removes what was pushed from the branch.
-    fn tidy_up(&mut self) {
+    /// Removes the pushed videos from the branch.
+    fn remove_pushed(&mut self) {
         let pushed = std::mem::take(&mut self.pushed);
         self.github
             .commit(|c| pushed.iter().fold(c, |c, video| video.remove(c)));
         self.github.state().repository.forget_old_trees();
     }
 
-    /// Pushes so many videos with this content, each in its own push, and returns how long it took
-    /// from the last answer to the last ready row.
+    /// Pushes this many videos with this content, each in its own push, and returns the time from the
+    /// last response to the last ready row.
     async fn ingest(&mut self, file: &File, videos: usize) -> Duration {
         let user = Uuid::new_v4();
         let (mut waiting, mut deliveries) = (HashSet::new(), Vec::new());
@@ -143,9 +143,10 @@ impl Installation {
             let before = self.github.head();
             self.github.commit(|c| {
                 let c = c.write(video.json_path(), video.json.clone());
-                match file.lfs {
-                    true => c.write_lfs(video.mp4_path(), video.mp4.clone()),
-                    false => c.write(video.mp4_path(), video.mp4.clone()),
+                if file.lfs {
+                    c.write_lfs(video.mp4_path(), video.mp4.clone())
+                } else {
+                    c.write(video.mp4_path(), video.mp4.clone())
                 }
             });
             deliveries.push(self.github.push(before, self.github.head()));
@@ -176,25 +177,22 @@ impl Installation {
 
     /// The same bytes between the same services, without any check.
     async fn curl(&self, file: &File, times: usize) -> Duration {
-        let (path, header) = match file.lfs {
-            // What the link that the batch call answers with wants to see, see src/fake_github/lfs.rs.
-            true => {
-                let ticket = sha2::Sha256::digest(format!("link to {}", file.sha256));
-                let header = format!("authorization: RemoteAuth {}", hex::encode(ticket));
-                (format!("/lfs-storage/{}", file.sha256), header)
-            }
-            false => {
-                let name = format!("blob {}\0", file.bytes.len());
-                let sha = sha1::Sha1::new_with_prefix(name).chain_update(&file.bytes);
-                let sha = hex::encode(sha.finalize());
-                let header = "accept: application/vnd.github.raw+json".to_owned();
-                (format!("/repos/{REPOSITORY}/git/blobs/{sha}"), header)
-            }
+        let (path, header) = if file.lfs {
+            // The header that the link in the batch response requires, see src/fake_github/lfs.rs.
+            let ticket = sha2::Sha256::digest(format!("link to {}", file.sha256));
+            let header = format!("authorization: RemoteAuth {}", hex::encode(ticket));
+            (format!("/lfs-storage/{}", file.sha256), header)
+        } else {
+            let name = format!("blob {}\0", file.bytes.len());
+            let sha = sha1::Sha1::new_with_prefix(name).chain_update(&file.bytes);
+            let sha = hex::encode(sha.finalize());
+            let header = "accept: application/vnd.github.raw+json".to_owned();
+            (format!("/repos/{REPOSITORY}/git/blobs/{sha}"), header)
         };
         let to: Vec<_> = (0..times)
             .map(|n| format!("http://{}/plain/{n}", self.storage_at))
             .collect();
-        let took = anchors::curl(&format!("http://{}{path}", self.github_at), &header, &to).await;
+        let took = baselines::curl(&format!("http://{}{path}", self.github_at), &header, &to).await;
         assert!(
             self.storage
                 .take()
@@ -209,7 +207,7 @@ fn address(url: &str) -> SocketAddr {
     url.strip_prefix("http://").unwrap().parse().unwrap()
 }
 
-/// The videos that become ready, as the server tells its pages.
+/// The videos that become ready, from the server's live events.
 async fn listen(client: &reqwest::Client, server: &Server) -> mpsc::Receiver<Uuid> {
     let request = client
         .get(server.url("/api/events"))
@@ -241,20 +239,20 @@ pub async fn measure(report: &mut Report, wanted: &dyn Fn(&str) -> bool) {
     let (small, middle, large) = (File::new(3 * MB), File::new(50 * MB), File::new(200 * MB));
     let mut here = Installation::new(postgres, 4, None).await;
     if wanted("G D") {
-        // Not measured: connections are made, statements prepared.
+        // Not measured: this opens connections and prepares statements.
         here.ingest(&small, 1).await;
         let (ours, curl) = pairs(&mut here, &small, 1).await;
         let (ours, curl) = (median(&ours), median(&curl));
         report.add(Row {
-            work: "G. push answered → row ready, 3 MB".into(),
+            work: "G. push acknowledged → row ready, 3 MB".into(),
             measured: format!("{ours:.0} ms"),
-            anchor: format!("`curl \\| curl` {curl:.0} ms"),
+            baseline: format!("`curl \\| curl` {curl:.0} ms"),
             target: Some(("≤ 1.5 × + 30 ms".into(), ours <= 1.5 * curl + 30.0)),
         });
         report.add(Row {
-            work: "D. GitHub → Storage, 3 MB".into(),
+            work: "D. GitHub → storage, 3 MB".into(),
             measured: format!("{:+.0} ms", ours - curl),
-            anchor: format!("`curl \\| curl` {curl:.0} ms"),
+            baseline: format!("`curl \\| curl` {curl:.0} ms"),
             target: Some(("≤ + 30 ms".into(), ours <= curl + 30.0)),
         });
     }
@@ -273,22 +271,25 @@ pub async fn measure(report: &mut Report, wanted: &dyn Fn(&str) -> bool) {
         add_transfer(report, name, rounds, 1.15);
     }
     if wanted("E") {
-        // As much of each, since processor time is counted in hundredths of a second.
-        for (file, count, name) in [(&middle, 4, "four of 50 MB"), (&large, 1, "200 MB, LFS")] {
+        // The same amount in both rows, because CPU time is counted in hundredths of a second.
+        for (file, count, name) in [
+            (&middle, 4, "four videos of 50 MB"),
+            (&large, 1, "200 MB, LFS"),
+        ] {
             let bytes = file.bytes.len() * count;
-            let (mut ours, mut anchor) = (Vec::new(), Vec::new());
+            let (mut ours, mut baseline) = (Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
-                anchor.push(anchors::hash_and_copy(bytes).as_secs_f64());
+                baseline.push(baselines::hash_and_copy(bytes).as_secs_f64());
                 let before = here.server.cpu();
                 here.ingest(file, count).await;
                 ours.push((here.server.cpu() - before).as_secs_f64());
             }
             let per_gb = |seconds: &[f64]| median(seconds) * 1e9 / bytes as f64;
-            let times = ratio(&ours, &anchor);
+            let times = ratio(&ours, &baseline);
             report.add(Row {
-                work: format!("E. processor time per byte ingested, {name}"),
+                work: format!("E. CPU time per byte, {name}"),
                 measured: format!("{:.2} s/GB: {times:.2} ×", per_gb(&ours)),
-                anchor: format!("SHA-1 + SHA-256 + copy {:.2} s/GB", per_gb(&anchor)),
+                baseline: format!("SHA-1 + SHA-256 + copy {:.2} s/GB", per_gb(&baseline)),
                 target: Some(("≤ 1.5 ×".into(), times <= 1.5)),
             });
         }
@@ -300,17 +301,17 @@ pub async fn measure(report: &mut Report, wanted: &dyn Fn(&str) -> bool) {
         let (idle, _) = wide.server.memory();
         let rounds = pairs(&mut wide, &large, AT_ONCE).await;
         let (_, peak) = wide.server.memory();
-        add_transfer(report, "eight of 200 MB at once", rounds, 1.3);
+        add_transfer(report, "eight videos of 200 MB at once", rounds, 1.3);
         report.add(Row {
-            work: "F. memory, eight of 200 MB at once, peak".into(),
+            work: "F. peak memory, eight videos of 200 MB at once".into(),
             measured: format!("{peak:.0} MiB"),
-            anchor: format!("the function it replaces, one video: {FUNCTION_MIB:.0} MB"),
+            baseline: format!("the replaced function with one video: {FUNCTION_MB:.0} MB"),
             target: Some(("≤ 64 MiB".into(), peak <= 64.0)),
         });
         report.add(Row {
-            work: "F. memory, idle".into(),
+            work: "F. idle memory".into(),
             measured: format!("{idle:.0} MiB"),
-            anchor: String::new(),
+            baseline: String::new(),
             target: Some(("≤ 25 MiB".into(), idle <= 25.0)),
         });
     }
@@ -329,14 +330,14 @@ async fn pairs(here: &mut Installation, file: &File, at_once: usize) -> (Vec<f64
 fn add_transfer(report: &mut Report, name: &str, (ours, curl): (Vec<f64>, Vec<f64>), max: f64) {
     let times = ratio(&ours, &curl);
     report.add(Row {
-        work: format!("D. GitHub → Storage, {name}"),
+        work: format!("D. GitHub → storage, {name}"),
         measured: format!("{:.0} ms: {times:.2} ×", median(&ours)),
-        anchor: format!("`curl \\| curl` {:.0} ms", median(&curl)),
+        baseline: format!("`curl \\| curl` {:.0} ms", median(&curl)),
         target: Some((format!("≤ {max} ×"), times <= max)),
     });
 }
 
-/// An hour of small videos, one push after the other: does the memory grow?
+/// Ingests small videos for an hour, one push after the other, and measures the growth of memory.
 pub async fn soak(report: &mut Report) {
     let postgres = Postgres::start_with("on");
     let mut here = Installation::new(postgres, 4, None).await;
@@ -344,8 +345,8 @@ pub async fn soak(report: &mut Report) {
     let (began, mut warm, mut videos) = (Instant::now(), 0.0, 0);
     while began.elapsed() < SOAK {
         here.ingest(&file, SOAK_PUSH).await;
-        // What is measured is the server, not a folder that grows.
-        here.tidy_up();
+        // Keeps the folder small, because only the server is measured.
+        here.remove_pushed();
         videos += SOAK_PUSH;
         if began.elapsed() < SOAK_WARM {
             warm = here.server.memory().0;
@@ -353,9 +354,9 @@ pub async fn soak(report: &mut Report) {
     }
     let grown = here.server.memory().0 - warm;
     report.add(Row {
-        work: format!("F. memory, growth over an hour, {videos} videos"),
-        measured: format!("{grown:+.1} MiB after {warm:.0} MiB"),
-        anchor: String::new(),
+        work: format!("F. memory growth during one hour of load, {videos} videos"),
+        measured: format!("{grown:+.1} MiB from {warm:.0} MiB"),
+        baseline: String::new(),
         target: Some(("none".into(), grown <= SOAK_GROWTH_MAX)),
     });
 }

@@ -1,4 +1,4 @@
-//! What is fuzzed: everything that reads bytes of others. Each takes any bytes and must come back.
+//! The fuzz targets: everything that reads external data. Each accepts any bytes and must return.
 
 use secrecy::SecretString;
 use video_ingest::domain::generation::{
@@ -12,7 +12,7 @@ use video_ingest::domain::push::{Decision, Push, decide, payload_of_form};
 use video_ingest::domain::signature;
 use video_ingest::services::github::{Listing, Pair};
 
-/// Takes any bytes.
+/// Accepts any bytes.
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its folder in `fixtures/fuzz`.
@@ -50,7 +50,7 @@ fn push(data: &[u8]) {
         if let Decision::Accepted(intake) = decide(&push, "acme/video-artifacts", branch, "videos")
         {
             let written: usize = intake.ignored.iter().map(|path| path.path.len()).sum();
-            assert!(written < 1 << 20, "an answer of {written} bytes");
+            assert!(written < 1 << 20, "a response of {written} bytes");
         }
     }
 }
@@ -66,7 +66,7 @@ fn name(data: &[u8]) {
         return;
     };
     if let Some((key, kind)) = VideoKey::parse_file_name(text) {
-        assert_eq!(key.file_name(kind), text, "two names of one file");
+        assert_eq!(key.file_name(kind), text, "one file has two names");
     }
 }
 
@@ -85,7 +85,7 @@ fn metadata(data: &[u8]) {
     }
 }
 
-/// In pieces and at once: the same verdict.
+/// The result must be the same in pieces and at once.
 fn mp4(data: &[u8]) {
     let walked = |piece: usize| {
         let mut walk = BoxWalk::new(data.len() as u64);

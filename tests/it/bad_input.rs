@@ -1,4 +1,4 @@
-//! Whatever is pushed: it ends in its code, nothing of it is visible, and the queue goes on.
+//! Each malformed or incomplete push fails with its code and publishes nothing, and the queue continues.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn is_blob(call: &Call) -> bool {
 }
 
 scenario! {
-    each_bad_file_ends_in_its_code(t) {
+    each_bad_file_fails_with_its_code(t) {
         let pointer = Pointer { oid: Sha256::from_bytes([7; 32]), size: 5 };
         let key = Video::good().key;
         let other = Video::good().key;
@@ -64,7 +64,7 @@ scenario! {
         t.expect_ready(&good).await;
     }
 
-    a_video_over_the_limit_is_refused_unread_and_taken_once_it_may_be(t) {
+    a_video_over_the_limit_is_not_downloaded_until_the_limit_is_raised(t) {
         let video = Video::good();
         t.row(&video).await;
         let max = t.worker.ingest.video_bytes_max.clone();
@@ -97,7 +97,7 @@ scenario! {
         t.expect_ready(&video).await;
     }
 
-    a_failure_in_passing_is_given_up_after_a_day(t) {
+    a_transient_failure_is_given_up_after_a_day(t) {
         let video = Video::good();
         t.row(&video).await;
         t.github.fault(is_blob, Fault::Status { code: 502, headers: vec![], body: "<html>".into() });
@@ -129,7 +129,7 @@ scenario! {
         t.expect_ready(&video).await;
     }
 
-    a_video_that_is_gone_again_is_missing_and_a_ready_one_stays(t) {
+    removing_the_files_fails_a_pending_video_but_not_a_ready_one(t) {
         let (gone, ready) = (Video::good(), Video::good());
         for video in [&gone, &ready] {
             t.row(video).await;
@@ -145,7 +145,7 @@ scenario! {
         t.expect_ready(&ready).await;
     }
 
-    another_lessons_row_cannot_be_reached(t) {
+    a_row_of_another_lesson_cannot_be_changed(t) {
         let theirs = Video::good();
         t.row(&theirs).await;
         let mut mine = Video::with(SECOND);
@@ -154,13 +154,13 @@ scenario! {
         t.push(&mine).await;
         t.work().await;
         t.expect_failed(&mine, "row_mismatch").await;
-        assert_eq!(t.asset(&theirs).await.mime_type, "video/mp4", "their row says nothing of it");
+        assert_eq!(t.asset(&theirs).await.mime_type, "video/mp4", "the other row is unchanged");
         t.push(&theirs).await;
         t.work().await;
         t.expect_ready(&theirs).await;
     }
 
-    no_row_within_a_day_is_a_failure_until_it_comes(t) {
+    no_row_within_a_day_is_a_failure_until_the_row_exists(t) {
         let video = Video::good();
         t.push(&video).await;
         t.work().await;
@@ -173,7 +173,7 @@ scenario! {
         t.expect_ready(&video).await;
     }
 
-    a_text_that_no_database_can_keep_is_no_trouble(t) {
+    nul_characters_cause_no_error(t) {
         let video = Video::good();
         let video = video.clone().with_json(metadata(video.key, json!({"format": "mp\u{0}4", "resolution": "\u{0}"})));
         t.row(&video).await;
@@ -190,7 +190,7 @@ scenario! {
         }
     }
 
-    a_row_deleted_meanwhile_takes_its_object_with_it(t) {
+    deleting_the_row_during_processing_deletes_the_object(t) {
         let video = Video::good();
         t.row(&video).await;
         t.push(&video).await;
@@ -210,9 +210,9 @@ scenario! {
     }
 }
 
-/// A row of another kind; on Supabase the service cannot even see it, there it is `no_row`.
+/// On Supabase, the service cannot read rows of another kind; the code there is `no_row`.
 #[tokio::test]
-async fn a_row_of_another_kind_is_not_ours() {
+async fn a_row_of_another_kind_is_rejected() {
     let t = Scenario::begin(Backend::Embedded).await;
     let video = Video::good();
     t.row_of(video.key, "pdf").await;
@@ -222,9 +222,9 @@ async fn a_row_of_another_kind_is_not_ours() {
     t.finish().await;
 }
 
-/// With `MISSING_ROW=create`, a lesson that comes after its video is soon enough.
+/// With `MISSING_ROW=create`, the lesson may be inserted after the push.
 #[tokio::test]
-async fn a_row_is_inserted_once_its_lesson_is_there() {
+async fn a_row_is_inserted_once_its_lesson_exists() {
     let create = |config: &mut Config| config.missing_row = MissingRow::Create;
     let t = Scenario::begin_with(Backend::Supabase, create).await;
     let database = t.database.as_ref().unwrap();

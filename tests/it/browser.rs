@@ -1,4 +1,5 @@
-//! The pages in a real browser. On one back end: what they show is the same on both, see `page`.
+//! The pages work in a real browser: live updates, playback, retry, sign-in and accessibility. On one back
+//! end only, because `page` compares the contents on all of them.
 
 use std::time::Duration;
 
@@ -56,9 +57,9 @@ async fn an_operator_watches_a_push_become_a_playing_video() {
     t.finish().await;
 }
 
-/// A browser keeps pages for the way back, and has six connections to a server.
+/// A browser caches pages for its back button and opens at most six connections to a server.
 #[tokio::test]
-async fn pages_left_behind_keep_no_connection() {
+async fn cached_pages_keep_no_connection() {
     let t = Scenario::begin(Backend::Embedded).await;
     let browser = Browser::signed_in(&t.url, Settings::default()).await;
     let visits = async {
@@ -78,7 +79,7 @@ async fn pages_left_behind_keep_no_connection() {
 }
 
 #[tokio::test]
-async fn a_wrong_token_says_so_and_a_right_one_leads_on() {
+async fn a_wrong_token_is_reported_and_the_right_one_signs_in() {
     let t = Scenario::begin(Backend::Embedded).await;
     let browser = Browser::open(&t.url, Settings::default()).await;
     browser.go("/deliveries").await;
@@ -93,7 +94,7 @@ async fn a_wrong_token_says_so_and_a_right_one_leads_on() {
 }
 
 #[tokio::test]
-async fn everything_works_without_script() {
+async fn everything_works_without_javascript() {
     let t = Scenario::begin(Backend::Embedded).await;
     let bad = Video::with(TRUNCATED);
     t.row(&bad).await;
@@ -104,7 +105,7 @@ async fn everything_works_without_script() {
         ..Settings::default()
     };
     let browser = Browser::signed_in(&t.url, settings).await;
-    // With script, what is in a `noscript` is no element.
+    // With JavaScript, the contents of a `noscript` are not elements.
     browser.sees("#live noscript small").await;
     browser.fill("#q", &bad.mp4_path()).await;
     browser.press(".search button").await;
@@ -119,8 +120,8 @@ async fn everything_works_without_script() {
 
 const AXE: &str = "tests/axe/node_modules/axe-core/axe.min.js";
 
-/// What axe-core finds serious or critical on the page that is shown.
-async fn barriers(browser: &Browser) -> Vec<String> {
+/// The serious and critical violations that axe-core finds on the current page.
+async fn violations(browser: &Browser) -> Vec<String> {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(AXE);
     let axe = std::fs::read_to_string(path)
         .expect("axe-core is missing: npm ci --prefix tests/axe --ignore-scripts");
@@ -140,7 +141,7 @@ async fn barriers(browser: &Browser) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn no_page_has_a_serious_barrier() {
+async fn no_page_has_a_serious_accessibility_violation() {
     let t = Scenario::begin(Backend::Embedded).await;
     let (good, bad, generating) = (Video::good(), Video::with(TRUNCATED), Video::good());
     for video in [&good, &bad, &generating] {
@@ -173,14 +174,14 @@ async fn no_page_has_a_serious_barrier() {
         };
         let browser = Browser::open(&t.url, settings).await;
         browser.go("/").await;
-        assert_eq!(barriers(&browser).await, [""; 0], "sign-in, {settings:?}");
+        assert_eq!(violations(&browser).await, [""; 0], "sign-in, {settings:?}");
         browser.sign_in(ADMIN_TOKEN).await;
         browser.sees("#list").await;
         let is_dark = "return matchMedia('(prefers-color-scheme: dark)').matches";
         assert_eq!(browser.run(is_dark).await, dark);
         for page in &pages {
             browser.go(page).await;
-            assert_eq!(barriers(&browser).await, [""; 0], "{page}, {settings:?}");
+            assert_eq!(violations(&browser).await, [""; 0], "{page}, {settings:?}");
             let overflow = "return document.documentElement.scrollWidth - innerWidth";
             let overflow = browser.run(overflow).await.as_i64().unwrap();
             assert!(
@@ -193,15 +194,15 @@ async fn no_page_has_a_serious_barrier() {
     t.finish().await;
 }
 
-/// The check itself: a page that is broken on purpose does not pass.
+/// The check itself must fail for a page that is broken on purpose.
 #[tokio::test]
-async fn a_broken_page_is_noticed() {
+async fn the_accessibility_check_detects_a_broken_page() {
     let t = Scenario::begin(Backend::Embedded).await;
     let browser = Browser::signed_in(&t.url, Settings::default()).await;
     browser
         .run("document.querySelector('#q').removeAttribute('placeholder'); document.querySelector('label[for=q]').remove(); document.body.style.color = '#ccc';")
         .await;
-    let found = barriers(&browser).await.join("\n");
+    let found = violations(&browser).await.join("\n");
     assert!(
         found.contains("label") && found.contains("color-contrast"),
         "{found}"

@@ -1,4 +1,4 @@
-//! The built program, as a person uses it.
+//! The built program: the demo, the commands for a running server, their exit codes and error messages.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 const GOOD: &[u8] = include_bytes!("../../fixtures/videos/good.mp4");
 const KEY: &str = "34b9a0c7-62d7-4002-a642-00488b2c7f7c_0beee2d2-ace7-4ccf-81a7-41a6c43c1a75";
 
-/// The program in a folder of its own, with settings that would break everything that reads them.
+/// The program in its own folder, with settings that break every command that reads them.
 fn program(dir: &Path, args: &[&str]) -> Command {
     #[expect(clippy::disallowed_methods, reason = "the demo needs git of PATH")]
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -40,7 +40,7 @@ fn expect(text: &str, parts: &[&str]) {
     }
 }
 
-/// A demo that stays up, where it is, and the right to ask it.
+/// A running demo, with its URL and admin token.
 struct Demo {
     child: Child,
     url: String,
@@ -97,7 +97,7 @@ impl Drop for Demo {
 }
 
 #[test]
-fn the_demo_proves_itself_and_reads_no_settings() {
+fn the_demo_succeeds_and_reads_no_settings() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(".env"), "this is = no .env\n").unwrap();
     let (code, text) = run(dir.path(), &["demo", "--exit"]);
@@ -174,7 +174,7 @@ fn commit_all(repo: &Path) {
 }
 
 #[test]
-fn a_running_server_is_asked_from_the_command_line() {
+fn a_running_server_is_queried_from_the_command_line() {
     let dir = tempfile::tempdir().unwrap();
     let demo = Demo::start(dir.path());
 

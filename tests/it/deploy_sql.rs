@@ -1,4 +1,5 @@
-//! The scripts of `deploy/supabase/`: what they let the service do, and what nobody.
+//! The scripts in `deploy/supabase/` grant the service exactly the rights it needs and nothing to the API,
+//! and can be repeated and undone.
 
 use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
@@ -37,7 +38,7 @@ async fn scripts_can_be_run_again_and_undone() {
     }
     assert_eq!(state(&database).await, once);
 
-    // A role cannot be dropped while another database of the server knows it.
+    // A role cannot be dropped while another database of the server refers to it.
     database.sql("drop database app_template").await;
     database.run_script("undo.sql");
     database.run_script("undo.sql");
@@ -49,12 +50,12 @@ async fn scripts_can_be_run_again_and_undone() {
     assert_eq!(
         left,
         Some(key.lesson_id.to_string()),
-        "the app's rows stay, and nothing of ours"
+        "only the app's rows remain"
     );
 }
 
 #[tokio::test]
-async fn an_older_database_of_the_app_is_refused_until_columns_sql_was_run() {
+async fn an_older_app_database_is_refused_until_columns_sql_was_run() {
     let database = Postgres::database().await;
     database
         .sql("alter table lesson_assets drop conversation_id, drop metadata")
@@ -84,7 +85,7 @@ async fn replicas_that_start_together_migrate_in_turn() {
 }
 
 #[tokio::test]
-async fn tables_made_by_another_user_are_handed_over() {
+async fn tables_created_by_another_user_are_transferred() {
     let database = Postgres::database().await;
     migrate(&database.admin_url).await;
     database
@@ -110,7 +111,7 @@ async fn tables_made_by_another_user_are_handed_over() {
 }
 
 #[tokio::test]
-async fn no_role_of_the_api_reads_what_is_ours() {
+async fn no_api_role_can_read_the_servers_tables() {
     let database = Postgres::database().await;
     migrate(&database.service_url).await;
     let tables = "select tablename from pg_tables where schemaname = 'video_ingest'";
@@ -120,7 +121,7 @@ async fn no_role_of_the_api_reads_what_is_ours() {
         .unwrap();
     assert!(tables.contains(&"videos".into()) && tables.contains(&"deliveries".into()));
 
-    // Not even where somebody had opened the schema to the API, as guides to custom schemas say.
+    // Not even if the schema was opened to the API, as guides to custom schemas recommend.
     let open = "grant usage on schema video_ingest to anon, service_role;
         grant all on all tables in schema video_ingest to anon, service_role;
         alter default privileges for role video_ingest in schema video_ingest
@@ -139,7 +140,7 @@ async fn no_role_of_the_api_reads_what_is_ours() {
                 INSUFFICIENT_PRIVILEGE,
                 "{read}"
             );
-            // Either of the two would do: both are taken away.
+            // Each of the two rights is required for reading; both are revoked.
             let rights = format!(
                 "select has_schema_privilege('{role}', 'video_ingest', 'usage')
                     || ' ' || has_table_privilege('{role}', 'video_ingest.{table}', 'select')"
@@ -151,7 +152,7 @@ async fn no_role_of_the_api_reads_what_is_ours() {
 }
 
 #[tokio::test]
-async fn the_service_has_these_rights_on_the_apps_tables_and_no_others() {
+async fn the_service_has_exactly_these_rights_on_the_apps_tables() {
     let database = Postgres::database().await;
     assert_eq!(
         rights(&database).await,
@@ -210,7 +211,7 @@ async fn the_service_sees_and_changes_videos_only() {
 }
 
 #[tokio::test]
-async fn missing_rows_are_created_only_where_that_was_granted_and_for_the_lessons_owner() {
+async fn missing_rows_need_a_grant_and_belong_to_the_lessons_owner() {
     let database = Postgres::database().await;
     let known = pending_video(&database).await;
     let pushed = VideoKey {
@@ -266,7 +267,7 @@ async fn the_app_receives_our_update_through_its_publication() {
         .fetch_all(&database.admin)
         .await
         .unwrap();
-    // Begin, the table, its changed row, commit: a message's first byte is its kind.
+    // Begin, relation, update, commit: the first byte of a message is its type.
     let changes: Vec<Vec<u8>> = changes.iter().map(|row| row.get("data")).collect();
     let kinds: Vec<u8> = changes.iter().map(|message| message[0]).collect();
     assert_eq!(kinds, b"BRUC");
@@ -277,7 +278,7 @@ async fn the_app_receives_our_update_through_its_publication() {
 }
 
 #[tokio::test]
-async fn a_bucket_keeps_what_is_wider_than_what_we_need() {
+async fn a_bucket_keeps_limits_that_are_wider_than_required() {
     let cases = [
         (None, "52428800 {video/mp4}"),
         (
@@ -330,10 +331,7 @@ async fn the_roles_settings_hold_behind_a_transaction_pooler() {
         seen.push(query.fetch_one(&mut *transaction).await.unwrap());
         transaction.commit().await.unwrap();
     }
-    assert_eq!(
-        seen[0], seen[1],
-        "two clients take turns on one connection of the server"
-    );
+    assert_eq!(seen[0], seen[1], "both clients share one server connection");
     assert!(seen[0].ends_with(" public 10s 15s"), "{}", seen[0]);
     migrate(&database.pooled_url()).await;
 }
@@ -361,12 +359,12 @@ async fn pending_video(database: &Database) -> VideoKey {
     key
 }
 
-/// How PostgREST comes in, before it takes the role of the caller's token.
+/// The URL with which PostgREST connects, before it sets the role of the caller's token.
 fn api_url(database: &Database) -> String {
     database.server.url("authenticator", &database.name)
 }
 
-/// How many rows it was about.
+/// Runs statements and returns the number of affected rows.
 async fn run(url: &str, statements: &str) -> Result<u64, sqlx::Error> {
     let mut connection = PgConnection::connect(url).await.unwrap();
     let done = sqlx::raw_sql(AssertSqlSafe(statements))
@@ -395,7 +393,7 @@ async fn rights(database: &Database) -> String {
     database.text(query).await.unwrap()
 }
 
-/// All that the scripts set.
+/// Everything that the scripts set.
 async fn state(database: &Database) -> [Option<String>; 5] {
     let policies =
         "select string_agg(policies::text, ' ' order by policyname) from pg_policies as policies";

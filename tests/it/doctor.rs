@@ -1,4 +1,4 @@
-//! `doctor` on a set-up that is well, and on ones that are broken on purpose, each in one way.
+//! `doctor` finds nothing in a correct setup, and exactly the one fault in setups that are broken on purpose.
 
 use std::time::Duration;
 
@@ -24,10 +24,10 @@ const SECRET: &str = "8f1d0c77-a secret of the doctor's";
 const ADMIN_TOKEN: &str = "2b9e4d61-an admin token of the doctor's";
 const BUCKET: &str = "lesson-assets";
 const RECEIVER: &str = "https://videos.example.org/webhooks/github";
-/// Nobody listens there.
+/// Nothing listens there.
 const CLOSED: &str = "http://127.0.0.1:1";
 
-/// Everything that is checked, as it should be.
+/// A setup in which every check passes.
 struct SetUp {
     config: Config,
     clock: Clock,
@@ -40,7 +40,7 @@ struct SetUp {
 }
 
 impl SetUp {
-    async fn well(backend: Backend) -> Self {
+    async fn correct(backend: Backend) -> Self {
         let github = TestGithub::start(REPOSITORY).await;
         github.require_token(TOKEN);
         let video = Video::good();
@@ -95,7 +95,7 @@ impl SetUp {
         setup
     }
 
-    /// Makes our tables, as the first start does.
+    /// Creates the server's tables, as the first start does.
     async fn start_once(&self) {
         let app = App::build(self.config.clone(), Injected::default())
             .await
@@ -161,7 +161,7 @@ impl SetUp {
 }
 
 #[test]
-fn the_example_of_settings_lacks_only_what_nobody_else_can_know() {
+fn the_example_settings_lack_only_values_without_a_default() {
     let mut sources = video_ingest::config::Sources::default();
     sources.read_dotenv("deploy/env.example".as_ref());
     let problems = Config::load(&sources).unwrap_err();
@@ -176,13 +176,13 @@ fn the_example_of_settings_lacks_only_what_nobody_else_can_know() {
     }
 }
 
-/// `broken! { backend: name(setup) => ["expected.id"] { what breaks it } }`
+/// `broken! { backend: name(setup) => ["expected.id"] { the fault } }`
 macro_rules! broken {
     ($($backend:ident: $name:ident($s:ident) => [$($id:literal),*] $body:block)*) => { $(
         #[tokio::test]
         async fn $name() {
             #[allow(unused_mut)]
-            let mut $s = SetUp::well(Backend::$backend).await;
+            let mut $s = SetUp::correct(Backend::$backend).await;
             $body
             assert_eq!($s.failed().await, [$($id),*] as [&str; 0 $(+ { let _ = $id; 1 })*]);
         }
@@ -190,9 +190,9 @@ macro_rules! broken {
 }
 
 #[tokio::test]
-async fn nothing_is_wrong_with_what_is_well() {
+async fn a_correct_setup_passes_every_check() {
     for backend in [Backend::Embedded, Backend::Supabase] {
-        let findings = SetUp::well(backend).await.findings().await;
+        let findings = SetUp::correct(backend).await.findings().await;
         let off: Vec<_> = findings.iter().filter(|f| f.mark != Mark::Ok).collect();
         assert!(off.is_empty(), "{backend:?}: {off:#?}");
         let ids: std::collections::BTreeSet<_> = findings.iter().map(|f| f.id).collect();
@@ -206,8 +206,8 @@ async fn nothing_is_wrong_with_what_is_well() {
 }
 
 #[tokio::test]
-async fn nothing_of_the_doctor_s_stays() {
-    let setup = SetUp::well(Backend::Supabase).await;
+async fn the_doctor_leaves_nothing_behind() {
+    let setup = SetUp::correct(Backend::Supabase).await;
     setup.findings().await;
     assert_eq!(setup.storage.objects(), [""; 0]);
     assert!(
@@ -248,7 +248,7 @@ broken! {
     }
 
     // GitHub.
-    Embedded: github_that_does_not_answer(s) => ["github.api"] {
+    Embedded: github_that_does_not_respond(s) => ["github.api"] {
         s.config.github.api_url = CLOSED.to_owned();
     }
     Embedded: a_repository_that_does_not_exist(s) => ["github.repository"] {
@@ -304,21 +304,21 @@ broken! {
     }
 
     // The agent.
-    Embedded: an_agent_s_key_that_is_wrong(s) => ["openhands.key"] {
+    Embedded: a_wrong_agent_key(s) => ["openhands.key"] {
         s.config.agent.as_mut().unwrap().key = "another key".into();
     }
-    Embedded: an_agent_s_address_that_is_its_web_page(s) => ["openhands.version"] {
+    Embedded: an_agent_url_that_serves_a_web_page(s) => ["openhands.version"] {
         s.openhands.fault("/", fake_openhands::Fault::Html);
     }
-    Embedded: an_agent_that_does_not_answer(s) => ["openhands.api"] {
+    Embedded: an_agent_that_does_not_respond(s) => ["openhands.api"] {
         s.config.agent.as_mut().unwrap().api_url = CLOSED.to_owned();
     }
 
     // The app's database.
-    Supabase: a_database_that_does_not_answer(s) => ["database.connect"] {
+    Supabase: a_database_that_does_not_respond(s) => ["database.connect"] {
         s.config.database = Database::Postgres { url: "postgres://u:p@127.0.0.1:1/app".into() };
     }
-    Supabase: another_database_than_the_app_s(s) => ["database.columns"] {
+    Supabase: a_database_of_another_app(s) => ["database.columns"] {
         s.sql("alter table lesson_assets rename to assets").await;
     }
     Supabase: a_database_that_lacks_a_column(s) => ["database.columns"] {
@@ -333,7 +333,7 @@ broken! {
     Supabase: a_storage_path_that_cannot_be_null(s) => ["database.constraints"] {
         s.sql("alter table lesson_assets alter storage_path set not null").await;
     }
-    Supabase: a_column_that_a_made_row_would_lack(s) => ["database.constraints"] {
+    Supabase: a_column_that_a_created_row_would_lack(s) => ["database.constraints"] {
         s.config.missing_row = MissingRow::Create;
         s.database.as_ref().unwrap().run_script("missing_row_create.sql");
         s.sql("alter table lesson_assets add course_id uuid not null").await;
@@ -344,7 +344,7 @@ broken! {
     Supabase: a_role_without_a_right(s) => ["database.rights"] {
         s.sql("revoke update (metadata) on lesson_assets from video_ingest").await;
     }
-    Supabase: a_role_that_cannot_make_rows(s) => ["database.rights"] {
+    Supabase: a_role_that_cannot_create_rows(s) => ["database.rights"] {
         s.config.missing_row = MissingRow::Create;
     }
     Supabase: a_role_that_sees_no_row(s) => ["database.policies"] {
@@ -353,7 +353,7 @@ broken! {
     Supabase: a_schema_that_the_api_reaches(s) => ["database.exposed"] {
         s.sql("grant usage on schema video_ingest to anon").await;
     }
-    Supabase: a_schema_that_belongs_to_somebody_else(s) => ["database.schema"] {
+    Supabase: a_schema_of_another_owner(s) => ["database.schema"] {
         s.sql("revoke create on schema video_ingest from video_ingest").await;
     }
 
@@ -362,7 +362,7 @@ broken! {
         let url = s.storage.url();
         s.config.store = StoreConfig::Supabase { url, service_role_key: "sb_secret_another".into() };
     }
-    Supabase: a_storage_that_does_not_answer(s) => ["storage.reach"] {
+    Supabase: a_storage_that_does_not_respond(s) => ["storage.reach"] {
         let key = fake_storage::SECRET_KEY.into();
         s.config.store = StoreConfig::Supabase { url: CLOSED.to_owned(), service_role_key: key };
     }
@@ -381,7 +381,7 @@ broken! {
         let answer = fake_storage::Answer::new(200, "application/json", bucket.to_string());
         s.storage.fault(Op::Bucket, fake_storage::Fault::Answer(answer));
     }
-    Supabase: a_storage_that_takes_nothing(s) => ["storage.write"] {
+    Supabase: a_storage_that_rejects_uploads(s) => ["storage.write"] {
         let refusal = fake_storage::Answer::refusal(400, "403", "Unauthorized", "new row violates row-level security policy", "AccessDenied");
         s.storage.fault(Op::Upload, fake_storage::Fault::Answer(refusal));
     }
@@ -394,8 +394,8 @@ broken! {
 }
 
 #[tokio::test]
-async fn a_superuser_s_connection_works_but_is_pointed_out() {
-    let mut setup = SetUp::well(Backend::Supabase).await;
+async fn a_superuser_connection_gives_a_warning() {
+    let mut setup = SetUp::correct(Backend::Supabase).await;
     let url = setup.database.as_ref().unwrap().admin_url.clone();
     setup.config.database = Database::Postgres { url: url.into() };
     let findings = setup.findings().await;
@@ -408,9 +408,9 @@ async fn a_superuser_s_connection_works_but_is_pointed_out() {
 }
 
 #[tokio::test]
-async fn a_database_far_away_is_reached_in_the_clear_only_with_a_warning() {
-    let mut setup = SetUp::well(Backend::Embedded).await;
-    // The same address, in a form that only looks like another machine's.
+async fn an_unencrypted_remote_database_gives_a_warning() {
+    let mut setup = SetUp::correct(Backend::Embedded).await;
+    // A loopback address, in a form that looks like the address of another machine.
     setup.config.database = Database::Postgres {
         url: "postgres://u:p@127.1:1/app?sslmode=prefer".into(),
     };
@@ -420,7 +420,7 @@ async fn a_database_far_away_is_reached_in_the_clear_only_with_a_warning() {
 }
 
 #[test]
-fn only_a_checked_certificate_protects_the_way_to_a_database() {
+fn only_a_verified_certificate_protects_the_database_connection() {
     use Tls::{Local, Optional, Unverified, Verified};
     for (address, expected) in [
         ("localhost/app", Local),
@@ -447,8 +447,8 @@ fn only_a_checked_certificate_protects_the_way_to_a_database() {
 }
 
 #[tokio::test]
-async fn videos_that_were_pushed_past_lfs_are_pointed_out() {
-    let setup = SetUp::well(Backend::Embedded).await;
+async fn videos_pushed_without_lfs_give_a_warning() {
+    let setup = SetUp::correct(Backend::Embedded).await;
     let attributes = "*.mp4 filter=lfs diff=lfs merge=lfs -text\n";
     setup
         .github
@@ -459,8 +459,8 @@ async fn videos_that_were_pushed_past_lfs_are_pointed_out() {
 }
 
 #[tokio::test]
-async fn the_same_holds_behind_a_transaction_pooler() {
-    let mut setup = SetUp::well(Backend::Supabase).await;
+async fn every_check_passes_behind_a_transaction_pooler() {
+    let mut setup = SetUp::correct(Backend::Supabase).await;
     let url = setup.database.as_ref().unwrap().pooled_url();
     setup.config.database = Database::Postgres { url: url.into() };
     assert_eq!(setup.failed().await, [""; 0]);

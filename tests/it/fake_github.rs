@@ -18,7 +18,7 @@ const LFS: &str = "application/vnd.git-lfs+json";
 const TOKEN: &str = "ghp_fake";
 /// Nothing listens there.
 const CLOSED: &str = "http://127.0.0.1:1/webhooks/github";
-/// How a payload says "no such commit".
+/// The SHA that means "no commit" in a payload.
 const NO_COMMIT: GitSha = GitSha::from_bytes([0; 20]);
 
 struct Answer {
@@ -66,16 +66,16 @@ async fn started() -> TestGithub {
 }
 
 fn git(directory: &Path, args: &[&str]) -> String {
-    let who = ["-c", "user.name=A", "-c", "user.email=a@example.org"];
+    let author = ["-c", "user.name=A", "-c", "user.email=a@example.org"];
     let mut command = Command::new("git");
-    command.current_dir(directory).args(who).args(args);
+    command.current_dir(directory).args(author).args(args);
     let output = command.output().unwrap();
     assert!(output.status.success(), "git {args:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 #[tokio::test]
-async fn objects_have_the_names_that_git_gives_them() {
+async fn objects_have_the_same_ids_as_in_git() {
     let gh = started().await;
     let head = gh.commit(|c| c);
     let commit = get(&gh, &format!("/git/commits/{head}"), &[]).await.json();
@@ -87,7 +87,7 @@ async fn objects_have_the_names_that_git_gives_them() {
 }
 
 #[tokio::test]
-async fn trees_and_commits_are_the_ones_that_git_makes() {
+async fn trees_and_commits_have_the_same_ids_as_in_git() {
     let gh = started().await;
     // `videos.txt` sorts before the folder, `videos0` after it.
     let files = [("videos/a.mp4", "A"), ("videos.txt", "B"), ("videos0", "C")];
@@ -141,7 +141,7 @@ async fn two_trees_give_the_path_and_blob_of_every_file() {
     assert_eq!(videos["tree"], json!([entry]));
     assert_eq!(videos["truncated"], false);
 
-    // A branch works as well; the answer then carries the commit's SHA.
+    // A branch works as well; the response then contains the commit's SHA.
     let all = get(&gh, "/git/trees/main?recursive=1", &[]).await.json();
     assert_eq!(all["sha"], head.to_string());
     let paths: Vec<_> = all["tree"]
@@ -159,7 +159,7 @@ async fn two_trees_give_the_path_and_blob_of_every_file() {
 }
 
 #[tokio::test]
-async fn a_blob_is_base64_in_lines_unless_raw_is_asked_for() {
+async fn a_blob_is_base64_in_lines_unless_raw_is_requested() {
     let gh = started().await;
     gh.commit(|c| c.write("videos/a.mp4", vec![0xff; 60]));
     let blob = gh.blob_sha("videos/a.mp4").unwrap();
@@ -204,7 +204,7 @@ async fn contents_over_one_mebibyte_are_empty_unless_raw() {
 }
 
 #[tokio::test]
-async fn what_is_unknown_is_denied_in_the_words_of_each_call() {
+async fn each_call_has_its_own_not_found_message() {
     let gh = started().await;
     assert_eq!(get(&gh, "/commits/main", &[]).await.status, 409);
     gh.commit(|c| c.write("a", "a"));
@@ -315,7 +315,7 @@ async fn a_lagging_api_shows_the_old_head_and_denies_the_new_one() {
 }
 
 #[tokio::test]
-async fn an_unchanged_answer_is_304_and_free_for_those_with_a_token() {
+async fn an_unchanged_response_is_304_and_free_with_a_token() {
     let gh = started().await;
     gh.commit(|c| c.write("a", "1"));
     gh.quota(10, 1_800_000_000);
@@ -403,7 +403,7 @@ async fn batch(gh: &FakeGithub, objects: Value, password: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn lfs_needs_basic_for_the_batch_and_its_own_header_for_the_object() {
+async fn lfs_needs_basic_auth_for_the_batch_and_its_own_header_for_the_object() {
     let mut gh = started().await;
     gh.require_token(TOKEN);
     gh.lfs_on_another_host().await;
@@ -461,7 +461,7 @@ async fn lfs_needs_basic_for_the_batch_and_its_own_header_for_the_object() {
 }
 
 #[tokio::test]
-async fn a_push_lists_what_each_commit_did_to_its_first_parent() {
+async fn a_push_lists_the_changes_of_each_commit_to_its_first_parent() {
     let gh = started().await;
     let before = gh.commit(|c| c.write("videos/a.mp4", "1").write("videos/b.mp4", "1"));
     let first = gh.commit(|c| c.write("videos/a.mp4", "2").remove("videos/b.mp4"));
@@ -526,7 +526,7 @@ async fn a_push_lists_at_most_2048_commits() {
 
 #[tokio::test]
 async fn a_delivery_is_signed_over_its_body_as_it_is_sent() {
-    // The vectors of GitHub's documentation and of its UI's default, the form.
+    // The vectors of GitHub's documentation, and the form, which is the default of its UI.
     let gh = started().await;
     let mut delivery = gh.ping().as_form();
     delivery.payload = json!({"yo": true});
@@ -550,7 +550,7 @@ async fn a_delivery_is_signed_over_its_body_as_it_is_sent() {
 }
 
 #[tokio::test]
-async fn the_log_knows_what_was_asked_and_answered() {
+async fn requests_and_responses_are_recorded() {
     let gh = started().await;
     gh.commit(|c| c.write("a", "1"));
     get(
@@ -582,7 +582,7 @@ async fn with_a_blob() -> (TestGithub, reqwest::RequestBuilder) {
 }
 
 #[tokio::test]
-async fn whole_answers_can_be_replaced_once_or_for_good() {
+async fn whole_responses_can_be_replaced_once_or_permanently() {
     let (gh, blob) = with_a_blob().await;
     let again = || blob.try_clone().unwrap();
     let busy = Fault::Status {
@@ -636,7 +636,7 @@ async fn bodies_can_be_cut_stalled_corrupted_or_endless() {
     assert_eq!(stalled.chunk().await.unwrap().unwrap().len(), 10);
     gh.fault_once(|_| true, Fault::Hang);
     let hanging = tokio::spawn(send(again()));
-    // Stopping ends what hangs and what stalls: neither ends before.
+    // Hanging and stalled requests end only when the server stops.
     while gh.calls().last().unwrap().status.is_some() {
         tokio::task::yield_now().await;
     }
@@ -657,14 +657,18 @@ async fn a_pause_holds_requests_until_it_is_dropped() {
     let held = tokio::spawn(send(blob.try_clone().unwrap()));
     pause.held(1).await;
     assert_eq!(gh.calls()[0].status, None);
-    assert_eq!(get(&gh, "", &[]).await.status, 200, "others pass");
+    assert_eq!(
+        get(&gh, "", &[]).await.status,
+        200,
+        "other requests are not held"
+    );
     drop(pause);
     assert_eq!(held.await.unwrap().unwrap().status, 200);
     assert_eq!(send(blob).await.unwrap().status, 200);
 }
 
 #[tokio::test]
-async fn a_local_repository_is_served_as_it_is() {
+async fn a_local_repository_is_served_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path();
     git(at, &["init", "-q", "-b", "trunk"]);
@@ -720,7 +724,7 @@ async fn a_local_repository_is_served_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_path_without_a_repository_is_explained() {
+async fn a_path_without_a_repository_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let error = FakeGithub::serve_git(REPO, directory.path())
         .await
@@ -733,7 +737,7 @@ async fn a_path_without_a_repository_is_explained() {
     assert!(matches!(error, LocalError::NoRepository { .. }), "{error}");
 }
 
-/// A call below the path of the hooks, with a token.
+/// A request to a path below `/hooks`, with a token.
 fn hooks_call(gh: &FakeGithub, method: &str, path: &str) -> reqwest::RequestBuilder {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let url = format!("{}/repos/{REPO}/hooks{path}", gh.url());
@@ -773,7 +777,7 @@ async fn a_hook_never_shows_its_secret_and_exists_once_for_a_url() {
 }
 
 #[tokio::test]
-async fn hooks_are_not_there_for_the_anonymous() {
+async fn hooks_are_hidden_without_a_token() {
     let gh = started().await;
     let hooks = format!("{}/repos/{REPO}/hooks", gh.url());
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -782,7 +786,7 @@ async fn hooks_are_not_there_for_the_anonymous() {
 }
 
 #[tokio::test]
-async fn each_attempt_has_an_id_and_all_of_them_the_delivery_s_guid() {
+async fn each_attempt_has_its_own_id_and_the_guid_of_the_delivery() {
     let gh = started().await;
     let id = gh.add_hook(&json!({"config": {"url": CLOSED}}));
     let (status, _) = answer_of(hooks_call(&gh, "POST", &format!("/{id}/pings"))).await;

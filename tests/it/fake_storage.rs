@@ -1,4 +1,4 @@
-//! The fake for Supabase Storage answers as the real server was measured to.
+//! The fake Supabase Storage responds as the real server was observed to respond.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ async fn started() -> FakeStorage {
 }
 
 fn anonymous(storage: &FakeStorage, method: Method, path: &str) -> RequestBuilder {
-    // Parsed by hand: a URL library would tidy what some of these tests send.
+    // Built as a string: `Url::join` would normalize some of the paths in these tests.
     let url = format!("{}/storage/v1/{path}", storage.url());
     Client::new().request(method, url)
 }
@@ -117,7 +117,7 @@ async fn only_the_exact_upsert_or_put_replaces() {
 }
 
 #[tokio::test]
-async fn the_size_limit_is_exact_and_blind_to_chunked_bodies() {
+async fn the_size_limit_is_exact_and_ignores_chunked_bodies() {
     let storage = started().await;
     let too_large = refusal(
         "413",
@@ -139,7 +139,7 @@ async fn the_size_limit_is_exact_and_blind_to_chunked_bodies() {
 }
 
 #[tokio::test]
-async fn types_buckets_and_keys_are_refused_as_measured() {
+async fn invalid_types_buckets_and_keys_are_refused() {
     let storage = started().await;
     for mime in ["application/pdf", "Video/MP4", "video/mp4; codecs=avc1"] {
         let typed = request(&storage, Method::POST, OBJECT).header("content-type", mime);
@@ -251,7 +251,7 @@ async fn keys_are_checked_by_gateway_and_server() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_a_400() {
+async fn a_missing_object_is_a_400() {
     let storage = started().await;
     let missing = refusal("404", "not_found", "Object not found", "NoSuchKey");
     for (method, path) in [
@@ -359,7 +359,7 @@ async fn an_early_refusal_poisons_its_connection_and_a_drained_one_does_not() {
             .post(url)
             .bearer_auth(SERVICE_JWT)
             .header("content-type", "video/mp4");
-        // Enough to be still on its way, little enough to fit into the sockets' buffers.
+        // Large enough to be still in transit, small enough to fit into the socket buffers.
         post.body(vec![0; 500_000]).send()
     };
     let next = async || {
@@ -393,7 +393,7 @@ async fn a_cut_upload_leaves_the_old_version() {
     assert!(cut.send().await.is_err());
     assert_eq!(storage.bytes(STORED).unwrap(), "old");
 
-    // And a client that goes away in the middle.
+    // And a client that disconnects during the upload.
     let body = stream::iter([
         Ok(Bytes::from_static(b"x")),
         Err(std::io::Error::other("gone")),
@@ -410,7 +410,7 @@ async fn a_cut_upload_leaves_the_old_version() {
 }
 
 #[tokio::test]
-async fn faults_answer_or_break_once_each() {
+async fn each_fault_applies_once() {
     let storage = started().await;
     storage.fault(
         Op::Upload,

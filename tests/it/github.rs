@@ -1,4 +1,4 @@
-//! The GitHub client, against a server that responds as each test says.
+//! The GitHub client sends the expected requests, protects its token, and maps each response to a result.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -57,7 +57,7 @@ impl Call {
 
 type Answer = Response<Body>;
 
-/// A server on loopback that records every call and responds as a closure says.
+/// A server on loopback that records every call and gets its responses from a closure.
 struct Server {
     url: String,
     calls: Arc<Mutex<Vec<Call>>>,
@@ -143,7 +143,7 @@ fn commit(head: &str) -> Answer {
     with(ok(body), &[("etag", "\"the head\"")])
 }
 
-/// A small repository: one pair, one stray file, a subfolder; understands ETags.
+/// A small repository with one pair, one stray file and a subfolder. It supports ETags.
 fn repository(call: &Call) -> Answer {
     let file = |path: String| json!({"path": path, "type": "blob", "sha": BLOB, "size": 7});
     let tree = |path: &str, sha| json!({"path": path, "type": "tree", "sha": sha});
@@ -173,7 +173,7 @@ fn code<T>(result: Result<T, Failure>) -> Code {
 }
 
 #[tokio::test]
-async fn three_calls_list_the_folder_and_one_says_that_nothing_changed() {
+async fn a_listing_takes_three_calls_and_one_if_unchanged() {
     let server = Server::start(repository).await;
     let github = server.github();
     let first = listing(&github).await.unwrap();
@@ -203,7 +203,7 @@ async fn three_calls_list_the_folder_and_one_says_that_nothing_changed() {
 }
 
 #[tokio::test]
-async fn a_listing_serves_only_who_asked_before_it_began() {
+async fn a_listing_is_shared_only_with_requests_made_before_it_began() {
     let server = Server::start(repository).await;
     let github = server.github();
     let before = Instant::now();
@@ -227,7 +227,7 @@ async fn gated() -> (Server, Arc<Semaphore>, mpsc::UnboundedReceiver<()>) {
 }
 
 #[tokio::test]
-async fn who_comes_during_a_fetch_shares_the_next_one() {
+async fn requests_during_a_fetch_share_the_next_one() {
     let (server, gate, mut calls) = gated().await;
     let github = server.github();
     let early = listing(&github);
@@ -249,7 +249,7 @@ async fn who_comes_during_a_fetch_shares_the_next_one() {
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_takes_nothing_from_the_others() {
+async fn a_cancelled_request_does_not_affect_the_others() {
     let (server, gate, mut calls) = gated().await;
     let github = Arc::new(server.github());
     let spawn = || {
@@ -266,7 +266,7 @@ async fn a_caller_that_goes_away_takes_nothing_from_the_others() {
 }
 
 #[tokio::test]
-async fn a_failure_is_shared_by_who_waited_and_by_nobody_later() {
+async fn a_failure_is_shared_only_with_waiting_requests() {
     let server = Server::start(|_: &Call| status(502)).await;
     let github = server.github();
     let before = Instant::now();
@@ -310,11 +310,14 @@ async fn a_truncated_folder_falls_back_to_single_look_ups() {
 }
 
 #[tokio::test]
-async fn no_folder_is_an_empty_listing_unless_the_root_is_cut() {
+async fn a_missing_folder_is_an_empty_listing_unless_the_root_is_truncated() {
     for truncated in [false, true] {
-        let server = Server::start(move |call: &Call| match call.path.contains("trees") {
-            true => ok(json!({"truncated": truncated, "tree": []})),
-            false => repository(call),
+        let server = Server::start(move |call: &Call| {
+            if call.path.contains("trees") {
+                ok(json!({"truncated": truncated, "tree": []}))
+            } else {
+                repository(call)
+            }
         })
         .await;
         let listing = listing(&server.github()).await.unwrap();
@@ -325,12 +328,15 @@ async fn no_folder_is_an_empty_listing_unless_the_root_is_cut() {
 
 #[tokio::test]
 async fn an_enterprise_path_a_branch_and_nested_folders_are_kept() {
-    let server = Server::start(|call: &Call| match call.path.contains("commits") {
-        true => commit(HEAD),
-        false => ok(json!({"truncated": false, "tree": [
-            {"path": "a b", "type": "tree", "sha": FOLDER},
-            {"path": "c", "type": "tree", "sha": BLOB},
-        ]})),
+    let server = Server::start(|call: &Call| {
+        if call.path.contains("commits") {
+            commit(HEAD)
+        } else {
+            ok(json!({"truncated": false, "tree": [
+                {"path": "a b", "type": "tree", "sha": FOLDER},
+                {"path": "c", "type": "tree", "sha": BLOB},
+            ]}))
+        }
     })
     .await;
     for prefix in ["/api/v3", "/api/v3/", "/r"] {
@@ -361,9 +367,12 @@ async fn freshness_follows_the_history() {
         ("diverged", Freshness::Fresh),
         ("behind", Freshness::Behind),
     ] {
-        let server = Server::start(move |call: &Call| match call.path.contains("compare") {
-            true => ok(json!({"status": status_text, "files": []})),
-            false => repository(call),
+        let server = Server::start(move |call: &Call| {
+            if call.path.contains("compare") {
+                ok(json!({"status": status_text, "files": []}))
+            } else {
+                repository(call)
+            }
         })
         .await;
         let github = server.github();
@@ -376,13 +385,13 @@ async fn freshness_follows_the_history() {
         assert_eq!(
             server.paths()[3..],
             [compare],
-            "asked once, then remembered"
+            "requested once, then cached"
         );
     }
 }
 
 #[tokio::test]
-async fn a_commit_that_is_not_served_yet_is_asked_for_again() {
+async fn a_commit_that_is_not_served_yet_is_requested_again() {
     let server = Server::start(repository).await;
     let github = server.github();
     let listing = listing(&github).await.unwrap();
@@ -414,7 +423,7 @@ async fn a_renamed_repository_is_followed_with_the_token() {
 }
 
 #[tokio::test]
-async fn redirects_end_and_json_calls_stay_at_the_api() {
+async fn redirects_are_limited_and_json_calls_stay_on_the_api_host() {
     let circle = Server::start(|call: &Call| redirect(&call.path)).await;
     assert_eq!(
         code(listing(&circle.github()).await),
@@ -433,7 +442,7 @@ async fn redirects_end_and_json_calls_stay_at_the_api() {
 }
 
 #[tokio::test]
-async fn a_blob_is_its_bytes_and_nothing_else() {
+async fn a_blob_must_match_its_hash_and_size() {
     let bytes = b"{\"a\":1}";
     let name = GitSha::from_bytes(Sha1::digest(b"blob 7\0{\"a\":1}").into());
     let server = Server::start(|call: &Call| {
@@ -456,7 +465,7 @@ async fn a_blob_is_its_bytes_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn without_a_length_the_bytes_are_counted() {
+async fn a_body_without_a_length_is_counted() {
     let server = Server::start(|_: &Call| {
         let chunks = ["1234", "567"].map(Ok::<_, std::io::Error>);
         Body::from_stream(futures_util::stream::iter(chunks)).into_response()
@@ -481,7 +490,7 @@ async fn without_a_length_the_bytes_are_counted() {
 }
 
 #[tokio::test]
-async fn a_blob_elsewhere_never_gets_the_token() {
+async fn a_blob_on_another_host_never_gets_the_token() {
     let other = Server::start(|_: &Call| b"1234567".into_response()).await;
     let there = format!("{}/storage?signed=1", other.url);
     let server = Server::start(move |_: &Call| redirect(&there)).await;
@@ -491,7 +500,7 @@ async fn a_blob_elsewhere_never_gets_the_token() {
 }
 
 #[tokio::test]
-async fn a_download_that_stalls_is_given_up() {
+async fn a_stalled_download_times_out() {
     let server = Server::start(|_: &Call| {
         let first = futures_util::stream::iter([Ok::<_, std::io::Error>("12")]);
         let never = futures_util::stream::pending();
@@ -524,11 +533,11 @@ async fn refusing(
 }
 
 #[tokio::test]
-async fn while_github_wants_to_wait_no_call_goes_out() {
+async fn no_request_is_sent_before_retry_after_has_passed() {
     let server = refusing(403, &[("retry-after", "90")], "").await;
     let clock = Clock::default();
     let github = server.github_at("", clock.clone());
-    // The limit's own JSON must not be taken for the file.
+    // The JSON of the rate limit error must not be treated as the file.
     let failure = github.blob(sha(BLOB), 7).await.unwrap_err();
     assert_eq!(failure.code, Code::RateLimited);
     assert_eq!(failure.retry_after, Some(Duration::from_secs(90)));
@@ -541,7 +550,7 @@ async fn while_github_wants_to_wait_no_call_goes_out() {
 }
 
 #[tokio::test]
-async fn a_used_up_limit_waits_for_its_reset() {
+async fn an_exhausted_rate_limit_waits_for_its_reset() {
     let reset = (Clock::default().now_ms() / 1000 + 600).to_string();
     let server = Server::start(move |_: &Call| {
         let headers = [
@@ -568,7 +577,7 @@ async fn a_used_up_limit_waits_for_its_reset() {
 }
 
 #[tokio::test]
-async fn a_wait_of_unsaid_length_doubles() {
+async fn a_wait_without_retry_after_doubles() {
     for (status, body) in [(429, ""), (403, "You have exceeded a secondary rate limit")] {
         let server = refusing(status, &[], body).await;
         let clock = Clock::default();
@@ -582,7 +591,7 @@ async fn a_wait_of_unsaid_length_doubles() {
 }
 
 #[tokio::test]
-async fn each_status_has_its_meaning() {
+async fn each_status_has_its_code() {
     for (status, listing_code, blob_code) in [
         (401, Code::GithubDenied, Code::GithubDenied),
         (403, Code::GithubDenied, Code::GithubDenied),
@@ -601,7 +610,7 @@ async fn each_status_has_its_meaning() {
         code(listing(&server.github()).await),
         Code::GithubUnavailable
     );
-    // As a gateway says it; what is no empty repository must not look like one.
+    // A 409 of a gateway must not be treated as an empty repository.
     let server = refusing(409, &[], "conflict").await;
     assert_eq!(
         code(listing(&server.github()).await),
@@ -612,7 +621,7 @@ async fn each_status_has_its_meaning() {
 }
 
 #[tokio::test]
-async fn settings_that_no_call_can_be_made_with_are_refused() {
+async fn invalid_settings_are_rejected() {
     let new = |url, token: &str| {
         let token = Some(SecretString::from(token));
         let github = Github::new(url, token, repo_name(), None, "videos", Clock::default());
@@ -625,7 +634,7 @@ async fn settings_that_no_call_can_be_made_with_are_refused() {
 }
 
 #[tokio::test]
-async fn an_answer_without_end_is_cut_off() {
+async fn an_endless_response_is_cut_off() {
     let server = Server::start(|_: &Call| {
         let chunk = || Ok::<_, std::io::Error>(vec![b' '; 1 << 20]);
         Body::from_stream(futures_util::stream::repeat_with(chunk)).into_response()
@@ -641,7 +650,7 @@ async fn an_answer_without_end_is_cut_off() {
 const OID: &str = "5555555555555555555555555555555555555555555555555555555555555555";
 const BATCH: &str = "/acme/video-artifacts.git/info/lfs/objects/batch";
 
-/// An API whose repository is cloned from `git`, a server with this answer for the object.
+/// An API whose clone URL is on `git_host` or on itself, and whose batch response contains this object.
 async fn lfs(git_host: Option<&Server>, object: Value) -> (Server, Github) {
     let git = git_host.map(|server| server.url.clone());
     let server = Server::start(move |call: &Call| {
@@ -659,7 +668,7 @@ async fn lfs(git_host: Option<&Server>, object: Value) -> (Server, Github) {
 }
 
 #[tokio::test]
-async fn an_lfs_object_comes_from_where_the_batch_says() {
+async fn an_lfs_object_is_downloaded_from_the_batch_link() {
     let storage = Server::start(|_: &Call| b"1234567".into_response()).await;
     let download = json!({
         "href": format!("{}/objects/5?signed=1", storage.url),
@@ -692,7 +701,7 @@ async fn an_lfs_object_comes_from_where_the_batch_says() {
 }
 
 #[tokio::test]
-async fn an_lfs_server_elsewhere_never_gets_the_token() {
+async fn an_lfs_server_on_another_host_never_gets_the_token() {
     let storage = Server::start(|_: &Call| b"1234567".into_response()).await;
     let href = format!("{}/objects/5", storage.url);
     let git = Server::start(move |_: &Call| {
@@ -707,7 +716,7 @@ async fn an_lfs_server_elsewhere_never_gets_the_token() {
 }
 
 #[tokio::test]
-async fn an_lfs_download_from_the_api_host_has_its_own_headers_only() {
+async fn an_lfs_download_from_the_api_host_has_only_its_own_headers() {
     let server = Server::start(|call: &Call| {
         let own = format!("http://{}", call.header("host").unwrap());
         let download = json!({"href": format!("{own}/objects/5")});
@@ -724,7 +733,7 @@ async fn an_lfs_download_from_the_api_host_has_its_own_headers_only() {
 }
 
 #[tokio::test]
-async fn what_the_lfs_server_told_for_one_host_stays_there() {
+async fn lfs_headers_for_one_host_are_not_sent_to_another() {
     let other = Server::start(|_: &Call| b"1234567".into_response()).await;
     let there = format!("{}/moved", other.url);
     let storage = Server::start(move |_: &Call| redirect(&there)).await;
@@ -737,7 +746,7 @@ async fn what_the_lfs_server_told_for_one_host_stays_there() {
 }
 
 #[tokio::test]
-async fn an_lfs_object_may_be_missing_in_several_ways() {
+async fn each_lfs_error_has_its_code() {
     let failed = |code: u16| json!({"oid": OID, "error": {"code": code, "message": "no"}});
     for (object, expected) in [
         (failed(404), Code::LfsObjectMissing),

@@ -1,5 +1,5 @@
-//! Bytes that nobody would send by accident, and every order of events: no panic, no hang, and in the
-//! end what the branch holds is what is stored.
+//! Malformed bytes and random sequences of events cause no panic and no hang, and at the end the stored
+//! videos match the branch.
 //!
 //! The long forms: `PROPTEST_CASES=100000`, `MODEL_RUNS=10000`, and `tests/fuzz` with cargo-fuzz.
 
@@ -24,7 +24,7 @@ use crate::support::fake_github::{Fault, TestGithub};
 use crate::support::scenario::{Backend, GOOD, REPOSITORY, Scenario, Video};
 use targets::{TARGETS, Target};
 
-/// No input is looked at for longer, on a slow machine in a debug build.
+/// The longest time that one input may take, on a slow machine in a debug build.
 const HANG: Duration = Duration::from_secs(5);
 
 fn files(dir: &str) -> Vec<Vec<u8>> {
@@ -42,7 +42,7 @@ fn files(dir: &str) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// The target's corpus, and what else of ours is of its kind.
+/// The target's corpus, and the other fixtures of its kind.
 fn corpus(target: &str) -> Vec<Vec<u8>> {
     let mut corpus = files(&format!("fuzz/{target}"));
     match target {
@@ -66,7 +66,7 @@ fn in_time(target: Target, input: &[u8]) {
 }
 
 #[test]
-fn the_corpus_is_taken() {
+fn the_corpus_causes_no_panic_or_hang() {
     for (name, target) in TARGETS {
         let corpus = corpus(name);
         assert!(corpus.len() >= 3, "{name}: no corpus");
@@ -128,7 +128,7 @@ fn mutated(mut input: Vec<u8>, mutations: &[Mutation]) -> Vec<u8> {
 
 proptest! {
     #[test]
-    fn no_mutation_of_the_corpus_is_too_much(
+    fn a_mutated_corpus_causes_no_panic_or_hang(
         (target, input) in prop::sample::select(TARGETS.to_vec())
             .prop_flat_map(|(name, target)| (Just(target), prop::sample::select(corpus(name)))),
         mutations in prop::collection::vec(mutation(), 0..8),
@@ -137,14 +137,14 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_are_too_much(input in prop::collection::vec(any::<u8>(), 0..2000)) {
+    fn random_bytes_cause_no_panic_or_hang(input in prop::collection::vec(any::<u8>(), 0..2000)) {
         TARGETS.iter().for_each(|(_, target)| in_time(*target, &input));
     }
 }
 
-/// Whatever GitHub's API answers about the branch: a listing, or a failure that is tried again.
+/// For every response of GitHub's API about the branch, the result is a listing or a retried failure.
 #[test]
-fn no_listing_is_too_much() {
+fn mutated_listings_cause_no_panic_or_hang() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let github = runtime.block_on(TestGithub::start(REPOSITORY));
     let video = Video::good();
@@ -199,8 +199,8 @@ fn no_listing_is_too_much() {
             tokio::time::timeout(HANG, client.listing(tokio::time::Instant::now())).await
         });
         match listed {
-            Err(_) => prop_assert!(false, "it hangs"),
-            // A tree by another name is not there.
+            Err(_) => prop_assert!(false, "the listing hangs"),
+            // A tree with another SHA does not exist.
             Ok(Err(failure)) => prop_assert!(
                 [Class::Transient, Class::Configuration].contains(&failure.code.class()),
                 "{}",
@@ -213,18 +213,18 @@ fn no_listing_is_too_much() {
     tried.unwrap();
 }
 
-/// What the branch held of each video, in order: the version is the position.
+/// All versions of each video in the branch, in the order of their commits.
 #[derive(Default)]
 struct Model {
     versions: HashMap<String, Vec<Bytes>>,
-    /// The version seen in the store.
+    /// The latest version seen in the storage, by video.
     seen: HashMap<String, usize>,
-    /// The version that was in the store when the branch was forced; whatever follows it is right.
+    /// The stored version at the time of a force push; any other version may follow it.
     forced: HashMap<String, usize>,
 }
 
 impl Model {
-    /// A playable video that no other version is equal to.
+    /// A playable video that differs from all other versions.
     fn next(&mut self, video: &Video) -> Video {
         let versions = self.versions.entry(video.id()).or_default();
         let mut mp4 = GOOD.to_vec();
@@ -235,15 +235,15 @@ impl Model {
         video.rerendered(&mp4)
     }
 
-    /// Nothing is stored that was never pushed, and nothing older than what was stored before.
-    fn look(&mut self, t: &Scenario, videos: &[Video], what: &str) {
+    /// Expects that only pushed versions are stored, and none that is older than the one before.
+    fn check(&mut self, t: &Scenario, videos: &[Video], what: &str) {
         for video in videos {
             let Some(stored) = t.stored(video) else {
                 continue;
             };
             let versions = self.versions.entry(video.id()).or_default();
             let version = versions.iter().position(|bytes| *bytes == stored);
-            let version = version.unwrap_or_else(|| panic!("{what}: bytes that nobody pushed"));
+            let version = version.unwrap_or_else(|| panic!("{what}: bytes that were never pushed"));
             let seen = self.seen.entry(video.id()).or_default();
             match self.forced.get(&video.id()) {
                 Some(before) if *before == version => continue,
@@ -255,7 +255,7 @@ impl Model {
     }
 }
 
-async fn run_of_events(backend: Backend, seed: u64) {
+async fn random_events(backend: Backend, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let t = Scenario::begin(backend).await;
     let videos: Vec<Video> = (0..3).map(|_| Video::good()).collect();
@@ -265,13 +265,13 @@ async fn run_of_events(backend: Backend, seed: u64) {
     for video in &videos {
         t.row(video).await;
     }
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     for _ in 0..random.usize(10..40) {
         let event = random.u8(..13);
-        told.push(event);
-        let what = format!("seed {seed}, events {told:?}");
+        events.push(event);
+        let what = format!("seed {seed}, events {events:?}");
         match event {
-            // A push, told at once, late (by a replay) or never.
+            // A push whose webhook arrives at once, late (by a replay) or never.
             0..=3 => {
                 let video = model.next(&videos[random.usize(..videos.len())]);
                 let before = t.github.head();
@@ -288,15 +288,15 @@ async fn run_of_events(backend: Backend, seed: u64) {
             4 | 5 if !deliveries.is_empty() => {
                 let mut delivery = deliveries[random.usize(..deliveries.len())].clone();
                 if random.bool() {
-                    delivery.guid = format!("replay-{}", told.len());
+                    delivery.guid = format!("replay-{}", events.len());
                 }
                 t.deliver(&delivery).await.expect_accepted();
             }
-            // A worker takes one and is never heard of again.
+            // A worker claims a video and dies.
             6 => drop(t.db.claim(t.worker.lease).await.unwrap()),
             7 => t.later(Duration::from_secs(random.u64(1..3 * 3600))),
             8 => drop(t.worker.sweep.run(&SweepOptions::default()).await),
-            // Forced back: what is older is now right.
+            // A force push: the older version is now the correct one.
             9 if random.u8(..4) == 0 => {
                 let (new, old) = (t.github.head(), heads[random.usize(..heads.len())]);
                 t.github.force_to(old);
@@ -327,9 +327,9 @@ async fn run_of_events(backend: Backend, seed: u64) {
                 t.worker.run_once().await.unwrap();
             }
         }
-        model.look(&t, &videos, &what);
+        model.check(&t, &videos, &what);
     }
-    // In the end: what nobody told is found, what was claimed by the dead is taken over.
+    // At the end, videos without a webhook are found, and the leases of dead workers are taken over.
     for _ in 0..3 {
         t.later(Duration::from_secs(4500));
         t.work().await;
@@ -347,7 +347,7 @@ async fn run_of_events(backend: Backend, seed: u64) {
         let shown = t.video(video).await;
         assert_eq!(
             shown["state"], "ready",
-            "seed {seed}, events {told:?}: {shown:#}"
+            "seed {seed}, events {events:?}: {shown:#}"
         );
         t.expect_ready(&video.rerendered(of_branch)).await;
     }
@@ -360,25 +360,25 @@ fn git_sha(bytes: &[u8]) -> GitSha {
     GitSha::from_bytes(sha.finalize().into())
 }
 
-/// Pushes, replays, reorderings, duplicates, crashes, clock jumps, lags and forced branches, by chance.
-async fn in_whatever_order_the_branch_wins(backend: Backend, runs: u64) {
+/// Random pushes, replays, reorderings, duplicates, crashes, clock jumps, lags and force pushes.
+async fn in_any_order_the_branch_wins(backend: Backend, runs: u64) {
     #[expect(clippy::disallowed_methods, reason = "more of them in the long form")]
     let runs = std::env::var("MODEL_RUNS").map_or(runs, |runs| runs.parse().unwrap());
     for seed in 0..runs {
-        run_of_events(backend, seed).await;
+        random_events(backend, seed).await;
     }
     println!(
-        "{runs} runs of events on {backend:?}, seeds 0 to {}: the branch won",
+        "{runs} random sequences on {backend:?}, seeds 0 to {}: all match the branch",
         runs - 1
     );
 }
 
 #[tokio::test]
-async fn in_whatever_order_on_sqlite() {
-    in_whatever_order_the_branch_wins(Backend::Embedded, 40).await;
+async fn in_any_order_on_sqlite() {
+    in_any_order_the_branch_wins(Backend::Embedded, 40).await;
 }
 
 #[tokio::test]
-async fn in_whatever_order_on_postgres() {
-    in_whatever_order_the_branch_wins(Backend::Supabase, 15).await;
+async fn in_any_order_on_postgres() {
+    in_any_order_the_branch_wins(Backend::Supabase, 15).await;
 }

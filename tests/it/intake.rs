@@ -1,4 +1,4 @@
-//! Deliveries that come at once: one commit for all of them, and nobody lost with another one.
+//! Simultaneous deliveries share a commit, and the failure of one does not affect the others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ fn delivery(guid: impl Into<String>) -> Delivery {
     }
 }
 
-/// Makes the database refuse the delivery that is called `refused`.
+/// Makes the database reject the delivery with the GUID `refused`.
 const REFUSE_ONE: [&str; 2] = [
     "create trigger refuse before insert on deliveries when new.guid = 'refused'
          begin select raise(abort, 'refused'); end",
@@ -34,15 +34,15 @@ const REFUSE_ONE: [&str; 2] = [
 ];
 
 scenario! {
-    deliveries_that_wait_together_are_one_commit(t) {
+    waiting_deliveries_share_one_commit(t) {
         let wake = Arc::new(Notify::new());
         let woken = wake.notified();
         let (intake, writer) = Intake::start(t.db.clone(), wake.clone());
-        // All are waiting before the writer runs: it runs on this thread, too.
+        // All deliveries wait before the writer runs, because it runs on the same thread.
         let recorded = join_all((0..100).map(|n| intake.record(delivery(n.to_string())))).await;
         assert!(recorded.iter().all(Result::is_ok));
         woken.await;
-        // One statement has one time.
+        // One statement has one timestamp.
         let times = "select cast(count(*) as text) || ' at ' || count(distinct received_at)
             from video_ingest.deliveries";
         assert_eq!(t.text(times).await.unwrap(), "100 at 1");
@@ -50,7 +50,7 @@ scenario! {
         writer.await.unwrap();
     }
 
-    a_delivery_that_is_refused_takes_no_other_one_with_it(t) {
+    a_refused_delivery_does_not_affect_the_others(t) {
         t.expect_error("not recorded");
         t.sql(REFUSE_ONE[usize::from(t.backend != Backend::Embedded)]).await;
         let (intake, _writer) = Intake::start(t.db.clone(), Arc::default());
@@ -60,14 +60,14 @@ scenario! {
         assert_eq!(t.counts().await, "deliveries 2, videos 2, events 2, readings 0");
     }
 
-    a_client_that_goes_away_takes_no_other_one_with_it(t) {
+    a_disconnected_client_does_not_affect_the_others(t) {
         let (intake, _writer) = Intake::start(t.db.clone(), Arc::default());
         assert!(intake.record(delivery("gone")).now_or_never().is_none());
         intake.record(delivery("stays")).await.unwrap();
         assert_eq!(t.counts().await, "deliveries 1, videos 1, events 1, readings 0");
     }
 
-    what_waits_when_the_server_stops_is_still_recorded(t) {
+    waiting_deliveries_are_recorded_on_shutdown(t) {
         let (intake, writer) = Intake::start(t.db.clone(), Arc::default());
         let waiting = tokio::spawn(async move { intake.record(delivery("last")).await });
         writer.await.unwrap();
@@ -78,17 +78,17 @@ scenario! {
 
 /// On Postgres only: SQLite has one writer.
 #[tokio::test]
-async fn a_commit_that_waits_in_the_database_keeps_no_other_one_waiting() {
+async fn a_blocked_commit_does_not_delay_other_commits() {
     let t = Scenario::begin(Backend::Supabase).await;
-    let other = t.database.as_ref().unwrap().hold_delivery("held").await;
+    let blocker = t.database.as_ref().unwrap().hold_delivery("held").await;
     let (intake, _writer) = Intake::start(t.db.clone(), Arc::default());
     let held = intake.record(delivery("held"));
-    let meanwhile = async {
+    let other = async {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let recorded = intake.record(delivery("meanwhile")).await;
-        other.commit().await.unwrap();
+        let recorded = intake.record(delivery("other")).await;
+        blocker.commit().await.unwrap();
         recorded
     };
-    let (held, meanwhile) = tokio::join!(held, meanwhile);
-    assert!(held.is_ok() && meanwhile.is_ok());
+    let (held, other) = tokio::join!(held, other);
+    assert!(held.is_ok() && other.is_ok());
 }

@@ -1,5 +1,5 @@
-//! Nobody gets in who does not belong, nothing gets out that is secret, and nobody reaches what is
-//! another's.
+//! Operator routes require the token, no secret is exposed, and a push cannot reach the data of another
+//! user.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use crate::support::scenario::{
     ADMIN_TOKEN, Backend, GOOD, REPOSITORY, SECOND, SECRET, Scenario, Video, metadata,
 };
 
-/// The routes that are open to everybody; whatever else is served is the operator's.
+/// The routes that require no token. All other routes are for the operator.
 const OPEN: [&str; 8] = [
     "/webhooks/github",
     "/healthz",
@@ -32,10 +32,10 @@ const OPEN: [&str; 8] = [
     "/assets/page.js",
 ];
 
-/// Longer than anything here takes on a slow machine.
+/// Longer than any step takes on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Every route of the source, with a video's id in its place. A new one cannot be forgotten here.
+/// Every route in the source code, with a video's id, so that no new route can be forgotten here.
 fn routes() -> Vec<String> {
     let source = include_str!("../../src/http/mod.rs")
         .split(".route(")
@@ -61,20 +61,21 @@ async fn status(method: &str, url: &str, authorization: Option<&str>) -> u16 {
     request.send().await.unwrap().status().as_u16()
 }
 
-/// Pages are for people with a cookie: whoever has none is led to the sign-in, and may do nothing.
+/// Pages require a session cookie. Without one, they redirect to the sign-in page or return 403.
 fn is_page(path: &str) -> bool {
     !path.starts_with("/api/") && path != "/reconcile"
 }
 
 fn refused(path: &str) -> &'static [u16] {
-    match is_page(path) {
-        true => &[303, 403, 405],
-        false => &[401, 405],
+    if is_page(path) {
+        &[303, 403, 405]
+    } else {
+        &[401, 405]
     }
 }
 
 #[tokio::test]
-async fn every_route_of_the_operator_wants_the_token() {
+async fn every_operator_route_requires_the_token() {
     let t = Scenario::begin(Backend::Embedded).await;
     let right = format!("Bearer {ADMIN_TOKEN}");
     let wrong = [
@@ -143,7 +144,7 @@ async fn every_route_of_the_operator_wants_the_token() {
     t.finish().await;
 }
 
-/// Every secret is compared by the one function that takes as long whatever differs.
+/// Secrets are only compared by the one function that takes constant time.
 #[test]
 fn no_secret_is_compared_with_an_operator() {
     let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
@@ -184,7 +185,7 @@ fn no_secret_is_compared_with_an_operator() {
     }
     assert!(
         exposed >= 10,
-        "{exposed}: are secrets exposed otherwise now?"
+        "found only {exposed} uses of `expose_secret`"
     );
 }
 
@@ -214,7 +215,7 @@ scenario! {
         assert!(t.objects().iter().all(|object| object.starts_with("lesson-assets/")));
     }
 
-    bombs_are_malformed_and_hold_up_nobody(t) {
+    json_bombs_are_rejected_quickly(t) {
         let nested = "[".repeat(1 << 20);
         let key = Video::good().key;
         let bodies = [
@@ -246,10 +247,10 @@ scenario! {
     }
 }
 
-/// Distinctive secrets in every setting, everything that can go well or wrong, at every level of
-/// logging: none of them is anywhere. And a proxy of the environment is told nothing.
+/// Every setting is a distinctive secret. After successes and failures of all kinds, at every log level,
+/// no response and no log line contains one, and a proxy in the environment gets no request.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_secret_comes_out_anywhere() {
+async fn no_secret_is_exposed_anywhere() {
     let canaries = [
         ("webhook", "canary-webhook-4f1c9d"),
         ("previous webhook", "canary-previous-7be20a"),
@@ -270,7 +271,7 @@ async fn no_secret_comes_out_anywhere() {
     storage.create_bucket("lesson-assets", Some(1 << 20), Some(&["video/mp4"]));
     let openhands = FakeOpenHands::start(fake_openhands::Server::Cloud).await;
     let database = Postgres::database().await;
-    // This Postgres trusts whoever comes; the password is in the address all the same.
+    // This Postgres does not check passwords; the URL contains one nevertheless.
     let with_password = format!(":{}@", canary("database"));
     let database_url = database.service_url.replacen('@', &with_password, 1);
     let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -303,11 +304,12 @@ async fn no_secret_comes_out_anywhere() {
         let request = client
             .request(method.parse().unwrap(), format!("{}{path}", server.url))
             .bearer_auth(token);
-        // The stream of events has no end: what comes within a second is looked at.
+        // The stream of events never ends, so only its first second is read.
         let endless = path == "/api/events";
-        let request = match endless {
-            true => request.timeout(Duration::from_secs(1)),
-            false => request,
+        let request = if endless {
+            request.timeout(Duration::from_secs(1))
+        } else {
+            request
         };
         let answer = request.send().await.unwrap();
         let headers = answer.headers().clone();
@@ -381,7 +383,7 @@ async fn no_secret_comes_out_anywhere() {
         });
         said += &deliver(before, canary("webhook")).await;
         said += &deliver(before, canary("previous webhook")).await;
-        said += &deliver(before, "canary-of-somebody-else").await;
+        said += &deliver(before, "canary-of-another-sender").await;
         let began = Instant::now();
         loop {
             let shown = ask(
@@ -406,7 +408,7 @@ async fn no_secret_comes_out_anywhere() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
-    // A generation that the agent is asked about, while it answers and while it does not.
+    // A generating video, while the agent's API responds and while it does not.
     let (generating, conversation) = (Video::good(), Uuid::new_v4());
     database.insert_lesson(generating.key.lesson_id, user).await;
     database.insert_asset(generating.key, user, "video").await;
@@ -451,27 +453,30 @@ async fn no_secret_comes_out_anywhere() {
         "each replacement of a ready video is logged"
     );
     for (name, secret) in canaries {
-        for (place, text) in [("an answer", &said), ("the log", &log)] {
+        for (place, text) in [("a response", &said), ("the log", &log)] {
             let found = text.lines().find(|line| line.contains(secret));
             assert_eq!(found, None, "{name} secret in {place}");
         }
     }
     println!(
-        "{} secrets, none in {} KiB of answers and {} KiB of log",
+        "{} secrets, none in {} KiB of responses and {} KiB of log",
         canaries.len(),
         said.len() >> 10,
         log.len() >> 10
     );
-    let told = tokio::time::timeout(Duration::ZERO, proxy.accept()).await;
-    assert!(told.is_err(), "a proxy of the environment was asked");
+    let contacted = tokio::time::timeout(Duration::ZERO, proxy.accept()).await;
+    assert!(
+        contacted.is_err(),
+        "a proxy in the environment got a request"
+    );
 }
 
-/// Without it the session's cookie would go over plain HTTP, too.
+/// Without the scheme, the session cookie would also be sent over plain HTTP.
 #[test]
-fn the_proxies_say_that_the_client_came_by_https() {
+fn the_proxies_forward_the_scheme_of_the_client() {
     let nginx = include_str!("../../deploy/nginx.conf");
     let proxied = nginx.matches("proxy_pass ").count();
     let said = "proxy_set_header X-Forwarded-Proto $scheme;";
-    // Caddy says so by itself.
+    // Caddy sets the header by default.
     assert_eq!(nginx.matches(said).count(), proxied);
 }

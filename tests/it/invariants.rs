@@ -1,4 +1,5 @@
-//! What must hold whatever dies in between: see the invariants in `src/lib.rs`.
+//! Invariants of `src/lib.rs` that no other file covers: the fence of the lease, repeated steps and the
+//! confirmation by the storage. Every invariant must have mutations that apply.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +17,7 @@ use crate::support::scenario::{Backend, Scenario, Video};
 const LEASE: Duration = Duration::from_secs(30);
 
 scenario! {
-    a_dead_workers_late_writes_do_not_reach_the_next_ones_video(t) {
+    late_writes_of_a_dead_worker_are_rejected(t) {
         let video = Video::good();
         t.row(&video).await;
         t.push(&video).await;
@@ -26,13 +27,13 @@ scenario! {
         assert!(matches!(t.db.renew(&dead, LEASE).await, Err(ClaimError::LeaseLost)));
         assert!(matches!(t.db.finish(&dead, None, &End::Unchanged, &[]).await, Err(ClaimError::LeaseLost)));
         t.db.hand_back(&dead).await.unwrap();
-        assert_eq!(t.video(&video).await["state"], "running", "the next one has it");
+        assert_eq!(t.video(&video).await["state"], "running", "the next worker holds the claim");
         t.db.hand_back(&next).await.unwrap();
         t.work().await;
         t.expect_ready(&video).await;
     }
 
-    an_ended_lease_does_not_wait_behind_what_came_later(t) {
+    an_expired_lease_is_taken_over_before_later_videos(t) {
         let video = Video::good();
         t.row(&video).await;
         t.push(&video).await;
@@ -48,9 +49,10 @@ scenario! {
     }
 }
 
-/// What fell between the store's last byte and its confirmation is recognised by its hash.
+/// If an attempt ends between the last byte and the confirmation, the next one recognizes the object by its
+/// hash.
 #[tokio::test]
-async fn bytes_that_are_stored_are_sent_once() {
+async fn stored_bytes_are_uploaded_once() {
     let t = Scenario::begin(Backend::Supabase).await;
     let video = Video::good();
     t.row(&video).await;
@@ -68,7 +70,7 @@ async fn bytes_that_are_stored_are_sent_once() {
 }
 
 #[tokio::test]
-async fn what_the_store_takes_and_does_not_keep_is_not_ready() {
+async fn an_accepted_but_missing_object_is_not_ready() {
     let t = Scenario::begin(Backend::Supabase).await;
     let video = Video::good();
     t.row(&video).await;
@@ -85,7 +87,7 @@ async fn what_the_store_takes_and_does_not_keep_is_not_ready() {
     t.finish().await;
 }
 
-/// `tests/mutations.sh` tries them; a patch that fell behind the code would prove nothing.
+/// `tests/mutations.sh` runs the tests with each patch, which must therefore apply to the current code.
 #[test]
 fn each_invariant_has_mutations_that_apply() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -101,7 +103,7 @@ fn each_invariant_has_mutations_that_apply() {
             .current_dir(root)
             .status()
             .expect("apt-get install git");
-        assert!(applies.success(), "{name} does not apply any more");
+        assert!(applies.success(), "{name} no longer applies");
     }
     assert_eq!(invariants, [true; 8], "in the order of src/lib.rs");
 }

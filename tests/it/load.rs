@@ -1,4 +1,5 @@
-//! Many clients, slow clients, large bodies, a burst: little memory, and GitHub's deliveries in time.
+//! With many clients, slow clients, large bodies and bursts, the server needs little memory and
+//! acknowledges deliveries within GitHub's time limit.
 //!
 //! The burst is 1,000 deliveries; the long form, best with `--release`:
 //!
@@ -19,16 +20,16 @@ use video_ingest::fake_github::{Delivery, FakeGithub};
 use crate::support::child::Serve;
 use crate::support::scenario::{ADMIN_TOKEN, REPOSITORY, SECRET, Video};
 
-/// What the process may have at most, in KiB.
+/// The highest peak memory of the process, in KiB.
 const PEAK_KIB_MAX: u64 = 128 << 10;
 
-/// GitHub waits for so long.
+/// How long GitHub waits for a response.
 const GITHUB_WAITS: Duration = Duration::from_secs(10);
 
-/// A dawdling client is sent away after ten seconds; this much later on a busy machine.
-const DAWDLERS_GONE: Duration = Duration::from_secs(25);
+/// A slow client is disconnected after ten seconds, or within this time on a busy machine.
+const SLOW_CLIENTS_GONE: Duration = Duration::from_secs(25);
 
-/// Sockets that this process and the server may have: both ends of each are ours.
+/// The limit of open files for this process and for the server. Each connection is one in both.
 const FILES_MAX: &str = "16384";
 
 async fn serving() -> (tempfile::TempDir, FakeGithub, Serve, Delivery) {
@@ -63,7 +64,7 @@ async fn serving() -> (tempfile::TempDir, FakeGithub, Serve, Delivery) {
     (dir, github, server, push)
 }
 
-/// Delivers it under a GUID, and says how long the answer took.
+/// Delivers the push with this GUID. Returns the status and the time until the response.
 async fn deliver(
     client: &reqwest::Client,
     server: &Serve,
@@ -87,36 +88,36 @@ fn client() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 
-/// A connection on which so much of a request was said.
-async fn dawdler(address: &str, said: &[u8]) -> TcpStream {
+/// A connection on which this part of a request was sent.
+async fn slow_client(address: &str, said: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(said).await.unwrap();
     stream
 }
 
-/// Until the server closes it; what it answered.
-async fn sent_away(mut stream: TcpStream) -> String {
+/// Waits until the server closes the connection, and returns its response.
+async fn until_disconnected(mut stream: TcpStream) -> String {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// A thousand clients that say nothing, half their headers or half their body, while large bodies come
-/// in, hold up neither the health check nor a delivery, and are sent away.
+/// A thousand clients send nothing, incomplete headers or incomplete bodies, while large bodies arrive. They
+/// delay neither the health check nor a delivery, and are disconnected.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_half_requests_and_large_bodies_hold_up_nobody() {
+async fn a_thousand_incomplete_requests_and_large_bodies_delay_no_delivery() {
     let (_dir, _github, server, push) = serving().await;
     let (client, address) = (client(), server.address());
     let began = Instant::now();
     let half_body = "POST /webhooks/github HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n{";
     let half_form = "POST /sign-in HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-www-form-urlencoded\r\ncontent-length: 100\r\n\r\ntoken=";
     let half_headers = "POST /webhooks/github HTTP/1.1\r\nhost: x\r\nx-github-";
-    let mut dawdlers = Vec::new();
+    let mut slow_clients = Vec::new();
     for said in ["", half_headers, half_body, half_form] {
-        let many = stream::iter(0..250).map(|_| dawdler(address, said.as_bytes()));
-        dawdlers.push(many.buffer_unordered(50).collect::<Vec<_>>().await);
+        let many = stream::iter(0..250).map(|_| slow_client(address, said.as_bytes()));
+        slow_clients.push(many.buffer_unordered(50).collect::<Vec<_>>().await);
     }
-    // The largest body that GitHub sends, as a push that touches nothing of ours.
+    // The largest body that GitHub sends, as a push to another branch.
     let mut large = push.payload.clone();
     large["commits"] = serde_json::json!([]);
     large["ref"] = "refs/heads/another".into();
@@ -133,14 +134,14 @@ async fn a_thousand_half_requests_and_large_bodies_hold_up_nobody() {
                 .header("x-github-event", "push")
                 .header("x-github-delivery", format!("large-{n}"))
                 .header("x-hub-signature-256", signed);
-            // A connection that breaks while it is being written to was refused, too.
+            // A connection that is closed while the body is sent was refused, too.
             request
                 .send()
                 .await
                 .map_or(503, |answer| answer.status().as_u16())
         }
     });
-    let meanwhile = async {
+    let deliveries = async {
         let mut slowest = Duration::ZERO;
         for n in 0..50 {
             let (status, took) = deliver(&client, &server, &push, &format!("small-{n}")).await;
@@ -149,9 +150,9 @@ async fn a_thousand_half_requests_and_large_bodies_hold_up_nobody() {
         }
         slowest
     };
-    let (statuses, slowest) = tokio::join!(futures_util::future::join_all(larges), meanwhile);
+    let (statuses, slowest) = tokio::join!(futures_util::future::join_all(larges), deliveries);
     println!(
-        "1,000 half requests, large bodies {statuses:?}: slowest answer {slowest:?}, peak {} KiB",
+        "1,000 incomplete requests, large bodies {statuses:?}: slowest response {slowest:?}, peak {} KiB",
         server.peak_kib()
     );
     assert!(statuses.contains(&200), "{statuses:?}");
@@ -162,18 +163,18 @@ async fn a_thousand_half_requests_and_large_bodies_hold_up_nobody() {
     assert!(slowest < GITHUB_WAITS, "{slowest:?}");
     let kinds = [
         "silent",
-        "half their headers",
-        "half their body",
-        "half a form",
+        "incomplete headers",
+        "incomplete body",
+        "incomplete form",
     ];
-    for (kind, streams) in kinds.iter().zip(dawdlers) {
-        let gone = futures_util::future::join_all(streams.into_iter().map(sent_away));
-        let left = DAWDLERS_GONE.saturating_sub(began.elapsed());
+    for (kind, streams) in kinds.iter().zip(slow_clients) {
+        let gone = futures_util::future::join_all(streams.into_iter().map(until_disconnected));
+        let left = SLOW_CLIENTS_GONE.saturating_sub(began.elapsed());
         let answers = tokio::time::timeout(left, gone).await;
         let answers = answers
             .unwrap_or_else(|_| panic!("{kind}: still connected after {:?}", began.elapsed()));
         println!(
-            "{kind}: gone after {:?}, told {:?}",
+            "{kind}: disconnected after {:?}, response {:?}",
             began.elapsed(),
             answers[0].lines().next()
         );
@@ -186,8 +187,8 @@ async fn a_thousand_half_requests_and_large_bodies_hold_up_nobody() {
     );
 }
 
-/// Bodies that nobody has signed yet, each as long as is read without a queue, take little memory
-/// however many come at once, and hold up no delivery.
+/// Many simultaneous unfinished bodies, each just small enough to be read without a queue, take little
+/// memory and delay no delivery.
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_bodies_take_little_memory() {
     const CLIENTS: usize = 400;
@@ -198,11 +199,11 @@ async fn unfinished_bodies_take_little_memory() {
     let said = &said;
     let many = futures_util::future::join_all((0..CLIENTS).map(async |_| {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        // What is not read is not taken, either.
+        // The write does not finish if the server does not read the body.
         let _ = tokio::time::timeout(GITHUB_WAITS / 2, stream.write_all(said)).await;
         stream
     }));
-    let meanwhile = async {
+    let deliveries = async {
         let mut slowest = Duration::ZERO;
         for n in 0..50 {
             let (status, took) = deliver(&client, &server, &push, &format!("small-{n}")).await;
@@ -211,9 +212,9 @@ async fn unfinished_bodies_take_little_memory() {
         }
         slowest
     };
-    let (streams, slowest) = tokio::join!(many, meanwhile);
+    let (streams, slowest) = tokio::join!(many, deliveries);
     println!(
-        "{} bodies of 900 kB: slowest answer {slowest:?}, peak {} KiB",
+        "{} bodies of 900 kB: slowest response {slowest:?}, peak {} KiB",
         streams.len(),
         server.peak_kib()
     );
@@ -225,27 +226,30 @@ async fn unfinished_bodies_take_little_memory() {
     );
 }
 
-/// A client that asks and never reads the answers is cut off.
+/// A client that sends requests and never reads the responses is disconnected.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_read_is_sent_away() {
+async fn a_client_that_does_not_read_is_disconnected() {
     const ANSWERS_UNREAD_MAX: Duration = Duration::from_secs(60);
     let (_dir, _github, server, _push) = serving().await;
     let idle = server.open_files();
     let asks = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1_000_000);
     let mut stream = TcpStream::connect(server.address()).await.unwrap();
-    // Questions are no longer read once their answers find no room.
+    // The server stops reading requests when the buffers for its responses are full.
     let stuck = tokio::time::timeout(Duration::from_secs(5), stream.write_all(&asks)).await;
-    assert!(stuck.is_err(), "there was room for all answers");
+    assert!(
+        stuck.is_err(),
+        "the buffers were large enough for all responses"
+    );
     assert!(server.open_files() > idle);
     let began = Instant::now();
     while server.open_files() > idle {
         assert!(began.elapsed() < ANSWERS_UNREAD_MAX, "still connected");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    println!("cut off after {:?}", began.elapsed());
+    println!("disconnected after {:?}", began.elapsed());
 }
 
-/// More clients than there are connections wait outside; the server's own files are not used up.
+/// Clients beyond the limit wait for a connection, so that the server does not run out of open files.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_have_a_limit() {
     const CONNECTIONS_MAX: usize = 2048;
@@ -253,12 +257,12 @@ async fn connections_have_a_limit() {
     let address = server.address();
     let idle = server.open_files();
     let many = stream::iter(0..CONNECTIONS_MAX + 300)
-        .map(|_| dawdler(address, b"GET /healthz HTTP/1.1\r\n"))
+        .map(|_| slow_client(address, b"GET /healthz HTTP/1.1\r\n"))
         .buffer_unordered(50)
         .collect::<Vec<_>>();
     let most = async {
         let (mut most, began) = (0, Instant::now());
-        while most < CONNECTIONS_MAX && began.elapsed() < DAWDLERS_GONE {
+        while most < CONNECTIONS_MAX && began.elapsed() < SLOW_CLIENTS_GONE {
             most = most.max(server.open_files() - idle);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -1,4 +1,4 @@
-//! What an operator reads in the log: one line per outcome, with field names that do not change.
+//! The log has one line per outcome, with stable field names.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,7 +8,7 @@ use video_ingest::telemetry::json_lines;
 
 use crate::support::scenario::{Backend, Scenario, TRUNCATED, Video};
 
-/// Bytes that several writers add to.
+/// A buffer that several writers append to.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -24,7 +24,7 @@ impl std::io::Write for Log {
 }
 
 impl Log {
-    /// What is written from now on, on this thread.
+    /// Captures what this thread logs from now on.
     fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
         let log = Self::default();
         let writer = log.clone();
@@ -46,7 +46,7 @@ impl Log {
                 "{line}"
             );
             let text = |name: &str| line[name].as_str().unwrap_or("-").to_owned();
-            // What is after the colon is for people.
+            // The text after the colon is not stable.
             let message = text("message");
             let message = message.split(':').next().unwrap();
             format!(
@@ -61,7 +61,7 @@ impl Log {
 }
 
 #[tokio::test]
-async fn each_outcome_is_one_line() {
+async fn each_outcome_is_one_log_line() {
     let t = Scenario::begin(Backend::Supabase).await;
     let (good, bad, early) = (Video::good(), Video::with(TRUNCATED), Video::good());
     t.row(&good).await;
@@ -87,7 +87,7 @@ async fn each_outcome_is_one_line() {
 }
 
 #[tokio::test]
-async fn a_database_that_refuses_says_why_in_the_log() {
+async fn a_database_error_is_logged_with_its_cause() {
     let t = Scenario::begin(Backend::Supabase).await;
     t.sql("alter table video_ingest.deliveries rename to gone")
         .await;

@@ -17,16 +17,17 @@ scenario! {
         assert_eq!(t.steps(&video).await, ["received", "listed", "fetched", "checked", "stored", "ready"]);
     }
 
-    json_first_or_mp4_first_is_one_ready_video(t) {
+    either_order_of_json_and_mp4_gives_one_ready_video(t) {
         let (a, b) = (Video::good(), Video::good());
         t.row(&a).await;
         t.row(&b).await;
         for (video, json_first) in [(&a, true), (&b, false)] {
             for json in [json_first, !json_first] {
                 let before = t.github.head();
-                t.github.commit(|c| match json {
-                    true => c.write(video.json_path(), video.json.clone()),
-                    false => c.write(video.mp4_path(), video.mp4.clone()),
+                t.github.commit(|c| if json {
+                    c.write(video.json_path(), video.json.clone())
+                } else {
+                    c.write(video.mp4_path(), video.mp4.clone())
                 });
                 t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
                 t.work().await;
@@ -35,7 +36,7 @@ scenario! {
         }
     }
 
-    a_video_without_its_json_is_ingested_after_the_grace(t) {
+    a_video_without_its_json_is_ingested_after_the_grace_period(t) {
         let video = Video::good();
         t.row(&video).await;
         let before = t.github.head();
@@ -48,7 +49,7 @@ scenario! {
         t.expect_ready(&video).await;
     }
 
-    an_old_push_never_brings_older_bytes_back(t) {
+    a_replayed_push_never_restores_older_bytes(t) {
         let v1 = Video::good();
         let v2 = v1.rerendered(SECOND);
         t.row(&v1).await;
@@ -61,7 +62,7 @@ scenario! {
         t.expect_ready(&v2).await;
     }
 
-    two_pushes_in_reverse_end_with_the_newest(t) {
+    two_pushes_in_reverse_order_end_with_the_newest(t) {
         let v1 = Video::good();
         let v2 = v1.rerendered(SECOND);
         t.row(&v1).await;
@@ -75,7 +76,7 @@ scenario! {
         t.expect_ready(&v2).await;
     }
 
-    a_github_that_lags_is_waited_for(t) {
+    the_worker_waits_for_a_lagging_github(t) {
         let v1 = Video::good();
         let v2 = v1.rerendered(SECOND);
         t.row(&v1).await;
@@ -83,7 +84,7 @@ scenario! {
         let c1 = t.commit(&v1);
         let c2 = t.commit(&v2);
         t.github.serve_head(Some(c1));
-        // In reverse, too: the newer push must not be forgotten for the older one.
+        // Also in reverse order: the older push must not replace the newer one.
         t.deliver(&t.github.push(c1, c2)).await.expect_accepted();
         t.deliver(&t.github.push(start, c1)).await.expect_accepted();
         t.work().await;
@@ -95,7 +96,7 @@ scenario! {
         t.expect_ready(&v2).await;
     }
 
-    a_bad_video_fails_with_its_code_and_the_queue_goes_on(t) {
+    a_bad_video_fails_with_its_code_and_the_queue_continues(t) {
         let (bad, good) = (Video::with(TRUNCATED), Video::good());
         t.row(&bad).await;
         t.row(&good).await;
@@ -106,7 +107,7 @@ scenario! {
         t.expect_ready(&good).await;
     }
 
-    a_bad_rerender_leaves_the_ready_video_alone(t) {
+    a_bad_rerender_does_not_change_the_ready_video(t) {
         let v1 = Video::good();
         t.row(&v1).await;
         t.push(&v1).await;
@@ -119,7 +120,7 @@ scenario! {
         assert_eq!(t.stored(&v1).as_deref(), Some(GOOD));
     }
 
-    what_the_app_keeps_in_metadata_stays(t) {
+    metadata_of_the_app_is_kept(t) {
         let video = Video::good();
         t.row(&video).await;
         t.sql(&format!(
@@ -139,7 +140,7 @@ scenario! {
         assert_eq!(asset.metadata["ingest"]["warnings"].as_array().unwrap().len(), 1);
     }
 
-    a_row_that_comes_late_is_noticed(t) {
+    a_row_inserted_late_is_noticed(t) {
         let video = Video::good();
         t.push(&video).await;
         t.work().await;

@@ -1,4 +1,5 @@
-//! The world misbehaves: every step of a video times everything that can go wrong with it.
+//! Combines every step of a video with every fault of the service that it uses. Nothing wrong is published,
+//! and every video becomes ready after the fault. `matrix.txt` lists the outcomes.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,10 @@ use crate::support::fake_openhands::{self, FakeOpenHands};
 use crate::support::fault_proxy::{Fault, FaultProxy};
 use crate::support::scenario::{Backend, GOOD, SECOND, Scenario, Video};
 
-/// Longer than an answer on loopback takes, short enough to be waited for.
+/// The timeout of each call: longer than a response on loopback takes, and short enough for a test.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Past every wait of the retry schedule.
+/// Longer than every wait in the retry schedule.
 const HOUR: Duration = Duration::from_secs(4500);
 
 const FAULTS: [(&str, Fault); 14] = [
@@ -32,11 +33,11 @@ const FAULTS: [(&str, Fault); 14] = [
     ("cut", Fault::Cut),
     ("stalled", Fault::Stalled),
     ("corrupted", Fault::Corrupted(500)),
-    ("answer lost", Fault::Lost),
+    ("response lost", Fault::Lost),
     ("0 s", Fault::TooMany(0)),
 ];
 
-/// What the services are behind.
+/// A scenario whose services are behind fault proxies.
 struct World {
     github: FaultProxy,
     storage: Option<FaultProxy>,
@@ -99,14 +100,15 @@ impl World {
         self.storage.as_ref().unwrap()
     }
 
-    /// Commits and delivers one video; as an LFS object, or with its push behind the head.
+    /// Commits and delivers one video. `lfs`: as an LFS object. `behind`: the head is newer than the push.
     async fn push(&self, video: &Video, lfs: bool, behind: bool) {
         let before = self.t.github.head();
         self.t.github.commit(|c| {
             let c = c.write(video.json_path(), video.json.clone());
-            match lfs {
-                true => c.write_lfs(video.mp4_path(), video.mp4.clone()),
-                false => c.write(video.mp4_path(), video.mp4.clone()),
+            if lfs {
+                c.write_lfs(video.mp4_path(), video.mp4.clone())
+            } else {
+                c.write(video.mp4_path(), video.mp4.clone())
             }
         });
         let push = self.t.github.push(before, self.t.github.head());
@@ -117,7 +119,7 @@ impl World {
     }
 }
 
-/// The outcomes: a code while the fault lasts, or the state where there is none.
+/// The outcomes: the failure code during the fault, or the state if there is none.
 struct Table {
     steps: Vec<&'static str>,
     columns: Vec<Vec<String>>,
@@ -138,7 +140,7 @@ impl Table {
         self.columns.push(outcomes);
     }
 
-    /// As `matrix.txt` has it.
+    /// The format of `matrix.txt`.
     fn text(&self) -> String {
         let mut lines = vec![String::new(); FAULTS.len() + 1];
         for (step, column) in self.steps.iter().zip(&self.columns) {
@@ -202,10 +204,10 @@ impl Step {
     }
 }
 
-/// While it lasts nothing is published that was not stored and confirmed; afterwards every video
-/// becomes ready without anybody's help.
+/// During a fault, nothing is published that was not stored and confirmed. Afterwards, every video becomes
+/// ready without intervention.
 #[tokio::test]
-async fn every_step_outlives_every_fault() {
+async fn every_step_survives_every_fault() {
     let world = World::begin(Backend::Supabase, None).await;
     let t = &world.t;
     let mut table = Table::begin();
@@ -233,7 +235,7 @@ async fn every_step_outlives_every_fault() {
             }
             let outcome = shown["code"].as_str().or(shown["state"].as_str());
             outcomes.push(outcome.unwrap().to_owned());
-            // Once for the fault, once more for what a pause of that service put off.
+            // Once for the fault, and once more for videos that were delayed by a pause of that service.
             for _ in 0..2 {
                 t.later(HOUR);
                 t.work().await;
@@ -283,8 +285,8 @@ async fn every_step_outlives_every_fault() {
     );
 }
 
-/// What a sweep reports of the agent's API. The video that is being generated keeps its state, and
-/// one that is pushed meanwhile needs nothing of it.
+/// The errors that a sweep reports for the agent's API. A generating video keeps its state, and a pushed
+/// video does not need the API.
 async fn agent_outcomes() -> Vec<String> {
     let openhands = FakeOpenHands::start(fake_openhands::Server::Cloud).await;
     let world = World::begin(Backend::Supabase, Some(openhands)).await;
@@ -321,10 +323,10 @@ async fn agent_outcomes() -> Vec<String> {
     outcomes
 }
 
-/// Whatever one byte of a download is changed, not one video of a thousand is published; when the line
-/// is good again, all are.
+/// While downloads are corrupted, cut or replaced, none of a thousand videos is published. Afterwards, all
+/// of them are.
 #[tokio::test]
-async fn of_a_thousand_corrupted_downloads_none_is_published() {
+async fn none_of_a_thousand_corrupted_downloads_is_published() {
     const VIDEOS: usize = 1000;
     #[expect(clippy::disallowed_methods, reason = "another seed for the long form")]
     let seed = std::env::var("SEED").map_or(20_261_120, |seed| seed.parse().unwrap());
@@ -377,9 +379,9 @@ async fn of_a_thousand_corrupted_downloads_none_is_published() {
     world.t.finish().await;
 }
 
-/// Forty videos stand before a service that takes every connection and says nothing; the one behind
-/// them that does not need it is done while the first few still wait.
-async fn the_others_do_not_wait(world: World, stuck: Vec<Video>, free: Video, state: &str) {
+/// Forty videos need a service that accepts connections but never responds. A video behind them in the
+/// queue that does not need this service is finished while the first ones still wait.
+async fn other_videos_do_not_wait(world: World, stuck: Vec<Video>, free: Video, state: &str) {
     let t = &world.t;
     for video in stuck.iter().chain([&free]) {
         t.row(video).await;
@@ -396,36 +398,36 @@ async fn the_others_do_not_wait(world: World, stuck: Vec<Video>, free: Video, st
         }
     };
     tokio::select! {
-        _ = workers => unreachable!("nobody stops them"),
+        _ = workers => unreachable!("the workers are never stopped"),
         () = done => {}
-        // One after another on four workers they would take ten times as long as one.
-        () = tokio::time::sleep(5 * PATIENCE) => panic!("it still waits for a service that it does not need"),
+        // If all forty videos ran into the timeout, four workers would need ten timeouts.
+        () = tokio::time::sleep(5 * PATIENCE) => panic!("the video still waits for a service that it does not need"),
     }
     println!("done after {:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn a_dead_storage_keeps_no_video_waiting_that_is_not_for_it() {
+async fn a_dead_storage_does_not_delay_videos_that_do_not_need_it() {
     let world = World::begin(Backend::Supabase, None).await;
     world.storage().fault(|_, _| true, Fault::Stalled);
     let stuck = (0..40).map(|_| Video::good()).collect();
     let free = Video::good().with_json("[]");
-    the_others_do_not_wait(world, stuck, free, "failed").await;
+    other_videos_do_not_wait(world, stuck, free, "failed").await;
 }
 
 #[tokio::test]
-async fn a_dead_lfs_server_keeps_no_plain_video_waiting() {
+async fn a_dead_lfs_server_does_not_delay_plain_videos() {
     let world = World::begin(Backend::Embedded, None).await;
     world
         .github
         .fault(|_, path| path.contains("/lfs-storage/"), Fault::Stalled);
     let stuck = (0..40).map(|_| Video::with(SECOND)).collect();
-    the_others_do_not_wait(world, stuck, Video::good(), "ready").await;
+    other_videos_do_not_wait(world, stuck, Video::good(), "ready").await;
 }
 
-/// What was pushed is asked for before the agent is: a sweep finds lost webhooks at once.
+/// A sweep requests pushed videos before it queries the agent.
 #[tokio::test]
-async fn a_dead_agent_keeps_no_pushed_video_waiting() {
+async fn a_dead_agent_api_does_not_delay_pushed_videos() {
     let openhands = FakeOpenHands::start(fake_openhands::Server::Cloud).await;
     let world = World::begin(Backend::Embedded, Some(openhands)).await;
     let t = &world.t;
@@ -454,7 +456,7 @@ async fn a_dead_agent_keeps_no_pushed_video_waiting() {
         }
     };
     tokio::select! {
-        _ = sweep.run(&options) => panic!("the agent came first"),
+        _ = sweep.run(&options) => panic!("the sweep waited for the agent first"),
         () = found => {}
     }
 }

@@ -1,4 +1,4 @@
-//! What Prometheus and Grafana are given: that it exists, and that it is true.
+//! The metrics in the alert rules and the dashboard exist and are counted, and their queries are valid.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -10,7 +10,7 @@ use crate::support::scenario::{Backend, Scenario, TRUNCATED, Video};
 const ALERTS: &str = "deploy/prometheus/alerts.yml";
 const DASHBOARD: &str = include_str!("../../deploy/grafana/dashboard.json");
 
-/// Every name of ours in a text.
+/// Every metric name in a text.
 fn names(text: &str) -> BTreeSet<String> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter(|word| word.starts_with("video_ingest_"))
@@ -18,7 +18,7 @@ fn names(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// A server that has seen a bit of everything, and what it says to Prometheus.
+/// The metrics of a server after a ready video, a failed video, a rate limit header and a sweep.
 async fn scraped() -> String {
     let t = Scenario::begin(Backend::Embedded).await;
     let (good, bad) = (Video::good(), Video::with(TRUNCATED));
@@ -41,18 +41,18 @@ async fn scraped() -> String {
 }
 
 #[tokio::test]
-async fn every_name_in_alerts_and_dashboard_is_measured() {
+async fn every_metric_in_alerts_and_dashboard_exists() {
     let measured = names(&scraped().await);
     let alerts = std::fs::read_to_string(ALERTS).unwrap();
     let used: BTreeSet<_> = names(&alerts).union(&names(DASHBOARD)).cloned().collect();
     let missing: Vec<_> = used.difference(&measured).collect();
     assert!(missing.is_empty(), "{missing:?} of {measured:#?}");
-    let told = |name: &String| {
+    let is_unused = |name: &String| {
         let base = ["_bucket", "_sum", "_count"];
         let base = base.iter().find_map(|suffix| name.strip_suffix(suffix));
         !used.contains(name) && !used.contains(&format!("{}_bucket", base.unwrap_or(name)))
     };
-    let unused: Vec<_> = measured.iter().filter(|name| told(name)).collect();
+    let unused: Vec<_> = measured.iter().filter(|name| is_unused(name)).collect();
     assert_eq!(
         unused,
         ["video_ingest_github_rate_limit_reset_timestamp_seconds"]
@@ -60,7 +60,7 @@ async fn every_name_in_alerts_and_dashboard_is_measured() {
 }
 
 #[tokio::test]
-async fn what_happened_is_counted() {
+async fn events_are_counted() {
     let text = scraped().await;
     for series in [
         "video_ingest_deliveries_total{result=\"accepted\"}",
@@ -91,7 +91,7 @@ fn the_alert_rules_are_valid() {
 }
 
 #[test]
-fn the_dashboard_asks_in_promql() {
+fn the_dashboard_queries_are_valid() {
     let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
     let queries: Vec<_> = panels

@@ -1,10 +1,10 @@
-//! The API's description, held against what the API answers.
+//! Every response of the API matches its OpenAPI description.
 
 use serde_json::{Map, Value};
 
 use crate::support::scenario::{Backend, Scenario, TRUNCATED, Video};
 
-/// What a schema and a value disagree about; just as much of JSON Schema as the description uses.
+/// The differences between a schema and a value, for the part of JSON Schema that the description uses.
 fn disagreements(api: &Value, schema: &Value, value: &Value, at: &str) -> Vec<String> {
     if let Some(name) = schema["$ref"].as_str() {
         let name = name.rsplit('/').next().unwrap();
@@ -68,7 +68,7 @@ fn resolved<'a>(api: &'a Value, schema: &'a Value) -> &'a Value {
 }
 
 #[tokio::test]
-async fn every_answer_is_as_the_description_says() {
+async fn every_response_matches_the_description() {
     let t = Scenario::begin(Backend::Embedded).await;
     let (good, bad) = (Video::good(), Video::with(TRUNCATED));
     t.row(&good).await;

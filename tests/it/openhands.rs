@@ -1,4 +1,5 @@
-//! Asking the agent's API, and what its quirks and outages do to the answer.
+//! The OpenHands client reads the status of conversations despite the API's quirks, and its errors never
+//! become a status.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::support::fake_openhands::{
     FakeOpenHands, Fault, KEY, PAGE, PROMPT, SESSION_KEY, Server,
 };
 
-/// Conversations in the order in which they are asked about.
+/// Ids of conversations, in the order in which they are requested.
 fn id(n: u128) -> Uuid {
     Uuid::from_u128(0x4f1c_2b7e_9d3a_4c5f_8e6b_0000_0000_0000 + n)
 }
@@ -21,8 +22,8 @@ fn texts(ids: impl IntoIterator<Item = u128>) -> Vec<String> {
     ids.into_iter().map(|n| id(n).to_string()).collect()
 }
 
-/// The limits of production, but without its pauses.
-fn brisk() -> Pacing {
+/// The limits of production, without its pauses.
+fn fast_pacing() -> Pacing {
     let rate = Rate {
         calls: 1000,
         per: Duration::from_secs(1),
@@ -39,7 +40,7 @@ struct Scenario {
     clock: Clock,
 }
 
-async fn story_with(version: OpenHandsVersion, pacing: Pacing) -> Scenario {
+async fn scenario_with(version: OpenHandsVersion, pacing: Pacing) -> Scenario {
     let server = match version {
         OpenHandsVersion::V1 => Server::Cloud,
         OpenHandsVersion::V0 => Server::SelfHosted,
@@ -51,8 +52,8 @@ async fn story_with(version: OpenHandsVersion, pacing: Pacing) -> Scenario {
     Scenario { api, agent, clock }
 }
 
-async fn story(version: OpenHandsVersion) -> Scenario {
-    story_with(version, brisk()).await
+async fn scenario(version: OpenHandsVersion) -> Scenario {
+    scenario_with(version, fast_pacing()).await
 }
 
 impl Scenario {
@@ -61,12 +62,12 @@ impl Scenario {
     }
 }
 
-/// The reading of one id, with its reason.
+/// The status of one id, with its reason.
 fn read(probed: &Probed, n: u128) -> String {
     match probed.statuses.get(&id(n).to_string()) {
-        None => "no reading".into(),
-        Some(reading) if reading.reason().is_empty() => reading.as_str().into(),
-        Some(reading) => format!("{}: {}", reading.as_str(), reading.reason()),
+        None => "no status".into(),
+        Some(status) if status.reason().is_empty() => status.as_str().into(),
+        Some(status) => format!("{}: {}", status.as_str(), status.reason()),
     }
 }
 
@@ -76,8 +77,8 @@ fn codes(probed: &Probed) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn one_call_tells_about_many_and_events_are_read_only_where_they_decide() {
-    let s = story(OpenHandsVersion::V1).await;
+async fn one_call_covers_many_ids_and_events_are_read_only_when_needed() {
+    let s = scenario(OpenHandsVersion::V1).await;
     s.api.conversation(id(1), "RUNNING", Some("running"));
     s.api.conversation(id(2), "RUNNING", Some("finished"));
     s.api.conversation(id(3), "RUNNING", Some("stuck"));
@@ -101,8 +102,8 @@ async fn one_call_tells_about_many_and_events_are_read_only_where_they_decide() 
 }
 
 #[tokio::test]
-async fn ids_are_asked_for_99_at_a_time() {
-    let s = story(OpenHandsVersion::V1).await;
+async fn ids_are_requested_in_batches_of_99() {
+    let s = scenario(OpenHandsVersion::V1).await;
     for n in 0..250 {
         s.api.conversation(id(n), "STARTING", None);
     }
@@ -119,9 +120,9 @@ async fn ids_are_asked_for_99_at_a_time() {
 }
 
 #[tokio::test]
-async fn an_id_counts_in_both_spellings_and_nothing_else_reaches_a_url() {
+async fn both_id_spellings_are_accepted_and_nothing_else_reaches_a_url() {
     for version in [OpenHandsVersion::V1, OpenHandsVersion::V0] {
-        let s = story(version).await;
+        let s = scenario(version).await;
         s.api.conversation(id(1), "STARTING", None);
         s.api.v0(id(1), "STARTING");
         let spellings = [
@@ -144,8 +145,8 @@ async fn an_id_counts_in_both_spellings_and_nothing_else_reaches_a_url() {
 }
 
 #[tokio::test]
-async fn a_start_task_leads_to_its_conversation() {
-    let s = story(OpenHandsVersion::V1).await;
+async fn a_start_task_is_resolved_to_its_conversation() {
+    let s = scenario(OpenHandsVersion::V1).await;
     s.api.start_task(id(1), "WAITING_FOR_SANDBOX", None, None);
     s.api
         .start_task(id(2), "ERROR", Some("Sandbox quota reached"), None);
@@ -173,13 +174,13 @@ async fn a_start_task_leads_to_its_conversation() {
     assert_eq!(
         s.api.calls().len(),
         4,
-        "ids, tasks, where they led to, events of one"
+        "ids, start tasks, their conversations, events of one"
     );
 }
 
 #[tokio::test]
-async fn a_state_far_back_is_found_and_one_too_far_back_fails_nothing() {
-    let s = story(OpenHandsVersion::V1).await;
+async fn old_states_are_found_up_to_a_limit() {
+    let s = scenario(OpenHandsVersion::V1).await;
     for (n, chatter) in [(1, 250), (2, 350)] {
         s.api.conversation(id(n), "MISSING", None);
         s.api.state(id(n), "error");
@@ -195,8 +196,8 @@ async fn a_state_far_back_is_found_and_one_too_far_back_fails_nothing() {
 }
 
 #[tokio::test]
-async fn v0_is_asked_one_by_one_and_its_events_tell_waiting_from_working() {
-    let s = story(OpenHandsVersion::V0).await;
+async fn v0_is_queried_per_id_and_events_distinguish_waiting_from_running() {
+    let s = scenario(OpenHandsVersion::V0).await;
     s.api.v0(id(1), "STARTING");
     s.api.v0(id(2), "RUNNING");
     s.api.v0_state(id(2), "running");
@@ -220,8 +221,8 @@ async fn v0_is_asked_one_by_one_and_its_events_tell_waiting_from_working() {
 }
 
 #[tokio::test]
-async fn trouble_with_the_api_says_nothing_about_a_video() {
-    let troubles = [
+async fn api_errors_give_no_status() {
+    let faults = [
         (Fault::Html, "html_answer"),
         (Fault::HtmlAsJson, "html_answer"),
         (Fault::Status(401), "unauthorized"),
@@ -237,8 +238,8 @@ async fn trouble_with_the_api_says_nothing_about_a_video() {
         (Fault::Endless, "malformed"),
     ];
     for version in [OpenHandsVersion::V1, OpenHandsVersion::V0] {
-        for (fault, code) in troubles {
-            let s = story(version).await;
+        for (fault, code) in faults {
+            let s = scenario(version).await;
             s.api.fault("", fault);
             let probed = s.probe(1..=2).await;
             assert_eq!(codes(&probed), [code], "{version:?} {fault:?}");
@@ -251,27 +252,27 @@ async fn trouble_with_the_api_says_nothing_about_a_video() {
 }
 
 #[tokio::test]
-async fn events_that_cannot_be_read_are_not_taken_for_none() {
+async fn unreadable_events_are_not_treated_as_empty() {
     for answer in ["{}", "{\"error\":\"no\"}", "null", "[]"] {
         for version in [OpenHandsVersion::V1, OpenHandsVersion::V0] {
-            let s = story(version).await;
+            let s = scenario(version).await;
             s.api.conversation(id(1), "MISSING", None);
             s.api.v0(id(1), "ERROR");
             s.api.fault("/events", Fault::Json(answer));
             let probed = s.probe([1]).await;
-            assert_eq!(read(&probed, 1), "no reading", "{version:?} {answer}");
+            assert_eq!(read(&probed, 1), "no status", "{version:?} {answer}");
             assert_eq!(codes(&probed), ["malformed"]);
         }
     }
 }
 
 #[tokio::test]
-async fn a_server_that_stalls_or_is_gone_is_left_alone_after_three_calls() {
+async fn a_stalled_server_gets_at_most_three_calls() {
     let pacing = Pacing {
         call: Duration::from_millis(50),
-        ..brisk()
+        ..fast_pacing()
     };
-    let s = story_with(OpenHandsVersion::V0, pacing).await;
+    let s = scenario_with(OpenHandsVersion::V0, pacing).await;
     s.api.fault("", Fault::Stall);
     let probed = s.probe(1..=20).await;
     assert_eq!(codes(&probed), ["unavailable"]);
@@ -283,8 +284,8 @@ async fn a_server_that_stalls_or_is_gone_is_left_alone_after_three_calls() {
 }
 
 #[tokio::test]
-async fn conversations_that_break_the_api_cost_only_themselves_their_readings() {
-    let s = story(OpenHandsVersion::V1).await;
+async fn failing_conversations_do_not_affect_the_others() {
+    let s = scenario(OpenHandsVersion::V1).await;
     for n in 1..=7 {
         s.api.conversation(id(n), "PAUSED", None);
         s.api.state(id(n), "finished");
@@ -302,18 +303,18 @@ async fn conversations_that_break_the_api_cost_only_themselves_their_readings() 
 }
 
 #[tokio::test]
-async fn start_tasks_that_cannot_be_read_leave_the_other_readings() {
-    let s = story(OpenHandsVersion::V1).await;
+async fn unreadable_start_tasks_do_not_affect_other_statuses() {
+    let s = scenario(OpenHandsVersion::V1).await;
     s.api.conversation(id(1), "RUNNING", Some("running"));
     s.api.fault("/start-tasks", Fault::Status(500));
     let probed = s.probe(1..=2).await;
     assert_eq!(read(&probed, 1), "generating");
-    assert_eq!(read(&probed, 2), "no reading");
+    assert_eq!(read(&probed, 2), "no status");
 }
 
 #[tokio::test]
-async fn asked_to_wait_it_waits_and_then_goes_on_where_it_stopped() {
-    let s = story(OpenHandsVersion::V1).await;
+async fn retry_after_is_respected_and_the_probe_resumes() {
+    let s = scenario(OpenHandsVersion::V1).await;
     for n in 1..=4 {
         s.api.conversation(id(n), "PAUSED", None);
         s.api.state(id(n), "finished");
@@ -328,7 +329,11 @@ async fn asked_to_wait_it_waits_and_then_goes_on_where_it_stopped() {
     s.api.calls();
     s.clock.advance(Duration::from_secs(100));
     assert_eq!(codes(&s.probe(1..=4).await), ["rate_limited"]);
-    assert_eq!(s.api.calls(), [""; 0], "too early to ask");
+    assert_eq!(
+        s.api.calls(),
+        [""; 0],
+        "no request before the pause has ended"
+    );
 
     s.clock.advance(Duration::from_secs(30));
     let probed = s.probe(1..=4).await;
@@ -343,7 +348,7 @@ async fn asked_to_wait_it_waits_and_then_goes_on_where_it_stopped() {
 }
 
 #[tokio::test]
-async fn a_probe_keeps_to_the_rate_and_within_its_time() {
+async fn a_probe_respects_its_rate_and_time_limits() {
     let three_an_hour = Rate {
         calls: 3,
         per: Duration::from_secs(3600),
@@ -352,21 +357,21 @@ async fn a_probe_keeps_to_the_rate_and_within_its_time() {
         rates: [three_an_hour; 2],
         ..Pacing::default()
     };
-    let s = story_with(OpenHandsVersion::V1, pacing).await;
+    let s = scenario_with(OpenHandsVersion::V1, pacing).await;
     for n in 1..=4 {
         s.api.conversation(id(n), "PAUSED", None);
         s.api.state(id(n), "finished");
     }
     let probed = s.probe(1..=4).await;
     assert_eq!(codes(&probed), ["rate_limited"]);
-    assert_eq!(probed.statuses.len(), 2, "what was found out is kept");
+    assert_eq!(probed.statuses.len(), 2, "the statuses so far are kept");
     assert_eq!(s.api.calls().len(), 3);
 }
 
 #[tokio::test]
-async fn no_secret_and_no_prompt_comes_out() {
+async fn no_secret_or_prompt_is_exposed() {
     for version in [OpenHandsVersion::V1, OpenHandsVersion::V0] {
-        let s = story(version).await;
+        let s = scenario(version).await;
         for (n, sandbox, execution) in [(1, "RUNNING", PROMPT), (2, PROMPT, "running")] {
             s.api.conversation(id(n), sandbox, Some(execution));
         }
@@ -384,9 +389,9 @@ async fn no_secret_and_no_prompt_comes_out() {
     }
 }
 
-/// The fake itself: status, content type and body, as the API's own source has them.
+/// The fake returns the status, content type and body that the API's source code returns.
 #[tokio::test]
-async fn the_stand_in_has_the_apis_quirks() {
+async fn the_fake_has_the_quirks_of_the_api() {
     let cloud = FakeOpenHands::start(Server::Cloud).await;
     let own = FakeOpenHands::start(Server::SelfHosted).await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();

@@ -1,4 +1,4 @@
-//! The pages and the live events, as plain HTTP sees them.
+//! The pages, sign-in, search, pagination and live events work over plain HTTP, without a browser.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use video_ingest::domain::state::VideoState::{Failed, Queued, Ready, Running, Wa
 use crate::scenario;
 use crate::support::scenario::{ADMIN_TOKEN, Backend, Scenario, TRUNCATED, Video};
 
-/// A browser without script: it keeps cookies, says where it is, and follows nothing by itself.
+/// A client like a browser without JavaScript: it sends its cookie and `Origin`, and follows no redirects.
 struct Browser {
     url: String,
     client: Client,
@@ -87,7 +87,7 @@ fn cookie(answer: &Response) -> String {
 }
 
 scenario! {
-    the_pages_say_what_is_ready_and_what_to_do_about_the_rest(t) {
+    the_pages_show_ready_videos_and_advice_for_failed_ones(t) {
         let (good, bad, generating) = (Video::good(), Video::with(TRUNCATED), Video::good());
         for video in [&good, &bad, &generating] {
             t.row(video).await;
@@ -120,7 +120,7 @@ scenario! {
         }
     }
 
-    a_search_takes_ids_their_beginnings_and_file_names(t) {
+    search_accepts_ids_prefixes_and_file_names(t) {
         let (recorded, generating) = (Video::good(), Video::good());
         t.row(&recorded).await;
         t.row(&generating).await;
@@ -147,7 +147,7 @@ scenario! {
         }
     }
 
-    pages_follow_each_other_without_loss(t) {
+    pagination_returns_every_video_once(t) {
         let videos: Vec<_> = (0..7).map(|_| Video::good()).collect();
         for video in &videos {
             t.row(video).await;
@@ -171,7 +171,7 @@ scenario! {
         assert_eq!(seen, all);
     }
 
-    counts_stay_right_and_few_entries_make_them(t) {
+    counts_stay_correct_and_need_few_rows(t) {
         let (ready, bad) = (Video::good(), Video::with(TRUNCATED));
         for video in [&ready, &bad] {
             t.row(video).await;
@@ -194,16 +194,16 @@ scenario! {
         assert!(entries.unwrap().parse::<u32>().unwrap() <= 5);
     }
 
-    what_the_agent_last_said_is_there_while_a_video_is_generating(t) {
+    a_generating_video_shows_the_last_agent_status(t) {
         let video = Video::good();
         t.row(&video).await;
-        let said = GenerationStatus::unknown("the sandbox was paused");
-        t.db.keep_statuses(&[(video.key, "c", &said)]).await.unwrap();
+        let status = GenerationStatus::unknown("the sandbox was paused");
+        t.db.keep_statuses(&[(video.key, "c", &status)]).await.unwrap();
         let list = Browser::signed_in(t).await.text("/").await;
         assert!(list.contains("status of the generation is unknown: the sandbox was paused."), "{list}");
     }
 
-    a_person_retries_on_the_page(t) {
+    a_video_is_retried_from_the_page(t) {
         let video = Video::with(TRUNCATED);
         t.row(&video).await;
         t.push(&video).await;
@@ -218,7 +218,7 @@ scenario! {
         assert_eq!(t.video(&video).await["state"], "queued");
     }
 
-    changes_are_told_as_they_happen(t) {
+    changes_are_sent_as_live_events(t) {
         let video = Video::good();
         t.row(&video).await;
         let browser = Browser::signed_in(t).await;
@@ -226,25 +226,25 @@ scenario! {
         assert_eq!(events.headers()["content-type"], "text/event-stream");
         t.push(&video).await;
         t.work().await;
-        let mut told = String::new();
-        while !told.contains("\"ready\"") {
+        let mut received = String::new();
+        while !received.contains("\"ready\"") {
             let chunk = tokio::time::timeout(Duration::from_secs(10), events.chunk()).await;
             let chunk = chunk.expect("an event within ten seconds").unwrap().unwrap();
-            told += std::str::from_utf8(&chunk).unwrap();
+            received += std::str::from_utf8(&chunk).unwrap();
         }
-        let states: Vec<_> = told
+        let states: Vec<_> = received
             .split("\"state\":\"")
             .skip(1)
             .map(|rest| rest.split('"').next().unwrap())
             .collect();
-        assert_eq!(states, ["queued", "running", "ready"], "{told}");
-        assert!(told.starts_with("event: reload"), "{told}");
+        assert_eq!(states, ["queued", "running", "ready"], "{received}");
+        assert!(received.starts_with("event: reload"), "{received}");
     }
 }
 
-/// The way in is the same on every back end.
+/// Sign-in is the same on every back end.
 #[tokio::test]
-async fn nothing_is_shown_before_signing_in_nor_afterwards() {
+async fn nothing_is_shown_without_a_session() {
     let t = Scenario::begin(Backend::Embedded).await;
     let mut browser = Browser::new(&t);
     for page in ["/", "/deliveries", "/videos/x", "/videos/x/file"] {
@@ -295,7 +295,7 @@ async fn nothing_is_shown_before_signing_in_nor_afterwards() {
 }
 
 #[tokio::test]
-async fn guessing_the_token_is_stopped() {
+async fn token_guessing_is_limited() {
     let t = Scenario::begin(Backend::Embedded).await;
     let browser = Browser::new(&t);
     for _ in 0..10 {
@@ -323,9 +323,9 @@ async fn without_an_admin_token_there_is_no_page() {
     t.finish().await;
 }
 
-/// The folder store only: Supabase Storage answers ranges itself.
+/// The folder store only: Supabase Storage itself responds to range requests.
 #[tokio::test]
-async fn a_stored_video_is_played_from_anywhere() {
+async fn a_stored_video_supports_range_requests() {
     let t = Scenario::begin(Backend::Embedded).await;
     let video = Video::good();
     t.row(&video).await;
@@ -347,7 +347,7 @@ async fn a_stored_video_is_played_from_anywhere() {
 
 /// Supabase only: the folder store has no other origin.
 #[tokio::test]
-async fn a_video_in_supabase_is_played_from_there() {
+async fn a_video_in_supabase_redirects_to_a_signed_url() {
     let t = Scenario::begin(Backend::Supabase).await;
     let video = Video::good();
     t.row(&video).await;

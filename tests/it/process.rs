@@ -1,4 +1,5 @@
-//! The real binary as a process: started, stopped, killed, measured.
+//! The binary as a process: it stops cleanly on SIGTERM, recovers from a crash at every fail point, and
+//! needs little memory.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use crate::support::child::Serve;
 use crate::support::fake_github::TestGithub;
 use crate::support::scenario::{ADMIN_TOKEN, GOOD, REPOSITORY, SECOND, SECRET, Video};
 
-/// Longer than anything here takes on a slow machine; never waited for in full.
+/// Longer than any step takes on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process in embedded mode.
@@ -28,7 +29,7 @@ fn start(data_dir: &Path, github: &TestGithub, settings: &[(&str, &str)]) -> Ser
     Serve::start(data_dir, &all)
 }
 
-/// The repository, a video in it, and the push that brought it.
+/// A repository with this video, and the push that added it.
 async fn pushed(video: &Video) -> (TestGithub, Delivery) {
     let github = TestGithub::start(REPOSITORY).await;
     let before = github.commit(|c| c.write("README.md", "videos, rendered"));
@@ -38,7 +39,7 @@ async fn pushed(video: &Video) -> (TestGithub, Delivery) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigterm_lets_the_running_video_end_and_exits_with_0() {
+async fn sigterm_finishes_the_running_video_and_exits_with_0() {
     let (dir, video) = (tempfile::tempdir().unwrap(), Video::good());
     let (github, push) = pushed(&video).await;
     let mut server = start(dir.path(), &github, &[]);
@@ -58,7 +59,10 @@ async fn sigterm_lets_the_running_video_end_and_exits_with_0() {
         .await
         .is_ok()
     {
-        assert!(began.elapsed() < PATIENCE, "it still accepts");
+        assert!(
+            began.elapsed() < PATIENCE,
+            "the server still accepts connections"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     drop(downloading);
@@ -69,7 +73,7 @@ async fn sigterm_lets_the_running_video_end_and_exits_with_0() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigterm_hands_back_what_does_not_end_in_time() {
+async fn sigterm_hands_back_videos_that_do_not_finish_in_time() {
     let (dir, video) = (tempfile::tempdir().unwrap(), Video::good());
     let (github, push) = pushed(&video).await;
     let mut server = start(dir.path(), &github, &[]);
@@ -91,12 +95,15 @@ async fn sigterm_hands_back_what_does_not_end_in_time() {
     drop(downloading);
     let server = start(dir.path(), &github, &[]);
     let shown = server.until_ready(&video).await;
-    assert_eq!(shown["attempts"], 1, "handing back is no attempt");
+    assert_eq!(
+        shown["attempts"], 1,
+        "a video that was handed back has no extra attempt"
+    );
 }
 
-/// Every row of the crash table: whatever place it dies in, the next start finishes the work.
+/// Covers the fail points in the crash table of `src/lib.rs`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_anywhere_leaves_work_that_the_next_start_finishes() {
+async fn a_crash_at_any_point_is_recovered_by_the_next_start() {
     let places = [
         "claimed",
         "listed",
@@ -115,7 +122,7 @@ async fn crash_at(place: &str) {
     let (github, push) = pushed(&video).await;
     let fault = format!("{place}=abort");
     let mut server = start(dir.path(), &github, &[("FAIL_POINTS", &fault)]);
-    // It may be dead before it has answered; then the work is committed all the same.
+    // The server may die before it responds. The work is committed in either case.
     let answered = server.deliver(&reqwest::Client::new(), &push).await;
     assert!(
         matches!(answered, None | Some(202)),
@@ -127,7 +134,10 @@ async fn crash_at(place: &str) {
             Some(status) => break status,
             None => tokio::time::sleep(Duration::from_millis(20)).await,
         }
-        assert!(began.elapsed() < PATIENCE, "it did not crash at {place}");
+        assert!(
+            began.elapsed() < PATIENCE,
+            "the server did not crash at {place}"
+        );
     };
     assert!(!status.success(), "{place}");
     let server = start(dir.path(), &github, &[]);
@@ -139,13 +149,13 @@ async fn crash_at(place: &str) {
     assert!(std::fs::read(path).unwrap() == SECOND, "{place}");
 }
 
-/// A 200 MB LFS video passes through in little memory. The figure is printed by
+/// A 200 MB LFS video needs at most 64 MiB of memory. The figure is printed by
 /// `cargo test --release --test it -- --nocapture a_large_video`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_video_needs_little_memory() {
     const BYTES: usize = 200_000_000;
     const PEAK_KIB_MAX: u64 = 64 << 10;
-    // A good video with a long `free` box behind it.
+    // A good video, followed by a long `free` box.
     let mut mp4 = GOOD.to_vec();
     let free = (BYTES - mp4.len()) as u32;
     mp4.extend_from_slice(&free.to_be_bytes());

@@ -1,4 +1,4 @@
-//! Things that happen at once, twice, or in the middle of each other.
+//! Simultaneous, repeated and interrupted work ends with the newest content, and is not done twice.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::scenario;
 use crate::support::scenario::{GOOD, SECOND, THIRD, Video};
 
 scenario! {
-    a_hundred_deliveries_of_one_push_are_one_download_and_one_object(t) {
+    a_hundred_deliveries_of_one_push_cause_one_download_and_one_object(t) {
         let video = Video::good();
         t.row(&video).await;
         let before = t.github.head();
@@ -16,7 +16,7 @@ scenario! {
         let push = t.github.push(before, t.github.head());
         let deliveries = (0..100).map(|n| {
             let mut delivery = push.clone();
-            // Half of them as redeliveries of one GUID, half as replays under new ones.
+            // Half of them are redeliveries of one GUID, half are replays with new GUIDs.
             if n % 2 == 0 {
                 delivery.guid = format!("replay-{n}");
             }
@@ -34,7 +34,7 @@ scenario! {
         assert_eq!(t.objects().len(), 1);
     }
 
-    a_request_while_it_runs_leads_to_another_pass(t) {
+    a_request_during_an_attempt_causes_another_attempt(t) {
         let v1 = Video::good();
         let v2 = v1.rerendered(SECOND);
         t.row(&v1).await;
@@ -49,14 +49,14 @@ scenario! {
         t.expect_ready(&v2).await;
     }
 
-    a_retry_brings_what_was_pushed_a_moment_ago(t) {
+    a_retry_uses_the_newest_commit(t) {
         let v1 = Video::good();
         let v2 = v1.rerendered(SECOND);
         t.row(&v1).await;
         t.push(&v1).await;
         t.work().await;
         t.expect_ready(&v1).await;
-        // Nobody was told, and the last listing is still young enough for videos asked for before it.
+        // There is no webhook, and the last listing is still fresh enough for videos requested before it.
         t.commit(&v2);
         let retry = format!("/api/videos/{}/retry", v1.id());
         assert_eq!(t.ask(&retry).await.status, 202);
@@ -77,11 +77,11 @@ scenario! {
         assert_eq!(t.objects().len(), 1);
     }
 
-    a_worker_that_died_is_noticed_and_the_video_goes_on(t) {
+    the_video_of_a_dead_worker_is_retried_after_its_lease(t) {
         let video = Video::good();
         t.row(&video).await;
         t.push(&video).await;
-        // Claimed by a process that is no more.
+        // Claimed by a process that has died.
         let lost = t.db.claim(Duration::from_secs(30)).await.unwrap().unwrap();
         t.work().await;
         assert_eq!(t.video(&video).await["state"], "running");
@@ -92,7 +92,7 @@ scenario! {
         t.later(Duration::from_secs(6));
         t.work().await;
         t.expect_ready(&video).await;
-        // The dead one wakes up: nothing it writes is taken.
+        // If the dead worker continues, its writes are rejected.
         assert!(matches!(t.db.renew(&lost, Duration::from_secs(30)).await, Err(video_ingest::db::ClaimError::LeaseLost)));
         let end = video_ingest::domain::plan::End::Unchanged;
         assert!(matches!(t.db.finish(&lost, None, &end, &[]).await, Err(video_ingest::db::ClaimError::LeaseLost)));
@@ -113,7 +113,7 @@ scenario! {
         t.expect_ready(&video).await;
     }
 
-    a_branch_forced_back_brings_the_older_file_back_on_purpose(t) {
+    a_force_push_to_an_older_commit_restores_the_older_file(t) {
         let v1 = Video::good();
         let v2 = v1.rerendered(SECOND);
         t.row(&v1).await;
@@ -131,7 +131,7 @@ scenario! {
         t.expect_ready(&v1).await;
     }
 
-    a_truncated_listing_is_filled_by_single_looks(t) {
+    a_truncated_listing_is_completed_by_single_lookups(t) {
         let videos: Vec<_> = [GOOD, SECOND, THIRD].map(Video::with).into();
         for video in &videos {
             t.row(video).await;
@@ -159,7 +159,7 @@ scenario! {
         t.expect_ready(&video).await;
     }
 
-    a_rate_limit_is_waited_for_and_is_no_attempt(t) {
+    waiting_for_a_rate_limit_is_not_an_attempt(t) {
         let video = Video::good();
         t.row(&video).await;
         let resets_at = (t.clock.now_ms() / 1000 + 600) as u64;
@@ -171,14 +171,14 @@ scenario! {
         t.github.take_calls();
         t.later(Duration::from_secs(300));
         t.work().await;
-        assert_eq!(t.github.take_calls().len(), 0, "nobody asks before the limit resets");
+        assert_eq!(t.github.take_calls().len(), 0, "no request is sent before the limit resets");
         t.github.no_quota();
         t.later(Duration::from_secs(310));
         t.work().await;
         t.expect_ready(&video).await;
     }
 
-    lfs_videos_come_from_their_storage_without_our_token(t) {
+    lfs_downloads_do_not_send_our_token(t) {
         t.github.lfs_on_another_host().await;
         let video = Video::good();
         t.row(&video).await;

@@ -104,7 +104,7 @@ fn the_fail_points_and_tests_of_the_crash_table_exist() {
 }
 
 #[test]
-fn every_command_is_run_on_a_fresh_machine_or_says_why_not() {
+fn every_command_is_run_on_a_fresh_machine_or_marked_with_a_reason() {
     let script = read("tests/fresh-machine.sh");
     let array = |name: &str| -> Vec<String> {
         let (_, words) = script.split_once(&format!("{name}=(")).unwrap();
@@ -132,7 +132,7 @@ fn every_command_is_run_on_a_fresh_machine_or_says_why_not() {
 }
 
 #[test]
-fn every_relative_link_leads_to_a_file_and_a_heading() {
+fn every_relative_link_points_to_an_existing_file_and_heading() {
     for file in DOCUMENTS {
         let text = read(file);
         let folder = Path::new(file).parent().unwrap();

@@ -1,4 +1,5 @@
-//! What is stored is whole, durable and what was asked for, in both stores.
+//! Both stores, the folder and Supabase Storage, store objects completely or not at all, and report each
+//! failure with its code.
 
 use std::fs;
 use std::io;
@@ -25,7 +26,7 @@ use crate::support::fake_storage::{
 const BUCKET: &str = "lesson-assets";
 const VIDEO: &str = "11111111-1111-4111-8111-111111111111/34b9a0c7-62d7-4002-a642-00488b2c7f7c/0beee2d2-ace7-4ccf-81a7-41a6c43c1a75.mp4";
 
-/// Long enough for any answer on loopback, short enough to wait for in a test.
+/// A timeout that is longer than a response on loopback takes, and short enough for a test.
 const SHORT: Duration = Duration::from_secs(1);
 
 fn video() -> ObjectPath {
@@ -87,8 +88,8 @@ fn with_key(storage: &FakeStorage, key: &str) -> Store {
     supabase(storage, key, Timeouts::default())
 }
 
-/// For stories in which something stands still.
-fn impatient(storage: &FakeStorage) -> Store {
+/// For tests in which a call stalls.
+fn with_short_timeouts(storage: &FakeStorage) -> Store {
     let timeouts = Timeouts {
         connect: SHORT,
         stall: SHORT,
@@ -105,16 +106,16 @@ async fn project() -> (FakeStorage, Store) {
     (storage, store)
 }
 
-/// The same story on the folder and on Supabase Storage.
-async fn on_both(story: impl AsyncFn(&Store)) {
+/// Runs the same test on the folder and on Supabase Storage.
+async fn on_both(test: impl AsyncFn(&Store)) {
     let (_dir, store) = folder();
-    story(&store).await;
+    test(&store).await;
     let (_storage, store) = project().await;
-    story(&store).await;
+    test(&store).await;
 }
 
 #[tokio::test]
-async fn what_is_put_is_there_and_plays() {
+async fn a_stored_object_is_found_and_plays() {
     on_both(async |store| {
         for size in [1, 65_537, 3_000_000] {
             let bytes = vec![7; size];
@@ -127,7 +128,7 @@ async fn what_is_put_is_there_and_plays() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_not_an_error() {
+async fn a_missing_object_is_not_an_error() {
     on_both(async |store| {
         assert_eq!(store.info(&video()).await.unwrap(), None);
         assert_eq!(store.playable(&video()).await.unwrap(), None);
@@ -141,7 +142,7 @@ async fn what_is_not_there_is_not_an_error() {
 }
 
 #[tokio::test]
-async fn the_old_version_stays_until_the_new_one_is_whole() {
+async fn the_old_version_stays_until_the_new_one_is_complete() {
     on_both(async |store| {
         put(store, b"old").await.unwrap();
         let (pieces, mut receiver) = mpsc::unbounded_channel::<io::Result<Bytes>>();
@@ -168,7 +169,7 @@ async fn the_old_version_stays_until_the_new_one_is_whole() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_changes_nothing() {
+async fn an_incomplete_body_changes_nothing() {
     on_both(async |store| {
         put(store, b"old").await.unwrap();
         let pieces = [Ok(Bytes::from_static(b"ne")), Err(io::Error::other("gone"))];
@@ -185,7 +186,7 @@ async fn a_body_that_breaks_off_changes_nothing() {
 }
 
 #[tokio::test]
-async fn nothing_empty_is_stored() {
+async fn an_empty_file_is_not_stored() {
     on_both(async |store| {
         assert_eq!(put_code(store, b"").await, Code::NotAnMp4);
         assert_eq!(store.info(&video()).await.unwrap(), None);
@@ -197,9 +198,10 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => files.extend(files_below(&path)),
-            false => files.push(path),
+        if path.is_dir() {
+            files.extend(files_below(&path));
+        } else {
+            files.push(path);
         }
     }
     files
@@ -221,14 +223,14 @@ async fn an_abandoned_put_leaves_no_file() {
         assert_eq!(files_below(dir.path()).len(), 1);
     };
     tokio::select! {
-        _ = store.put(&path, 2, &wanted, endless) => unreachable!("it has no end"),
+        _ = store.put(&path, 2, &wanted, endless) => unreachable!("the body never ends"),
         () = half_done => {}
     }
     assert_eq!(files_below(dir.path()), [] as [PathBuf; 0]);
 }
 
 #[tokio::test]
-async fn opening_the_folder_removes_what_a_crash_left_and_nothing_else() {
+async fn opening_the_folder_removes_only_leftovers_of_a_crash() {
     let (dir, store) = folder();
     put(&store, b"video").await.unwrap();
     let object = dir.path().join(BUCKET).join(VIDEO);
@@ -292,9 +294,9 @@ async fn an_upload_is_one_sized_request_with_its_digests() {
 }
 
 #[tokio::test]
-async fn an_answer_that_got_lost_is_settled_by_what_is_stored() {
+async fn a_lost_response_is_resolved_by_checking_the_object() {
     let (storage, _) = project().await;
-    let store = impatient(&storage);
+    let store = with_short_timeouts(&storage);
     for (n, fault) in [
         Fault::LoseAnswer,
         Fault::NoAnswer,
@@ -314,9 +316,9 @@ async fn an_answer_that_got_lost_is_settled_by_what_is_stored() {
 }
 
 #[tokio::test]
-async fn what_was_not_stored_is_tried_again_later() {
+async fn a_failed_upload_is_retried_later() {
     let (storage, store) = project().await;
-    // Of the same size as the new one: only the digest tells them apart.
+    // It has the same size as the new one, so that only the digest differs.
     put(&store, b"old").await.unwrap();
     let html = || Answer::new(502, "text/html", "<html>Bad Gateway</html>");
     let long = Answer::new(503, "text/plain", "x".repeat(1 << 20));
@@ -348,7 +350,7 @@ async fn what_was_not_stored_is_tried_again_later() {
 }
 
 #[tokio::test]
-async fn no_more_of_an_answer_is_read_than_any_has() {
+async fn an_oversized_response_is_rejected() {
     let (storage, store) = project().await;
     let long = format!(r#"{}{{"size":1}}"#, " ".repeat(1 << 20));
     storage.fault(
@@ -370,7 +372,7 @@ async fn no_redirect_is_followed_with_our_key() {
 }
 
 #[tokio::test]
-async fn the_storage_says_how_long_to_wait() {
+async fn retry_after_of_the_storage_is_returned() {
     let (storage, store) = project().await;
     let busy = Answer::new(429, "text/plain", "").with("retry-after", "17");
     storage.fault(Op::Upload, Fault::Answer(busy));
@@ -379,7 +381,7 @@ async fn the_storage_says_how_long_to_wait() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_environment_is_called_by_its_name() {
+async fn each_refusal_has_its_code() {
     let (storage, store) = project().await;
     storage.create_bucket(BUCKET, Some(5), Some(&["video/mp4"]));
     assert_eq!(put_code(&store, b"six by").await, Code::TooLarge);
@@ -414,7 +416,7 @@ async fn a_refusal_of_the_environment_is_called_by_its_name() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_does_not_know_new_keys_is_named() {
+async fn a_gateway_without_support_for_new_keys_is_reported() {
     let (storage, store) = project().await;
     storage.translate_keys(false);
     let failure = put(&store, b"video").await.unwrap_err();
@@ -426,7 +428,7 @@ async fn a_gateway_that_does_not_know_new_keys_is_named() {
 }
 
 #[tokio::test]
-async fn limits_are_the_buckets() {
+async fn limits_are_read_from_the_bucket() {
     let (storage, store) = project().await;
     for (limit, mimes, mp4_allowed) in [
         (None, None, true),
@@ -449,7 +451,7 @@ async fn limits_are_the_buckets() {
     }
 }
 
-/// Says when the body is let go.
+/// Reports when the body is dropped.
 struct Ended(mpsc::UnboundedSender<()>);
 
 impl Drop for Ended {
@@ -459,9 +461,9 @@ impl Drop for Ended {
 }
 
 #[tokio::test]
-async fn an_early_refusal_is_heard_while_sending_and_poisons_nothing() {
+async fn an_early_refusal_ends_the_upload_and_its_connection() {
     let (storage, _) = project().await;
-    let store = impatient(&storage);
+    let store = with_short_timeouts(&storage);
     let denied = Answer::refusal(
         400,
         "403",
@@ -470,11 +472,12 @@ async fn an_early_refusal_is_heard_while_sending_and_poisons_nothing() {
         "AccessDenied",
     );
     storage.fault(Op::Upload, Fault::Poison(denied.clone()));
-    // Small enough to look sent: the next request must not get that connection.
+    // Small enough for the socket buffers, so that it looks sent: the next request must not get this
+    // connection.
     assert_eq!(put_code(&store, &[7; 500_000]).await, Code::StorageDenied);
     put(&store, b"video").await.unwrap();
 
-    // Too large ever to be sent: it is given up with the answer, not when the server hangs up.
+    // Too large for the socket buffers: the upload ends with the response, not when the server disconnects.
     storage.fault(Op::Upload, Fault::Poison(denied));
     let (ended, mut has_ended) = mpsc::unbounded_channel();
     let ended = Ended(ended);
@@ -488,13 +491,13 @@ async fn an_early_refusal_is_heard_while_sending_and_poisons_nothing() {
     assert_eq!(put.unwrap_err().code, Code::StorageDenied);
     tokio::time::timeout(Duration::from_secs(10), has_ended.recv())
         .await
-        .expect("the connection is let go");
+        .expect("the body is dropped");
 }
 
 #[tokio::test]
-async fn a_storage_that_stands_still_is_left() {
+async fn a_stalled_storage_times_out() {
     let (storage, _) = project().await;
-    let store = impatient(&storage);
+    let store = with_short_timeouts(&storage);
     storage.fault(Op::Upload, Fault::Stall);
     let bytes = vec![7; 40 << 20];
     let failure = put(&store, &bytes).await.unwrap_err();
@@ -519,10 +522,10 @@ async fn a_storage_that_stands_still_is_left() {
 }
 
 #[tokio::test]
-async fn a_body_that_comes_slower_than_the_limits_but_comes_is_no_stall() {
+async fn a_slow_body_is_not_a_stall() {
     let (storage, _) = project().await;
-    let store = impatient(&storage);
-    // Each piece takes a quarter of the limit, all of them more than the limit.
+    let store = with_short_timeouts(&storage);
+    // Each piece takes a quarter of the limit, and all of them together take longer than the limit.
     let slow = stream::iter(0..5)
         .then(|_| async {
             tokio::time::sleep(SHORT / 4).await;

@@ -1,4 +1,4 @@
-//! What only happens on Supabase: replicas, the storage's moods, what Realtime sends.
+//! Behavior that exists only with Supabase: replicas, refusals of the storage, Realtime, and TLS.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::support::fake_storage::{Answer, Fault, Op};
 use crate::support::postgres::Postgres;
 use crate::support::scenario::{Backend, GOOD, SECOND, Scenario, Video};
 
-/// Four replicas share the work: each video once, nobody starves, Postgres has nothing to complain of.
+/// Four replicas process each video once, in even shares, without deadlocks or serialization failures.
 #[tokio::test]
 async fn four_replicas_share_500_videos_evenly() {
     const VIDEOS: usize = 500;
@@ -57,9 +57,9 @@ async fn four_replicas_share_500_videos_evenly() {
     t.finish().await;
 }
 
-/// A worker stalls before its last bytes, another publishes the new version, the first goes on.
+/// A worker stalls before its last byte, another worker publishes the new version, and the first continues.
 #[tokio::test]
-async fn a_stalled_workers_late_upload_is_put_right() {
+async fn a_stalled_workers_late_upload_is_corrected() {
     let t = Scenario::begin(Backend::Supabase).await;
     let v1 = Video::good();
     let v2 = v1.rerendered(SECOND);
@@ -70,7 +70,7 @@ async fn a_stalled_workers_late_upload_is_put_right() {
     let others = async {
         last_byte.reached().await;
         t.push(&v2).await;
-        // Its lease ends without it noticing: it stands still.
+        // The stalled worker does not notice that its lease expires.
         t.later(Duration::from_secs(31));
         t.work().await;
         t.later(Duration::from_secs(10));
@@ -95,9 +95,9 @@ async fn a_stalled_workers_late_upload_is_put_right() {
     t.finish().await;
 }
 
-/// Each refusal has its code; once the bucket is repaired, a retry hour brings everything.
+/// Each refusal has its code. Once the bucket is fixed, one sweep retries all of these videos.
 #[tokio::test]
-async fn what_the_storage_refuses_is_said_and_heals() {
+async fn refused_uploads_have_a_code_and_are_retried() {
     let mut t = Scenario::begin(Backend::Supabase).await;
     t.expect_error("video/mp4");
     let refusals = [
@@ -162,7 +162,7 @@ async fn what_the_storage_refuses_is_said_and_heals() {
     t.push(&good).await;
     t.work().await;
     t.expect_ready(&good).await;
-    // Repaired: one sweep asks again for all that failed of something outside its files.
+    // The bucket is fixed: one sweep requests all videos whose failure was not caused by their files.
     let report = t.ask("/reconcile?wait=0").await.json;
     assert_eq!(report["queued"], failed.len(), "{report:#}");
     t.work().await;
@@ -204,7 +204,7 @@ async fn what_the_storage_refuses_is_said_and_heals() {
 }
 
 #[tokio::test]
-async fn while_the_storage_refuses_our_key_nothing_is_downloaded_again() {
+async fn nothing_is_downloaded_again_while_the_storage_refuses_our_key() {
     let t = Scenario::begin(Backend::Supabase).await;
     let video = Video::good();
     t.row(&video).await;
@@ -230,9 +230,9 @@ async fn while_the_storage_refuses_our_key_nothing_is_downloaded_again() {
     t.finish().await;
 }
 
-/// The badge turns green by one change that logical replication carries.
+/// The app sees a video become ready through one change in logical replication.
 #[tokio::test]
-async fn realtime_sees_one_change() {
+async fn realtime_sends_one_change() {
     let t = Scenario::begin(Backend::Supabase).await;
     let video = Video::good();
     t.row(&video).await;
@@ -263,7 +263,7 @@ async fn realtime_sees_one_change() {
     t.finish().await;
 }
 
-/// A push that one replica records wakes a worker of another, long before its poll.
+/// A push that one replica records wakes an idle worker of another replica before its next poll.
 #[tokio::test]
 async fn another_replicas_push_wakes_an_idle_worker() {
     let t = Scenario::begin(Backend::Supabase).await;
@@ -297,7 +297,7 @@ async fn another_replicas_push_wakes_an_idle_worker() {
     t.finish().await;
 }
 
-/// With `sslmode=verify-full` the server must prove who it is.
+/// With `sslmode=verify-full`, the server needs a valid certificate.
 #[tokio::test]
 async fn the_servers_certificate_is_checked_when_the_url_asks_for_it() {
     let database = Postgres::database().await;
@@ -318,9 +318,9 @@ async fn the_servers_certificate_is_checked_when_the_url_asks_for_it() {
     );
 }
 
-/// The older app database is refused in words that name the remedy.
+/// The error names the script to run.
 #[tokio::test]
-async fn an_older_app_database_is_refused_with_the_sql_that_helps() {
+async fn the_error_for_an_older_app_database_names_the_script() {
     let database = Postgres::database().await;
     database
         .sql("alter table lesson_assets drop column metadata cascade")

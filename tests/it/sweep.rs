@@ -1,4 +1,5 @@
-//! Whatever a lost webhook left behind, and what became of the videos that never came.
+//! Sweeps find videos whose webhook was lost and fail overdue rows. During outages, they change nothing
+//! that they cannot verify.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A sweep that waits for nothing: in a story the worker is driven by hand.
+/// Sweeps without waiting for the videos, because the test itself runs the worker.
 pub async fn sweep(t: &Scenario, query: &str) -> Value {
     let answer = t.ask(&format!("/reconcile?wait=0&{query}")).await;
     assert_eq!(answer.status, 200, "{:#}", answer.json);
@@ -43,7 +44,7 @@ fn expect_sums(report: &Value) {
     );
 }
 
-/// `outcome: detail`; empty: it was not checked.
+/// `outcome: detail`, or nothing if the video was not checked.
 fn outcome(report: &Value, video: &Video) -> String {
     let videos = report["videos"].as_array().unwrap();
     let mut of_it = videos
@@ -60,7 +61,7 @@ fn outcome(report: &Value, video: &Video) -> String {
     found
 }
 
-/// A sweep, and no row of anybody differs after it.
+/// Sweeps, and expects that no row of the service or the app changes.
 pub async fn expect_nothing_written(t: &Scenario, query: &str) -> Value {
     let before = t.snapshot().await;
     let report = sweep(t, query).await;
@@ -91,7 +92,7 @@ async fn aged(t: &Scenario, age: Duration) -> Video {
     video
 }
 
-/// A row that the old function made ready.
+/// A row that was made ready by the function that this service replaces.
 async fn made_ready_by_the_old_function(t: &Scenario) -> Video {
     let video = Video::good();
     let path = t.path(&video);
@@ -112,8 +113,8 @@ scenario! {
         t.github.commit(|c| c.write(half.json_path(), half.json.clone()));
         let orphan = Video::good();
         t.commit(&orphan);
-        let nobodys = aged(t, MINUTE).await;
-        let (at_work, c) = generating(t).await;
+        let unassigned = aged(t, MINUTE).await;
+        let (working, c) = generating(t).await;
         t.agent.conversation(c, "RUNNING", Some("running"));
         let (done, c) = generating(t).await;
         t.agent.conversation(c, "RUNNING", Some("finished"));
@@ -129,8 +130,8 @@ scenario! {
             (&pushed, "queued: found by a sweep"),
             (&half, "queued: found by a sweep"),
             (&orphan, "queued: found by a sweep"),
-            (&nobodys, "generating: Nothing has been pushed yet."),
-            (&at_work, "generating: The agent is working on it."),
+            (&unassigned, "generating: Nothing has been pushed yet."),
+            (&working, "generating: The agent is working on it."),
             (&done, "generating: The agent finished; its push has not arrived yet."),
             (&broken, "unknown: OpenHands reports a failure (the agent stopped with an error); the next sweep confirms it."),
             (&forgotten, "unknown: The status of the generation is unknown: OpenHands has no conversation with this id."),
@@ -159,7 +160,7 @@ scenario! {
         expect_nothing_written(t, "").await;
     }
 
-    a_sweep_that_waits_says_what_became_of_it(t) {
+    a_waiting_sweep_reports_the_outcomes(t) {
         let (good, bad, half) = (Video::good(), Video::with(TRUNCATED), Video::good());
         for video in [&good, &bad, &half] {
             t.row(video).await;
@@ -183,7 +184,7 @@ scenario! {
         assert_eq!((&report["processed"], &report["failed"], &report["waiting"]), (&json!(1), &json!(1), &json!(1)));
     }
 
-    a_sweep_that_waits_keeps_no_other_from_sweeping(t) {
+    a_waiting_sweep_does_not_block_another_sweep(t) {
         let video = aged(t, MINUTE).await;
         t.commit(&video);
         let other = async {
@@ -194,7 +195,7 @@ scenario! {
         assert_eq!(outcome(&waited.json, &video), "processed: ready");
     }
 
-    a_video_whose_row_comes_while_a_sweep_waits_is_no_orphan(t) {
+    a_video_whose_row_is_inserted_while_a_sweep_waits_is_not_an_orphan(t) {
         let video = Video::good();
         t.commit(&video);
         let row_comes = async {
@@ -207,11 +208,11 @@ scenario! {
         assert_eq!(waited.json["orphans"], json!([]));
     }
 
-    two_readings_confirm_that_an_agent_failed(t) {
+    two_consecutive_statuses_confirm_that_an_agent_failed(t) {
         let (video, conversation) = generating(t).await;
         t.agent.conversation(conversation, "ERROR", None);
         assert!(outcome(&sweep(t, "").await, &video).starts_with("unknown: "));
-        // It was a glitch: what is counted are failures one after the other.
+        // A temporary error: only consecutive failures count.
         t.agent.conversation(conversation, "STARTING", None);
         assert!(outcome(&sweep(t, "").await, &video).starts_with("generating: "));
         t.agent.conversation(conversation, "ERROR", None);
@@ -221,15 +222,15 @@ scenario! {
         t.expect_reported(&video, "generation_failed").await;
         t.agent.calls();
         assert_eq!(outcome(&expect_nothing_written(t, "").await, &video), "failed: The generation failed: the agent's sandbox failed.");
-        assert!(t.agent.calls().is_empty(), "nobody asks about what has failed");
-        // It was pushed all the same.
+        assert!(t.agent.calls().is_empty(), "failed videos are not queried");
+        // The video is pushed after all.
         t.commit(&video);
         sweep(t, "").await;
         t.work().await;
         t.expect_ready(&video).await;
     }
 
-    another_conversation_needs_two_readings_of_its_own(t) {
+    a_new_conversation_needs_its_own_two_statuses(t) {
         let (video, first) = generating(t).await;
         t.agent.conversation(first, "ERROR", None);
         sweep(t, "").await;
@@ -241,7 +242,7 @@ scenario! {
         assert!(outcome(&sweep(t, "").await, &video).starts_with("failed: "));
     }
 
-    an_agent_that_finished_has_a_quarter_of_an_hour_to_push(t) {
+    an_agent_that_finished_has_15_minutes_to_push(t) {
         let (never, c) = generating(t).await;
         t.agent.conversation(c, "RUNNING", Some("finished"));
         let (late, c) = generating(t).await;
@@ -274,7 +275,7 @@ scenario! {
         expect_nothing_written(t, "").await;
     }
 
-    what_the_old_function_failed_stays_failed_until_it_is_pushed(t) {
+    a_row_failed_by_the_old_function_stays_failed_until_a_push(t) {
         let video = Video::good();
         t.rows(&[AppRow { age: DAY * 9, mime_type: "error: timeout", ..AppRow::pending(video.key) }]).await;
         assert_eq!(outcome(&expect_nothing_written(t, "").await, &video), "failed: timeout");
@@ -284,7 +285,7 @@ scenario! {
         t.expect_ready(&video).await;
     }
 
-    files_without_a_row_are_orphans_until_it_comes(t) {
+    files_without_a_row_are_orphans_until_the_row_exists(t) {
         let video = Video::good();
         t.commit(&video);
         sweep(t, "").await;
@@ -304,7 +305,7 @@ scenario! {
         assert_eq!(expect_nothing_written(t, "").await["orphans"], json!([]));
     }
 
-    a_row_of_another_lesson_is_told_once(t) {
+    a_row_of_another_lesson_is_reported_once(t) {
         let video = Video::good();
         let other = VideoKey { lesson_id: Uuid::new_v4(), ..video.key };
         let neighbour = VideoKey { video_id: Uuid::new_v4(), ..video.key };
@@ -320,7 +321,7 @@ scenario! {
         t.expect_ready(&video).await;
     }
 
-    what_the_old_function_made_ready_is_adopted_as_it_is(t) {
+    a_row_made_ready_by_the_old_function_is_adopted_unchanged(t) {
         let video = made_ready_by_the_old_function(t).await;
         let before = t.asset(&video).await;
         assert_eq!(sweep(t, "").await["checked"], 0);
@@ -346,7 +347,7 @@ scenario! {
         t.work().await;
         t.expect_ready(&second).await;
         assert_eq!(expect_nothing_written(t, "").await["checked"], 0);
-        // A bad one is told beside the ready video, once.
+        // A bad rerender is reported once, next to the ready video.
         t.commit(&first.rerendered(TRUNCATED));
         sweep(t, "").await;
         t.work().await;
@@ -356,13 +357,13 @@ scenario! {
         assert_eq!((&report["failed"], &report["found"]), (&json!(1), &json!(0)));
     }
 
-    a_row_that_forgot_its_failure_is_told_again(t) {
+    a_reinserted_row_gets_its_failure_again(t) {
         let video = Video::with(TRUNCATED);
         t.row(&video).await;
         t.push(&video).await;
         t.work().await;
         t.expect_reported(&video, "truncated").await;
-        // Deleted and inserted again by the app: a badge that would stay blue for ever.
+        // The app deletes and inserts the row again. Without the failure, it would stay pending forever.
         t.sql(&format!("delete from lesson_assets where id = '{}'", video.id())).await;
         t.row(&video).await;
         sweep(t, "").await;
@@ -371,7 +372,7 @@ scenario! {
         expect_nothing_written(t, "").await;
     }
 
-    a_dry_run_says_the_same_and_writes_nothing(t) {
+    a_dry_run_reports_the_same_and_writes_nothing(t) {
         let pushed = aged(t, MINUTE).await;
         t.commit(&pushed);
         let late = aged(t, HOUR * 7).await;
@@ -399,7 +400,7 @@ scenario! {
         assert_eq!(real, again);
     }
 
-    a_dry_run_is_no_first_reading(t) {
+    a_dry_run_does_not_count_as_a_status(t) {
         let (video, conversation) = generating(t).await;
         t.agent.conversation(conversation, "ERROR", None);
         for query in ["dry_run=true", "dry_run=true", ""] {
@@ -408,7 +409,7 @@ scenario! {
         assert!(outcome(&expect_nothing_written(t, "dry_run=true").await, &video).starts_with("failed: "));
     }
 
-    objects_that_changed_behind_our_back_are_put_right(t) {
+    missing_and_changed_objects_are_uploaded_again(t) {
         let videos = [Video::good(), Video::good(), Video::good()];
         for video in &videos {
             t.row(video).await;
@@ -438,7 +439,7 @@ scenario! {
         expect_nothing_written(t, "verify=true").await;
     }
 
-    a_lost_object_that_the_branch_has_no_more_is_only_told(t) {
+    a_lost_object_without_a_file_in_the_branch_is_only_reported(t) {
         let video = Video::good();
         t.row(&video).await;
         t.push(&video).await;
@@ -467,7 +468,7 @@ scenario! {
         t.ask("/reconcile?video_id=x").await.expect_problem(400, "malformed");
     }
 
-    what_is_pending_for_ever_keeps_nothing_else_waiting(t) {
+    rows_that_stay_pending_do_not_delay_others(t) {
         let older = aged(t, HOUR * 3).await;
         for _ in 0..15 {
             aged(t, HOUR * 2).await;
@@ -482,7 +483,7 @@ scenario! {
         t.expect_ready(&newer).await;
     }
 
-    without_github_nothing_is_decided(t) {
+    a_sweep_without_github_changes_nothing(t) {
         let late = aged(t, HOUR * 7).await;
         let pushed = aged(t, MINUTE).await;
         t.commit(&pushed);
@@ -500,7 +501,7 @@ scenario! {
             assert_eq!((answer.status, &answer.json["code"]), (502, &json!("github_unavailable")), "{fault:?}");
             t.github.clear_faults();
         }
-        // The tree's second half fails.
+        // The second request, for the tree, fails.
         t.github.fault(|call| call.path.contains("/git/trees/"), fake_github::Fault::Html);
         t.ask("/reconcile?wait=0").await.expect_problem(502, "github_unavailable");
         t.github.clear_faults();
@@ -511,7 +512,7 @@ scenario! {
         t.expect_reported(&late, "generation_timeout").await;
     }
 
-    without_the_agents_api_no_row_changes(t) {
+    a_sweep_without_the_agents_api_changes_no_row(t) {
         let (video, conversation) = generating(t).await;
         t.agent.conversation(conversation, "ERROR", None);
         let pushed = aged(t, MINUTE).await;
@@ -535,7 +536,7 @@ scenario! {
             assert_eq!(outcome(&report, &video), "unknown: The OpenHands API did not respond.", "{fault:?}");
             t.agent.clear_faults();
         }
-        // What needs no agent goes on meanwhile, and an API that asked for a pause gets it.
+        // Pushed videos do not need the agent. An API that asked for a pause is not called.
         t.commit(&pushed);
         t.agent.calls();
         sweep(t, "").await;
@@ -546,7 +547,7 @@ scenario! {
         assert!(outcome(&sweep(t, "").await, &video).starts_with("failed: The generation failed"));
     }
 
-    without_the_store_nothing_is_taken_for_lost(t) {
+    a_sweep_without_the_storage_reports_no_object_as_lost(t) {
         let (gone, fine) = (Video::good(), Video::good());
         for video in [&gone, &fine] {
             t.row(video).await;
@@ -561,7 +562,7 @@ scenario! {
         t.break_storage();
         let calls = t.storage.calls().len();
         let report = expect_nothing_written(t, "verify=true").await;
-        assert!(t.storage.calls().len() - calls < 20, "a store that is down is not asked about everything");
+        assert!(t.storage.calls().len() - calls < 20, "an unavailable storage is not queried for every object");
         assert_eq!(report["checked"], 0);
         assert_eq!(report["errors"][0]["service"], "storage", "{report:#}");
         assert_eq!(report["errors"].as_array().unwrap().len(), 1);
@@ -572,7 +573,7 @@ scenario! {
         t.expect_ready(&gone).await;
     }
 
-    without_the_database_nobody_is_told_that_all_is_well(t) {
+    a_sweep_without_the_database_returns_an_error(t) {
         t.expect_error("database unavailable, request failed");
         let pushed = aged(t, MINUTE).await;
         t.commit(&pushed);
@@ -585,13 +586,13 @@ scenario! {
         t.expect_ready(&pushed).await;
     }
 
-    a_verdict_is_void_once_something_was_pushed(t) {
+    a_verdict_is_discarded_after_a_push(t) {
         let failure = Failure::new(Code::FinishedWithoutVideo, "it never came");
         let (ready, half, queued) = (Video::good(), Video::good(), Video::good());
         for video in [&ready, &half, &queued] {
             t.row(video).await;
         }
-        // The sweep has looked at the branch and asks the agent; meanwhile all three are pushed.
+        // All three videos are pushed after the sweep has read the records and before its verdict.
         let seen = t.db.records().await.unwrap();
         t.push(&ready).await;
         let before = t.github.head();
@@ -604,15 +605,15 @@ scenario! {
             t.db.fail_pending(video.key, seen.get(&video.key).map(|record| record.requested), &failure).await.unwrap();
         }
         assert_eq!(snapshot, t.snapshot().await);
-        // Or the old function, which nobody switched off yet, made the row ready.
+        // Or the old function, which still runs, made the row ready.
         let others = made_ready_by_the_old_function(t).await;
         let snapshot = t.snapshot().await;
         t.db.fail_pending(others.key, None, &failure).await.unwrap();
         assert_eq!(snapshot, t.snapshot().await);
     }
 
-    a_branch_too_large_to_list_is_looked_up_bit_by_bit(t) {
-        // More than one sweep looks up: the youngest row's turn comes in the second.
+    a_branch_too_large_to_list_is_looked_up_in_parts(t) {
+        // One sweep does not look up all rows: the newest row is looked up by the second sweep.
         let keys: Vec<VideoKey> = (0..500).map(|_| Video::good().key).collect();
         let old = |key: &VideoKey| AppRow { age: HOUR * 5, mime_type: "error: once", ..AppRow::pending(*key) };
         t.rows(&keys.iter().map(old).collect::<Vec<_>>()).await;
@@ -632,7 +633,7 @@ scenario! {
         t.expect_ready(&last).await;
     }
 
-    the_agent_is_asked_about_what_was_looked_up_in_vain(t) {
+    the_agent_is_queried_about_videos_missing_in_the_branch(t) {
         let (video, conversation) = generating(t).await;
         t.agent.conversation(conversation, "RUNNING", Some("running"));
         t.commit(&Video::good());
@@ -640,7 +641,7 @@ scenario! {
         assert_eq!(outcome(&sweep(t, "").await, &video), "generating: The agent is working on it.");
     }
 
-    history_is_forgotten_after_its_time(t) {
+    old_history_is_deleted(t) {
         let (old, new) = (Video::good(), Video::good());
         t.row(&old).await;
         t.row(&new).await;
@@ -656,12 +657,12 @@ scenario! {
         assert_eq!(t.get("/api/deliveries").await.json["deliveries"].as_array().unwrap().len(), 1);
         assert_eq!(t.steps(&old).await, Vec::<String>::new());
         assert!(!t.steps(&new).await.is_empty());
-        assert_eq!(format!("{before:?}"), format!("{:?}", t.asset(&old).await), "a video is no history");
+        assert_eq!(format!("{before:?}"), format!("{:?}", t.asset(&old).await), "the video itself is kept");
         t.expect_ready(&old).await;
         expect_nothing_written(t, "").await;
     }
 
-    readings_are_forgotten_with_what_they_were_about(t) {
+    statuses_are_deleted_once_the_video_is_pushed(t) {
         let (video, conversation) = generating(t).await;
         t.agent.conversation(conversation, "RUNNING", Some("running"));
         sweep(t, "").await;
@@ -673,9 +674,9 @@ scenario! {
     }
 }
 
-/// What this process has used so far.
+/// CPU time that this process has used so far.
 fn cpu_time() -> Duration {
-    /// Linux counts in hundredths of a second here, whatever its own clock does.
+    /// Linux always counts in hundredths of a second here.
     const TICK: Duration = Duration::from_millis(10);
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let (_, fields) = stat.rsplit_once(')').unwrap();
@@ -704,7 +705,7 @@ scenario! {
             let report = sweep(t, "").await;
             let cpu = cpu_time() - cpu;
             println!(
-                "{:?}, {name}: {} µs of CPU a row (fakes included), {} ms in all",
+                "{:?}, {name}: {} µs of CPU time per row (including the fakes), {} ms in total",
                 t.backend, cpu.as_micros() / ROWS as u128, wall.elapsed().as_millis()
             );
             assert_eq!((&report["stillGenerating"], &report["errors"]), (&json!(ROWS), &json!([])));

@@ -1,8 +1,8 @@
-//! Every webhook is thrown away: what sweeps alone make of many videos, against a model of the rules.
+//! All webhooks are lost, and sweeps alone bring many videos to the states that a model predicts.
 //!
-//! The world changes at random (pushes, rows, agents, time); after each change one sweep and one
-//! drain must leave every row exactly where the model says. The seed is printed; a build with
-//! `SWEEP_MODEL_SEED=<seed>` in its environment runs that world again.
+//! Pushes, rows, statuses and time change at random. After each change, one sweep and the work that is
+//! due must bring every row to the predicted state. The seed is printed; a build with
+//! `SWEEP_MODEL_SEED=<seed>` in its environment repeats the run.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,8 +21,8 @@ use crate::sweep::{expect_nothing_written, sweep};
 
 const ROUNDS: usize = 8;
 
-/// Time moves in steps that stay two minutes or more away from each of the rules' limits, so that the
-/// time which the test itself takes decides nothing.
+/// The clock moves in steps that stay at least two minutes away from every limit of the rules, so that the
+/// duration of the test itself does not matter.
 const STEP_MIN: u64 = 13;
 /// The rules' limits, in minutes.
 const DEADLINE_MIN: u64 = 6 * 60;
@@ -30,7 +30,7 @@ const PUSH_AFTER_FINISH_MIN: u64 = 15;
 const GRACE_MIN: u64 = 10;
 const NO_ROW_MIN: u64 = 24 * 60;
 
-/// What a world must have come to, or it proves too little.
+/// The states that must occur in a run, which would prove too little otherwise.
 const EVERY_END: [&str; 11] = [
     "ready - -, ready",
     "ready - -, no record",
@@ -45,7 +45,7 @@ const EVERY_END: [&str; 11] = [
     "waiting video_missing",
 ];
 
-/// The videos that a push may bring; [`Mp4`] counts in here.
+/// The videos that a push may contain; [`Mp4`] holds an index into this list.
 const CLIPS: [&[u8]; 3] = [GOOD, SECOND, THIRD];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,14 +63,14 @@ enum Json {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Agent {
-    Nobody,
+    None,
     Working,
     Finished,
     Broken,
     Forgotten,
 }
 
-/// What the app shows.
+/// The app's row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Row {
     Missing,
@@ -79,7 +79,7 @@ enum Row {
     Ready { last_error: Option<&'static str> },
 }
 
-/// What the service says of the video.
+/// The service's record.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Record {
     None,
@@ -99,13 +99,13 @@ struct Model {
     row: Row,
     record: Record,
     looked_at: Option<Pushed>,
-    /// What the agent said last, and since when.
+    /// The last known status of the agent, and since when.
     said: Option<(Agent, u64)>,
     stored: Option<usize>,
 }
 
 impl Model {
-    /// One sweep, and all the work that is due after it.
+    /// One sweep, and all work that is due after it.
     fn swept(&mut self, now: u64) {
         match (self.row, self.pushed) {
             (Row::Generating, (None, None)) => self.generation(now),
@@ -120,7 +120,7 @@ impl Model {
                 }
             }
             (Row::Ready { .. }, (mp4, _)) if self.record == Record::None => {
-                // The old function's: taken over as it is.
+                // Made ready by the old function: adopted unchanged.
                 if mp4.is_some() {
                     self.record = Record::Ready;
                     self.looked_at = Some(self.pushed);
@@ -129,7 +129,7 @@ impl Model {
             _ => {
                 let waits = matches!(self.record, Record::Waiting { .. });
                 if waits || self.looked_at != Some(self.pushed) {
-                    self.look(now);
+                    self.ingest(now);
                 }
             }
         }
@@ -144,7 +144,7 @@ impl Model {
             _ => None,
         };
         match (self.agent, since) {
-            (Agent::Nobody, _) => return,
+            (Agent::None, _) => return,
             (Agent::Broken, Some(_)) => return self.fail("generation_failed"),
             (Agent::Finished, Some(since)) if now - since >= PUSH_AFTER_FINISH_MIN => {
                 return self.fail("finished_without_video");
@@ -154,7 +154,7 @@ impl Model {
         self.said = Some((self.agent, since.unwrap_or(now)));
     }
 
-    fn look(&mut self, now: u64) {
+    fn ingest(&mut self, now: u64) {
         self.looked_at = Some(self.pushed);
         let since = |what| match self.record {
             Record::Waiting { code, since } if code == what => since,
@@ -187,7 +187,7 @@ impl Model {
         };
     }
 
-    /// As [`actual`] spells it.
+    /// The format of [`actual`].
     fn predicted(&self) -> String {
         let row = match self.row {
             Row::Missing => "no row".to_owned(),
@@ -210,7 +210,7 @@ fn waiting(code: &'static str, since: u64) -> Record {
     Record::Waiting { code, since }
 }
 
-/// What there is of every video, in the app's table and in ours.
+/// The app's row and the service's record of every video.
 async fn actual(t: &Scenario) -> BTreeMap<Uuid, String> {
     let by_id = |text: Option<String>| -> BTreeMap<Uuid, String> {
         let text = text.unwrap_or_default();
@@ -236,13 +236,13 @@ async fn actual(t: &Scenario) -> BTreeMap<Uuid, String> {
     .collect()
 }
 
-/// The world, and the model that is told of every change.
+/// The simulated world, with a model of each video.
 struct World {
     rng: Rng,
     now: u64,
     videos: Vec<Model>,
     revision: u32,
-    /// How often each state was reached and left as predicted.
+    /// How often each predicted state occurred.
     seen: BTreeMap<String, usize>,
 }
 
@@ -257,7 +257,7 @@ impl World {
                 },
                 made: 0,
                 pushed: (None, None),
-                agent: Agent::Nobody,
+                agent: Agent::None,
                 row: Row::Missing,
                 record: Record::None,
                 looked_at: None,
@@ -274,7 +274,7 @@ impl World {
         }
     }
 
-    /// Rows as an installation has them on the day on which this service replaces the old function.
+    /// Inserts rows as they exist when this service replaces the old function.
     async fn begin(&mut self, t: &Scenario) {
         let mut rows = Vec::new();
         for video in &mut self.videos {
@@ -296,7 +296,7 @@ impl World {
             if self.rng.u8(0..4) > 0 {
                 row.conversation = Some(video.key.video_id);
                 video.agent = agent(&mut self.rng);
-                tell(t, video);
+                set_status(t, video);
             }
             rows.push(row);
         }
@@ -304,9 +304,9 @@ impl World {
         self.push(t, 2);
     }
 
-    /// A random part of the videos gets new files, in one commit whose webhook is lost.
+    /// Commits new files for a random part of the videos, without a webhook.
     fn push(&mut self, t: &Scenario, one_in: u8) {
-        let mut changes = Changes::default().message("pushed, and nobody was told");
+        let mut changes = Changes::default().message("a push without a webhook");
         for video in &mut self.videos {
             if self.rng.u8(0..one_in) > 0 {
                 continue;
@@ -338,10 +338,10 @@ impl World {
         t.github.commit(|_| changes);
     }
 
-    /// Time goes by, rows come, agents go on, files are pushed.
+    /// Moves the clock, inserts rows, changes statuses and pushes files.
     async fn go_on(&mut self, t: &Scenario, round: usize) {
         let steps = match round {
-            // Long enough for agents to be believed, too short for most deadlines.
+            // Long enough to confirm a status, too short for most deadlines.
             0 | 1 => 1,
             _ => [0, 1, 1, 2, 2, 28, 112][self.rng.usize(0..7)],
         };
@@ -353,9 +353,9 @@ impl World {
                 video.row = Row::Generating;
                 video.made = self.now;
                 rows.push(AppRow::pending(video.key));
-            } else if video.agent != Agent::Nobody && self.rng.u8(0..6) == 0 {
+            } else if video.agent != Agent::None && self.rng.u8(0..6) == 0 {
                 video.agent = agent(&mut self.rng);
-                tell(t, video);
+                set_status(t, video);
             }
         }
         if !rows.is_empty() {
@@ -402,11 +402,11 @@ fn agent(rng: &mut Rng) -> Agent {
     of[rng.usize(0..of.len())]
 }
 
-/// The agent's API speaks of the conversation of this video, which has the video's id.
-fn tell(t: &Scenario, video: &Model) {
+/// Sets the status of this video's conversation, which has the video's id, in the agent's API.
+fn set_status(t: &Scenario, video: &Model) {
     let id = video.key.video_id;
     match video.agent {
-        Agent::Nobody => {}
+        Agent::None => {}
         Agent::Working => t.agent.conversation(id, "RUNNING", Some("running")),
         Agent::Finished => t.agent.conversation(id, "RUNNING", Some("finished")),
         Agent::Broken => t.agent.conversation(id, "RUNNING", Some("error")),
@@ -427,7 +427,7 @@ fn with_mp4(changes: Changes, key: VideoKey, mp4: Mp4) -> Changes {
     }
 }
 
-/// Always the same, since the model takes the same file for no change.
+/// A constant, because the model treats the same file as unchanged.
 const ANOTHER: VideoKey = VideoKey {
     lesson_id: Uuid::from_u128(1),
     video_id: Uuid::from_u128(2),
@@ -440,7 +440,7 @@ fn json_of(key: VideoKey, json: Json) -> Bytes {
     }
 }
 
-async fn sweeps_alone_reach_what_the_rules_say(backend: Backend, videos: usize) {
+async fn sweeps_alone_reach_the_predicted_states(backend: Backend, videos: usize) {
     let seed =
         option_env!("SWEEP_MODEL_SEED").map(|seed| seed.parse().expect("a seed is a number"));
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
@@ -453,7 +453,8 @@ async fn sweeps_alone_reach_what_the_rules_say(backend: Backend, videos: usize) 
         world.go_on(&t, round).await;
         world.sweep(&t).await;
     }
-    // The second reading of what broke in the last round, then the end of readings that were acted on.
+    // The second status of agents that failed in the last round, then the deletion of statuses that are no
+    // longer needed.
     world.sweep(&t).await;
     world.sweep(&t).await;
     expect_nothing_written(&t, "").await;
@@ -465,17 +466,17 @@ async fn sweeps_alone_reach_what_the_rules_say(backend: Backend, videos: usize) 
     println!("{:#?}", world.seen);
     for code in EVERY_END {
         let reached = world.seen.keys().any(|state| state.contains(code));
-        assert!(reached, "no video came to: {code}");
+        assert!(reached, "no video reached: {code}");
     }
     t.finish().await;
 }
 
 #[tokio::test]
 async fn embedded() {
-    sweeps_alone_reach_what_the_rules_say(Backend::Embedded, 1000).await;
+    sweeps_alone_reach_the_predicted_states(Backend::Embedded, 1000).await;
 }
 
 #[tokio::test]
 async fn supabase() {
-    sweeps_alone_reach_what_the_rules_say(Backend::Supabase, 1000).await;
+    sweeps_alone_reach_the_predicted_states(Backend::Supabase, 1000).await;
 }

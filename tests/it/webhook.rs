@@ -1,4 +1,4 @@
-//! What GitHub is answered, and that nothing is recorded that should not be.
+//! The webhook returns the documented response to each request, and records only signed pushes of videos.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ const PUSH: &[u8] = include_bytes!("../../fixtures/webhooks/push_added.json");
 const FORM: &[u8] = include_bytes!("../../fixtures/webhooks/push_form.body");
 const PING: &[u8] = include_bytes!("../../fixtures/webhooks/ping.json");
 
-/// A request as GitHub would send it.
+/// The headers that GitHub sends.
 fn headers(event: &str, content_type: &str, signature: String) -> Vec<(&'static str, String)> {
     vec![
         ("x-github-event", event.to_owned()),
@@ -59,7 +59,7 @@ scenario! {
         assert_eq!(t.get("/api/deliveries").await.json["deliveries"][0]["redeliveries"], 1);
     }
 
-    pings_and_what_is_not_ours_write_nothing(t) {
+    pings_and_unrelated_pushes_write_nothing(t) {
         let nothing = t.counts().await;
         let pong = t.deliver(&t.github.ping()).await;
         assert_eq!((pong.status, pong.json), (200, json!({"status": "pong"})));
@@ -81,7 +81,7 @@ scenario! {
         assert_eq!(t.counts().await, nothing);
     }
 
-    ignored_names_say_why(t) {
+    ignored_files_have_a_reason(t) {
         let before = t.github.head();
         let long = format!("videos/{}.mp4", "x".repeat(10_000));
         t.github.commit(|c| c.write("videos/notes.json", "{}").write(&long, "x").write("videos/a/b.mp4", "x"));
@@ -95,7 +95,7 @@ scenario! {
         assert!(answer.json.to_string().len() < 1500);
     }
 
-    the_order_is_size_signature_headers_body(t) {
+    checks_run_in_the_order_size_signature_headers_body(t) {
         let nothing = t.counts().await;
         let big = vec![b' '; (25 << 20) + 1];
         send(t, "push", "application/json", &big).await.expect_problem(413, "payload_too_large");
@@ -111,7 +111,7 @@ scenario! {
         assert_eq!(t.counts().await, nothing);
     }
 
-    a_known_delivery_asks_again_for_what_was_rejected(t) {
+    a_redelivery_retries_rejected_videos(t) {
         let video = Video::with(b"<html>not a video</html>");
         t.row(&video).await;
         let push = t.push(&video).await;
@@ -119,20 +119,20 @@ scenario! {
         t.expect_reported(&video, "not_an_mp4").await;
         let blob = |call: &crate::support::fake_github::Call| call.path.contains("/git/blobs/");
         t.github.take_calls();
-        // The same push under another name: nothing new, nothing fetched.
+        // The same push with another GUID: nothing is new, and nothing is downloaded.
         let mut replay = push.clone();
         replay.guid = "another".to_owned();
         t.deliver(&replay).await.expect_accepted();
         t.work().await;
         assert_eq!(t.github.take_calls().iter().filter(|c| blob(c)).count(), 0);
-        // *Redeliver*: looked at again, blob and all.
+        // *Redeliver*: both blobs are downloaded again.
         t.deliver(&push).await.expect_accepted();
         t.work().await;
         assert_eq!(t.github.take_calls().iter().filter(|c| blob(c)).count(), 2);
         t.expect_reported(&video, "not_an_mp4").await;
     }
 
-    a_database_that_stands_still_is_a_503_within_two_seconds(t) {
+    a_stalled_database_gives_a_503_within_two_seconds(t) {
         t.expect_error("not recorded");
         t.expect_error("did not answer");
         let blocked = t.block_database().await;
@@ -153,7 +153,7 @@ scenario! {
         t.expect_ready(&video).await;
     }
 
-    the_administration_needs_the_token(t) {
+    the_api_requires_the_admin_token(t) {
         let video = Video::good();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let paths = [
@@ -176,9 +176,9 @@ scenario! {
     }
 }
 
-/// Every bit of the signature and of a small body, and many bits of the others: nothing gets in.
+/// Flips every bit of the signature and of a small body, and many bits of the other bodies.
 #[tokio::test]
-async fn a_flipped_bit_is_a_401_and_leaves_no_trace() {
+async fn a_flipped_bit_gives_a_401_and_records_nothing() {
     let t = Scenario::begin(Backend::Embedded).await;
     let nothing = t.counts().await;
     let small = &PUSH[..PUSH.len().min(1024)];
@@ -190,9 +190,10 @@ async fn a_flipped_bit_is_a_401_and_leaves_no_trace() {
         ("ping", PING, false),
     ] {
         let good = sign(body);
-        let bits: Vec<usize> = match every_bit {
-            true => (0..body.len() * 8).collect(),
-            false => (0..1000).map(|_| seed.usize(..body.len() * 8)).collect(),
+        let bits: Vec<usize> = if every_bit {
+            (0..body.len() * 8).collect()
+        } else {
+            (0..1000).map(|_| seed.usize(..body.len() * 8)).collect()
         };
         for bit in bits {
             let mut flipped = body.to_vec();
@@ -227,10 +228,10 @@ async fn a_flipped_bit_is_a_401_and_leaves_no_trace() {
     t.finish().await;
 }
 
-/// Two wait while one large body is read; the next is sent away at once.
+/// While one large body is read, two more wait. Any further one is refused at once.
 #[tokio::test]
 async fn large_bodies_are_read_one_at_a_time() {
-    /// Less than a body waits for its place.
+    /// Shorter than the time that a body waits for its turn.
     const AT_ONCE: Duration = Duration::from_secs(3);
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let t = Scenario::begin(Backend::Embedded).await;
@@ -243,7 +244,8 @@ async fn large_bodies_are_read_one_at_a_time() {
         held.push(stream);
     }
     let big = vec![b' '; 2 << 20];
-    // Three have a place; more do not even wait. The three above may not have been seen yet, hence "until".
+    // Three bodies are read or wait; more are refused. The server may not have read the headers of the three
+    // above yet, hence the loop.
     let mut tries = 0;
     loop {
         let more = (0..6).map(|_| send(&t, "push", "application/json", &big));
@@ -254,11 +256,11 @@ async fn large_bodies_are_read_one_at_a_time() {
             break;
         }
         tries += 1;
-        assert!(tries < 5, "a fourth large body was never sent away");
+        assert!(tries < 5, "a fourth large body was never refused");
     }
-    // Small ones do not wait for large ones.
+    // Small bodies do not wait for large ones.
     assert_eq!(t.deliver(&t.github.ping()).await.status, 200);
-    // Whoever does not send what was announced is cut off.
+    // A client that sends less than its Content-Length is disconnected.
     let mut answer = Vec::new();
     held[0].shutdown().await.unwrap();
     held[0].read_to_end(&mut answer).await.unwrap();

@@ -1,4 +1,5 @@
-//! The repository's webhook, from its installation to what GitHub could not deliver.
+//! The `webhook` commands install, correct and test the repository's webhook, and redeliver failed
+//! deliveries.
 
 use serde_json::json;
 use video_ingest::cli::webhook;
@@ -28,7 +29,7 @@ fn receiver(t: &Scenario) -> reqwest::Url {
 }
 
 scenario! {
-    an_installed_webhook_brings_pushes(t) {
+    an_installed_webhook_delivers_pushes(t) {
         let github = github(t);
         let (hook, is_new) = webhook::save(&github, &receiver(t), &SECRET.into()).await.unwrap();
         assert!(is_new);
@@ -46,7 +47,7 @@ scenario! {
         t.expect_ready(&video).await;
     }
 
-    installing_again_corrects_what_is_there(t) {
+    installing_again_corrects_the_webhook(t) {
         let github = github(t);
         let url = receiver(t);
         let form = json!({"active": false, "events": ["*"], "config": {"url": url, "insecure_ssl": "1"}});
@@ -61,14 +62,14 @@ scenario! {
         assert!(all.iter().any(|hook| hook.id == other && hook.config.url == "https://ci.example.org/"));
     }
 
-    a_moved_server_takes_its_webhook_along(t) {
+    a_moved_server_updates_its_webhook(t) {
         let old = "https://old.example.org/webhooks/github";
         let id = t.github.add_hook(&json!({"config": {"url": old}}));
         let (hook, is_new) = webhook::save(&github(t), &receiver(t), &SECRET.into()).await.unwrap();
         assert_eq!((hook.id, is_new, hook.config.url), (id, false, receiver(t).to_string()));
     }
 
-    what_github_could_not_deliver_is_asked_for_again(t) {
+    failed_deliveries_are_redelivered(t) {
         let github = github(t);
         let (hook, _) = webhook::save(&github, &receiver(t), &SECRET.into()).await.unwrap();
         let (lost, found) = (Video::good(), Video::good());
@@ -81,8 +82,8 @@ scenario! {
                 t.github.deliver(hook.id, &push).await;
             }
         }
-        let asked = webhook::redeliver_failed(&github, &hook).await.unwrap();
-        assert_eq!(asked.len(), 1);
+        let redelivered = webhook::redeliver_failed(&github, &hook).await.unwrap();
+        assert_eq!(redelivered.len(), 1);
         t.work().await;
         t.expect_ready(&lost).await;
         t.expect_ready(&found).await;
@@ -100,14 +101,14 @@ scenario! {
         assert_eq!(failed_guids(&deliveries).len(), 250);
     }
 
-    who_may_not_manage_webhooks_is_told_so(t) {
+    missing_permissions_are_reported(t) {
         let anonymous = Github::new(&t.github.url(), None, REPOSITORY.parse().unwrap(), None, "videos", Clock::default()).unwrap();
         let refusal = webhook::save(&anonymous, &receiver(t), &SECRET.into()).await.unwrap_err();
         assert!(refusal.to_string().contains("Webhooks: read and write"), "{refusal}");
     }
 }
 
-/// Runs the program as an operator does, with nothing set but the repository and a token.
+/// Runs a `webhook` command with no settings except the repository and a token.
 async fn webhook(t: &Scenario, args: &[&str]) -> (Option<i32>, String) {
     let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_video-ingest"))
         .arg("webhook")
@@ -125,7 +126,7 @@ async fn webhook(t: &Scenario, args: &[&str]) -> (Option<i32>, String) {
 }
 
 scenario! {
-    a_secret_that_was_made_up_is_shown_once_and_never_replaced(t) {
+    a_generated_secret_is_shown_once_and_never_replaced(t) {
         let install = ["install", "--url", t.url.as_str()];
         let (code, said) = webhook(t, &install).await;
         let secret = said.lines().find_map(|line| line.strip_prefix("GITHUB_WEBHOOK_SECRET="));

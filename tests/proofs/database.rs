@@ -1,5 +1,5 @@
-//! The database goes away while deliveries come: each is answered with 503 within two seconds, or is
-//! durably accepted; afterwards work goes on by itself.
+//! During database outages, each delivery gets a 503 within two seconds or is durably accepted. Afterwards,
+//! work resumes without intervention.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Output};
@@ -13,17 +13,17 @@ use crate::side_by_side;
 use crate::support::postgres::{Postgres, unprivileged};
 use crate::world::{Backend, Push, World};
 
-/// Faults of the short and of the long form, over both back ends.
+/// Faults in the short and in the long form, for both back ends together.
 const SHORT_FAULTS: usize = 32;
 const LONG_FAULTS: usize = 1000;
 
 /// Faults in one world, before everything has to become ready.
 const FAULTS_PER_WORLD: usize = 32;
 
-/// The contract's two seconds, for the client too.
+/// The two seconds of the contract, measured by the client.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// After this time the database is taken for good again by a server that nobody touched.
+/// Within this time, the server must use the database again without intervention.
 const RECOVERY_MAX: Duration = Duration::from_secs(20);
 
 /// Deliveries sent at once while the fault lasts.
@@ -32,10 +32,10 @@ const DELIVERIES: usize = 6;
 /// More than the pool has connections.
 const CROWD: usize = 24;
 
-/// Shorter than a delivery waits.
+/// Shorter than the time that a delivery waits for the database.
 const SLOW: Duration = Duration::from_millis(900);
 
-/// Between two cuts.
+/// The time between two cuts.
 const CUT_EVERY: Duration = Duration::from_millis(20);
 
 /// How often connections are cut in one fault.
@@ -44,19 +44,19 @@ const CUTS: usize = 10;
 /// What happens to the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
-    /// Postgres is stopped as if its power were cut, and started again.
+    /// Postgres is stopped like in a power failure, and started again.
     Stopped,
-    /// The same while deliveries are under way.
+    /// The same while deliveries are in flight.
     Restarted,
-    /// Connections end, again and again.
+    /// Connections are terminated repeatedly.
     Cut,
-    /// Everything takes nearly as long as it may.
+    /// Every statement takes nearly as long as allowed.
     Slow,
-    /// Every process of Postgres stands still.
+    /// Every process of Postgres is suspended.
     Stalled,
     /// More deliveries wait for a lock than there are connections.
     PoolExhausted,
-    /// Another process holds SQLite's only writer.
+    /// Another process holds SQLite's write lock.
     Locked,
     /// No file may grow.
     DiskFull,
@@ -67,8 +67,8 @@ use Fault::{Cut, DiskFull, Locked, PoolExhausted, Restarted, Slow, Stalled, Stop
 const POSTGRES: &[Fault] = &[Cut, Stopped, Slow, Stalled, Restarted, PoolExhausted];
 const SQLITE: &[Fault] = &[Locked, DiskFull];
 
-/// At once, each with a database server of its own. Three quarters of the faults are Postgres's, as
-/// are three quarters of their kinds.
+/// The lanes run at the same time, each with its own database server. Three quarters of the faults, like
+/// three quarters of their kinds, are for Postgres.
 const LANES: [(Backend, &[Fault]); 4] = [
     (Backend::Supabase, POSTGRES),
     (Backend::Supabase, POSTGRES),
@@ -97,11 +97,12 @@ impl Figures {
 }
 
 pub fn prove(runtime: &Runtime, long: bool, seed: u64) {
-    let (form, faults) = match long {
-        false => ("short", SHORT_FAULTS),
-        true => ("long", LONG_FAULTS),
+    let (form, faults) = if long {
+        ("long", LONG_FAULTS)
+    } else {
+        ("short", SHORT_FAULTS)
     };
-    println!("the database goes away, {form} form, seed={seed}");
+    println!("database outages, {form} form, seed={seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
     let lanes = LANES.map(|(backend, kinds)| {
         let mut turns: Vec<Fault> = kinds
@@ -124,10 +125,10 @@ pub fn prove(runtime: &Runtime, long: bool, seed: u64) {
             figures.entry(fault).or_default().add(more);
         }
     }
-    println!("  fault           times  accepted  503   slowest answer  slowest recovery");
+    println!("  fault           times  accepted  503   slowest response  slowest recovery");
     for (fault, f) in &figures {
         println!(
-            "  {:14} {:6} {:9} {:4} {:13} ms {:14} ms",
+            "  {:14} {:6} {:9} {:4} {:15} ms {:14} ms",
             format!("{fault:?}"),
             f.faults,
             f.accepted,
@@ -139,7 +140,7 @@ pub fn prove(runtime: &Runtime, long: bool, seed: u64) {
     println!("  {ready} acknowledged deliveries, all recorded (0 false 2xx), all videos ready");
 }
 
-/// Some faults, one after the other. How many videos became ready, and the figures.
+/// Injects faults one after the other. Returns how many videos became ready, and the figures.
 async fn in_one_lane(backend: Backend, turns: &[Fault]) -> (usize, BTreeMap<Fault, Figures>) {
     let postgres = (backend == Backend::Supabase).then(Postgres::start);
     let mut figures = BTreeMap::<Fault, Figures>::new();
@@ -152,12 +153,12 @@ async fn in_one_lane(backend: Backend, turns: &[Fault]) -> (usize, BTreeMap<Faul
             one(&mut world, &server, *fault, figures).await;
         }
         ready += world.drain().await.ready;
-        println!("  {backend:?}: {} faults, all ready", turns.len());
+        println!("  {backend:?}: {} faults, all videos ready", turns.len());
     }
     (ready, figures)
 }
 
-/// One fault, from before it to after it.
+/// Injects one fault and waits for the recovery.
 async fn one(world: &mut World, server: &Server, fault: Fault, figures: &mut Figures) {
     let count = if fault == PoolExhausted {
         CROWD
@@ -180,15 +181,18 @@ async fn one(world: &mut World, server: &Server, fault: Fault, figures: &mut Fig
                 figures.refused += 1;
                 refused.push(push);
             }
-            other => panic!("{fault:?}: answered {other:?}"),
+            other => panic!("{fault:?}: status {other:?}"),
         }
     }
-    // It goes on by itself, and *Redeliver* brings what was refused.
+    // Work resumes without intervention, and *Redeliver* repeats the refused deliveries.
     let began = Instant::now();
     refused.extend(world.pushes(1).await);
     for push in refused {
         while server.deliver(&world.client, &push.delivery).await != Some(202) {
-            assert!(began.elapsed() < RECOVERY_MAX, "{fault:?}: still no record");
+            assert!(
+                began.elapsed() < RECOVERY_MAX,
+                "{fault:?}: deliveries are still not recorded"
+            );
         }
         world.acknowledged.push(push);
     }
@@ -197,7 +201,7 @@ async fn one(world: &mut World, server: &Server, fault: Fault, figures: &mut Fig
 
 type Answer = (Option<u16>, Duration);
 
-/// The answers to deliveries that come while the fault lasts.
+/// The responses to deliveries during the fault.
 async fn during(world: &World, server: &Server, fault: Fault, pushes: &[Push]) -> Vec<Answer> {
     let deliveries = join_all(pushes.iter().map(async |push| {
         let began = Instant::now();
@@ -262,7 +266,7 @@ async fn during(world: &World, server: &Server, fault: Fault, pushes: &[Push]) -
     }
 }
 
-/// What every record has to wait for.
+/// A lock that every recording waits for.
 async fn lock(world: &World) -> sqlx::Transaction<'static, sqlx::Postgres> {
     let mut lock = world
         .database
@@ -279,7 +283,7 @@ async fn lock(world: &World) -> sqlx::Transaction<'static, sqlx::Postgres> {
     lock
 }
 
-/// Stops or restarts the server at once, without a word to its clients.
+/// Stops or restarts the server immediately, without a clean shutdown.
 async fn pg_ctl(postgres: &'static Postgres, what: &'static str) {
     let run = move || {
         unprivileged(&postgres.dir, postgres.bin.join("pg_ctl"))
@@ -314,7 +318,7 @@ fn signal(name: &str, processes: &[String]) {
     succeeded(Command::new("kill").arg(name).args(processes).output());
 }
 
-/// The size up to which the server may write a file, in bytes.
+/// Limits the size of the files that the server may write, in bytes.
 fn limit_files(server: &Server, size: &str) {
     let process = server.id().to_string();
     let limit = format!("--fsize={size}:unlimited");

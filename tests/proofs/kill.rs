@@ -1,4 +1,4 @@
-//! SIGKILL at every row of the README's crash table, with videos running and deliveries in flight.
+//! SIGKILL at every row of the crash table in `src/lib.rs`, with running videos and deliveries in flight.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use crate::server::Server;
 use crate::side_by_side;
 use crate::world::{Backend, Drained, Push, World};
 
-/// Kills of the short and of the long form, over both back ends.
+/// Kills in the short and in the long form, for both back ends together.
 const SHORT_KILLS: usize = 30;
 const LONG_KILLS: usize = 1000;
 
@@ -29,14 +29,14 @@ const KILLS_PER_WORLD: usize = 50;
 /// Worlds at once.
 const WORLDS: usize = 4;
 
-/// Deliveries of one round, so many of them at once.
+/// Deliveries per round, and how many of them are sent at once.
 const DELIVERIES: usize = 10;
 const CLIENTS: usize = 4;
 
 /// Videos ingested at once by the process that is killed.
 const RUNNING: usize = 4;
 
-/// Longer than anything waited for here takes.
+/// Longer than any wait in these tests takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Within this time after its first delivery a process is killed at a random moment.
@@ -47,18 +47,18 @@ const RANDOM_MOMENT_MS: u64 = 600;
 enum Moment {
     BeforeCommit,
     AfterCommit,
-    /// With acknowledged videos that nobody has claimed.
+    /// With acknowledged videos that are not claimed.
     AfterAnswer,
-    /// While four videos stand at this fail point.
+    /// While four videos hang at this fail point.
     At(&'static str),
     LastTransaction,
-    /// Whenever.
+    /// At a random time.
     Random,
 }
 
 use Moment::{AfterAnswer, AfterCommit, At, BeforeCommit, LastTransaction, Random};
 
-/// In turn. What needs a statement to be held at its place needs Postgres.
+/// Used in turn. The moments that need a blocked statement need Postgres.
 const EMBEDDED: [Moment; 15] = [
     Random,
     BeforeCommit,
@@ -125,9 +125,10 @@ impl Figures {
 }
 
 pub fn prove(runtime: &Runtime, long: bool, seed: u64) {
-    let (form, kills, hits_min) = match long {
-        false => ("short", SHORT_KILLS, SHORT_HITS_MIN),
-        true => ("long", LONG_KILLS, LONG_HITS_MIN),
+    let (form, kills, hits_min) = if long {
+        ("long", LONG_KILLS, LONG_HITS_MIN)
+    } else {
+        ("short", SHORT_KILLS, SHORT_HITS_MIN)
     };
     println!("kill -9, {form} form, seed={seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
@@ -141,7 +142,7 @@ pub fn prove(runtime: &Runtime, long: bool, seed: u64) {
     let all = side_by_side(WORLDS, worlds, |(backend, turns, rng)| {
         let figures = runtime.block_on(in_one_world(backend, &turns, rng));
         let killed = killed.fetch_add(figures.kills, Ordering::Relaxed) + figures.kills;
-        println!("  {backend:?}: {killed} of {kills} killed, all ready");
+        println!("  {backend:?}: {killed} of {kills} kills, all videos ready");
         figures
     });
     let mut figures = Figures::default();
@@ -152,19 +153,19 @@ pub fn prove(runtime: &Runtime, long: bool, seed: u64) {
         println!("  {:36} {hits:7}", format!("{moment:?}"));
     }
     println!(
-        "  {} deliveries acknowledged, {} unanswered ({} of them recorded all the same)",
+        "  {} deliveries acknowledged, {} without a response ({} of these recorded)",
         figures.acknowledged, figures.unanswered, figures.unanswered_recorded
     );
     println!(
-        "  {} videos running when their process died",
+        "  {} videos running when their process was killed",
         figures.running_at_kill
     );
     println!(
-        "  {} videos ready with the right bytes; {} died between their last byte and their row, {} of those were stored once more",
+        "  {} videos ready with the correct bytes; {} killed between the last uploaded byte and the update of the row, {} of these uploaded again",
         drained.ready, drained.between, drained.replaced_between
     );
     println!(
-        "  leases taken at most {:?} after their end",
+        "  expired leases taken over within {:?}",
         drained.lease_over_max
     );
     let rows = EMBEDDED.iter().chain(&SUPABASE);
@@ -181,13 +182,13 @@ pub fn prove(runtime: &Runtime, long: bool, seed: u64) {
 async fn in_one_world(backend: Backend, turns: &[Moment], mut rng: fastrand::Rng) -> Figures {
     let mut figures = Figures::default();
     let mut world = World::new(backend, None).await;
-    // The other replica; it is killed too whenever the moment is a random one.
+    // The other replica. It is killed, too, if the moment is random.
     let steady = |world: &World| world.start("steady", &[("WORKERS", "2")]);
     let mut other = (backend == Backend::Supabase).then(|| steady(&world));
     for moment in turns {
         let fault = match moment {
             At(place) => format!("{place}=hang"),
-            // Its workers are busy for good, so that what is acknowledged stays unclaimed.
+            // All workers hang, so that acknowledged videos stay unclaimed.
             AfterAnswer => "claimed=hang".to_owned(),
             _ => String::new(),
         };
@@ -204,7 +205,7 @@ async fn in_one_world(backend: Backend, turns: &[Moment], mut rng: fastrand::Rng
         {
             other.kill();
         }
-        // What the dead left behind.
+        // The videos that were running in the killed processes.
         let running = "select state from video_ingest.videos where state = 'running'";
         figures.running_at_kill += world.texts(running).await.len();
         let recorded = world.recorded().await;
@@ -213,8 +214,14 @@ async fn in_one_world(backend: Backend, turns: &[Moment], mut rng: fastrand::Rng
             .filter(|p| recorded.contains(&p.delivery.guid))
             .count();
         match moment {
-            BeforeCommit => assert!(kept < unanswered.len(), "nothing died before its commit"),
-            AfterCommit => assert!(kept > 0, "nothing died between its commit and its answer"),
+            BeforeCommit => assert!(
+                kept < unanswered.len(),
+                "no delivery was killed before its commit"
+            ),
+            AfterCommit => assert!(
+                kept > 0,
+                "no delivery was killed between its commit and its response"
+            ),
             _ => {}
         }
         figures.unanswered += unanswered.len();
@@ -229,7 +236,7 @@ async fn in_one_world(backend: Backend, turns: &[Moment], mut rng: fastrand::Rng
         if *moment == Random && backend == Backend::Supabase {
             other = Some(steady(&world));
         }
-        // Somebody presses *Redeliver*.
+        // The user presses *Redeliver*.
         let server = world.start("data", &[("WORKERS", "0")]);
         for push in unanswered {
             let status = server.deliver(&world.client, &push.delivery).await;
@@ -243,7 +250,7 @@ async fn in_one_world(backend: Backend, turns: &[Moment], mut rng: fastrand::Rng
     figures
 }
 
-/// Delivers, kills at the moment, and says which deliveries had no answer.
+/// Delivers, kills at the moment, and returns the deliveries without a response.
 async fn round(
     world: &mut World,
     victim: &mut Server,
@@ -273,12 +280,12 @@ async fn round(
                 .await
                 .is_err()
             {
-                // The other replica was quicker.
+                // The other replica claimed them first.
                 let more = world.pushes(RUNNING).await;
                 unanswered.append(&mut deliver(world, victim, more).await);
                 assert!(
                     world.acknowledged.len() < 100_000,
-                    "nothing comes to {place}"
+                    "no video reaches {place}"
                 );
             }
             unanswered.append(&mut in_flight(world, victim, last, rng).await);
@@ -289,7 +296,7 @@ async fn round(
             let (victims, held) = hold_record(world, victim, last).await;
             victim.kill();
             if moment == BeforeCommit && world.backend == Backend::Supabase {
-                // What the server has begun would be committed without its client.
+                // Postgres would commit a statement that has begun even without its client.
                 world
                     .texts(
                         "select pg_terminate_backend(pid)::text from pg_stat_activity
@@ -313,7 +320,7 @@ async fn round(
                 .await
                 .unwrap();
             let mut unanswered = deliver(world, victim, pushes).await;
-            // Two of them may be the other replica's.
+            // Two of them may belong to the other replica.
             let waiting = "select pid::text from pg_stat_activity
                 where datname = current_database() and wait_event_type = 'Lock'
                 and query like '%update lesson_assets%'";
@@ -326,7 +333,7 @@ async fn round(
     }
 }
 
-/// Something that holds all records back.
+/// A lock that prevents deliveries from being recorded.
 enum Held {
     Sqlite(sqlx::Transaction<'static, sqlx::Sqlite>),
     Postgres(sqlx::Transaction<'static, sqlx::Postgres>),
@@ -343,7 +350,7 @@ impl Held {
 
 type Sent = Vec<(Push, Option<u16>)>;
 
-/// Delivers while nothing can be recorded; returns once at least one delivery waits for that.
+/// Delivers while nothing can be recorded; returns once at least one delivery waits for the lock.
 async fn hold_record(
     world: &World,
     victim: &Server,
@@ -358,13 +365,13 @@ async fn hold_record(
                 .await
                 .unwrap();
             let sending = tokio::spawn(send(world, victim, pushes));
-            // Nothing outside shows that the embedded database is waited for: less than it waits.
+            // Nothing shows from outside that the server waits for SQLite. This is shorter than its wait.
             tokio::time::sleep(Duration::from_millis(300)).await;
             (sending, Held::Sqlite(lock))
         }
         Some(database) => {
-            // Not a lock of the table: that holds up the preparation of the statement, too, and one that
-            // was only prepared is never committed.
+            // Not a lock on the table: it would also block the preparation of the statement, and a statement
+            // that was only prepared is never committed.
             let lock = database.hold_delivery(&pushes[0].delivery.guid).await;
             let sending = tokio::spawn(send(world, victim, pushes));
             let waiting = "select pid::text from pg_stat_activity
@@ -388,7 +395,7 @@ async fn until(condition: impl AsyncFn() -> bool) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
-    waited.await.expect("it comes to that");
+    waited.await.expect("the condition becomes true");
 }
 
 /// Kills while these are being delivered.
@@ -425,13 +432,13 @@ fn send(
     stream::iter(sends).buffer_unordered(CLIENTS).collect()
 }
 
-/// Notes what was acknowledged; returns the rest.
+/// Records the acknowledged deliveries; returns the others.
 fn settle(world: &mut World, sent: Sent) -> Vec<Push> {
     let (yes, no): (Vec<_>, Vec<_>) = sent
         .into_iter()
         .partition(|(_, status)| *status == Some(202));
     for (_, status) in &no {
-        assert!(matches!(status, None | Some(503)), "answered {status:?}");
+        assert!(matches!(status, None | Some(503)), "status {status:?}");
     }
     world
         .acknowledged

@@ -1,16 +1,16 @@
-//! Proofs by numbers: the real binary is killed, and its database taken away, again and again.
+//! Long-running checks: the binary is killed, and its database fails, many times.
 //!
 //! ```text
 //! cargo test --test proofs                                     the short form, for CI
 //! cargo test --release --test proofs -- long                   the long form
 //! cargo test --release --test proofs -- long kill seed=7       one of them, repeated
-//! cargo test --release --test proofs -- pages                  a million videos; only if asked for
-//! cargo test --test proofs -- screenshots                      the pages into target/screenshots; only if asked for
-//! cargo test --release --test proofs -- month seed=7           a month at 100 times today's load; only if asked for
+//! cargo test --release --test proofs -- pages                  a million videos; only on request
+//! cargo test --test proofs -- screenshots                      saves target/screenshots; only on request
+//! cargo test --release --test proofs -- month seed=7           a month at 100 times the load; only on request
 //! ```
 //!
-//! What was acknowledged is kept here, outside the processes. Ends with a panic, and so with an exit
-//! code, at the first promise that does not hold.
+//! The list of acknowledged deliveries is kept here, outside the server processes. The first check that fails
+//! panics, so that the exit code is not 0.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
@@ -24,20 +24,20 @@ mod month;
 mod pages;
 mod screenshots;
 mod server;
-#[allow(dead_code)] // Made for the scenarios of `it`; the proofs need less of it.
+#[allow(dead_code)] // Written for the scenarios of `it`; the proofs use only a part.
 #[path = "../it/support/mod.rs"]
 mod support;
 mod world;
 
-/// What the command line asks for.
-struct Asked {
+/// The arguments of the command line.
+struct Options {
     long: bool,
     seed: u64,
     only: Option<String>,
 }
 
 fn main() {
-    let mut asked = Asked {
+    let mut options = Options {
         long: false,
         seed: fastrand::u64(..1 << 32),
         only: None,
@@ -50,13 +50,13 @@ fn main() {
     let words = std::env::args();
     for word in words.skip(1).filter(|word| !word.starts_with('-')) {
         match (word.as_str(), word.strip_prefix("seed=")) {
-            ("long", _) => asked.long = true,
-            (_, Some(seed)) => asked.seed = seed.parse().expect("seed=<number>"),
-            _ => asked.only = Some(word),
+            ("long", _) => options.long = true,
+            (_, Some(seed)) => options.seed = seed.parse().expect("seed=<number>"),
+            _ => options.only = Some(word),
         }
     }
     let runtime = Runtime::new().unwrap();
-    for (name, unasked, prove) in [
+    for (name, by_default, prove) in [
         ("kill", true, kill::prove as fn(&Runtime, bool, u64)),
         ("database", true, database::prove),
         ("pages", false, |runtime, _, _| {
@@ -69,16 +69,20 @@ fn main() {
             runtime.block_on(month::prove(seed))
         }),
     ] {
-        if asked.only.as_deref().map_or(unasked, |only| only == name) {
+        if options
+            .only
+            .as_deref()
+            .map_or(by_default, |only| only == name)
+        {
             let began = Instant::now();
-            prove(&runtime, asked.long, asked.seed);
+            prove(&runtime, options.long, options.seed);
             println!("  took {} s", began.elapsed().as_secs());
         }
     }
 }
 
-/// Runs the jobs in so many threads, as most of their time is waiting. A thread each and not only a
-/// task, since they block while their processes start. None begins after one has failed.
+/// Runs the jobs on this many threads. Tasks would not suffice, because jobs block while their processes
+/// start. No job begins after one has failed.
 fn side_by_side<J: Send, T: Send>(
     threads: usize,
     jobs: Vec<J>,

@@ -1,7 +1,7 @@
-//! A month at a hundred times today's load, on a moved clock, with everything that goes wrong in one.
+//! A month at a hundred times today's load on a simulated clock, with outages, lost webhooks and rate limits.
 //!
-//! What was pushed, what GitHub answered and when it was out is kept here; the server is asked for nothing
-//! that it is judged by.
+//! The pushes, GitHub's responses and the outages are recorded here, so that no check relies on what the
+//! server reports about itself.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,49 +16,50 @@ use video_ingest::pipeline::sweep::SweepOptions;
 use crate::support::fake_github::Fault;
 use crate::support::scenario::{AppRow, Backend, GOOD, SECOND, Scenario, Video};
 
-/// A few lessons a day get a video: ten is generous.
+/// Today, a few videos are rendered per day; ten is an upper estimate.
 const VIDEOS_PER_DAY_TODAY: u64 = 10;
 
-/// How many times as many there are here.
+/// The multiple of today's load.
 const LOAD: u64 = 100;
 
 const DAYS: u64 = 30;
 
-/// The clock stands still for as long as one of these lasts.
+/// The clock moves in steps of this length.
 const SLOT: Duration = Duration::from_secs(300);
 const SLOTS_PER_HOUR: u64 = 12;
 const SLOTS_PER_DAY: u64 = 24 * SLOTS_PER_HOUR;
 
-/// Between two sweeps: 55 minutes, so that they fall at any time of the hour. By default they are eleven
-/// times as frequent, which only finds sooner what was lost; but each reads every row that there is, and
-/// they would take longer than all the rest.
+/// The time between two sweeps: 55 minutes, so that they run at different times of the hour. The default is
+/// eleven times as frequent, which would only find lost videos sooner. Each sweep reads every row, so that
+/// the sweeps would take longer than everything else.
 const SLOTS_PER_SWEEP: u64 = 11;
 
 /// GitHub's limit for a token. Source: GitHub's documentation, "Rate limits for the REST API".
 const CALLS_PER_HOUR: u32 = 5000;
 
-/// What is left of it in an hour in which others use the token, too.
+/// What is left of the limit in an hour in which other programs use the token, too.
 const CALLS_LEFT_OVER: u32 = 60;
 
-/// The branch is tidied up every night: it keeps the videos of so many days.
+/// Old videos are removed from the branch every night; the videos of this many days are kept.
 const DAYS_IN_BRANCH: usize = 1;
 
-/// An outage lasts up to so many slots: four hours.
+/// The longest outage: four hours.
 const OUTAGE_SLOTS_MAX: u64 = 4 * SLOTS_PER_HOUR;
 
-/// A secondary limit asks to wait for up to so many slots.
+/// The longest wait that a secondary rate limit asks for, in slots.
 const SECONDARY_SLOTS_MAX: u64 = 3;
 
-/// Once nothing is wrong any more, what waits is done within the longest wait of the retry schedule: an
-/// hour and a tenth.
+/// Once all faults have ended, waiting videos finish within the longest wait of the retry schedule: 66
+/// minutes.
 const RETRY_SLOTS: u64 = 14;
 
-/// After the last push everything heals, the quota with the hour; then a sweep has to find what was lost.
+/// After the last push, all faults end, and the rate limit resets with the hour; then a sweep must find the
+/// lost videos.
 const DRAIN_SLOTS: u64 = SLOTS_PER_HOUR + SLOTS_PER_SWEEP + RETRY_SLOTS;
 
 const TOKEN: &str = "github_pat_of_the_month";
 
-/// In how many of a thousand slots, pushes or hours.
+/// Probabilities in thousandths, per slot, push or hour.
 const WEBHOOK_LOST: u32 = 100;
 const WEBHOOK_TWICE: u32 = 20;
 const WEBHOOK_LATE: u32 = 50;
@@ -68,7 +69,7 @@ const OUTAGE_BEGINS: u32 = 4;
 const SECONDARY_LIMIT: u32 = 4;
 const HOUR_SHARED: u32 = 50;
 
-/// What may go out.
+/// A service that may have an outage.
 #[derive(Clone, Copy)]
 enum Service {
     Github,
@@ -97,32 +98,32 @@ struct Month {
     rng: fastrand::Rng,
     figures: Figures,
     slot: u64,
-    /// What each video's bytes have to be in the end.
+    /// The expected content of each video at the end.
     pushed: HashMap<Uuid, Video>,
-    /// What is in the branch, by the day of its push.
+    /// The videos in the branch, by the day of their push.
     in_branch: Vec<Vec<Video>>,
-    /// Webhooks that are still on their way, and how many videos each names.
+    /// Webhooks that are delayed, and how many videos each names.
     late: Vec<(Delivery, u64)>,
-    /// Until which slot each service is out.
+    /// The slot in which the outage of each service ends.
     out_until: [Option<u64>; 2],
-    /// What GitHub grants in this hour, and what it answered so far.
+    /// The requests that GitHub grants in this hour, and those that it has counted so far.
     calls_granted: u32,
     calls_this_hour: u32,
-    /// The next call meets the secondary limit, which asks to wait for so many slots.
+    /// The next request exceeds the secondary rate limit, which asks to wait for this many slots.
     secondary_limit: Option<u64>,
-    /// Before this slot GitHub wants no call: it said so.
+    /// GitHub has asked for no requests before this slot.
     quiet_until: u64,
-    /// For how many slots nothing has been wrong.
+    /// The number of slots since the last fault.
     calm_slots: u64,
-    /// Videos asked for since nothing waited.
-    asked: u64,
-    /// Videos pushed since the last sweep, of whom no webhook told.
-    untold: u64,
+    /// Videos requested since the queue was last empty.
+    requested: u64,
+    /// Videos pushed since the last sweep, without a webhook.
+    unannounced: u64,
 }
 
 pub async fn prove(seed: u64) {
     println!("{DAYS} days at {LOAD} times today's load, seed={seed}");
-    // The retries' jitter is this thread's.
+    // The jitter of the retries uses this thread's random numbers.
     fastrand::seed(seed);
     let t = Scenario::begin_injected(Backend::Embedded, Injected::default(), |config| {
         config.github.token = Some(TOKEN.into());
@@ -130,7 +131,7 @@ pub async fn prove(seed: u64) {
     })
     .await;
     t.github.require_token(TOKEN);
-    // A story shows what the server logs: too much of it here.
+    // A scenario prints the server's log, which would be too long here.
     let _quiet = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
     let mut month = Month {
         t,
@@ -146,25 +147,25 @@ pub async fn prove(seed: u64) {
         secondary_limit: None,
         quiet_until: 0,
         calm_slots: 0,
-        asked: 0,
-        untold: 0,
+        requested: 0,
+        unannounced: 0,
     };
     for day in 1..=DAYS {
         for _ in 0..SLOTS_PER_DAY {
             let shared = month.chance(HOUR_SHARED);
             month.grant(shared);
-            month.break_and_heal();
+            month.begin_and_end_outages();
             month.push().await;
             month.pass().await;
         }
-        month.tidy_up();
+        month.remove_old_videos();
         month.expect_no_error_row().await;
         if day % 5 == 0 {
             println!("  day {day}: {} videos pushed", month.figures.videos);
         }
     }
     for service in [Service::Github, Service::Store] {
-        month.heal(service);
+        month.end_outage(service);
     }
     for _ in 0..DRAIN_SLOTS {
         month.grant(false);
@@ -182,15 +183,16 @@ impl Month {
         self.out_until[service as usize].is_some()
     }
 
-    /// Every hour GitHub grants its calls anew, or what others leave of them.
+    /// Resets the rate limit every hour, to the full limit or to what other programs leave of it.
     fn grant(&mut self, shared: bool) {
         if !self.slot.is_multiple_of(SLOTS_PER_HOUR) {
             return;
         }
         self.figures.shared_hours += u64::from(shared);
-        self.calls_granted = match shared {
-            true => CALLS_LEFT_OVER,
-            false => CALLS_PER_HOUR,
+        self.calls_granted = if shared {
+            CALLS_LEFT_OVER
+        } else {
+            CALLS_PER_HOUR
         };
         self.calls_this_hour = 0;
         let reset = self.t.clock.now_ms() / 1000 + 3600;
@@ -199,11 +201,11 @@ impl Month {
             .quota(self.calls_granted, reset.unsigned_abs());
     }
 
-    /// Outages of GitHub and of the store begin and end, and may overlap; GitHub's secondary limit strikes.
-    fn break_and_heal(&mut self) {
+    /// Begins and ends outages of GitHub and of the storage, which may overlap, and the secondary rate limit.
+    fn begin_and_end_outages(&mut self) {
         for service in [Service::Github, Service::Store] {
             if self.out_until[service as usize] == Some(self.slot) {
-                self.heal(service);
+                self.end_outage(service);
             }
             if !self.is_out(service) && self.chance(OUTAGE_BEGINS) {
                 let slots = self.rng.u64(1..=OUTAGE_SLOTS_MAX);
@@ -224,7 +226,7 @@ impl Month {
         }
     }
 
-    fn heal(&mut self, service: Service) {
+    fn end_outage(&mut self, service: Service) {
         if self.out_until[service as usize].take().is_some() {
             match service {
                 Service::Github => {
@@ -236,7 +238,7 @@ impl Month {
         }
     }
 
-    /// What agents render in one slot, and what becomes of its webhook.
+    /// Pushes the videos of one slot, and delivers, delays or loses their webhook.
     async fn push(&mut self) {
         let mean = VIDEOS_PER_DAY_TODAY * LOAD / SLOTS_PER_DAY;
         let mut videos: Vec<_> = (0..self.rng.u64(0..=2 * mean + 1))
@@ -259,7 +261,7 @@ impl Month {
         }
         if self.chance(LATE_ONES_ARRIVE) {
             for (late, videos) in std::mem::take(&mut self.late) {
-                self.asked += videos;
+                self.requested += videos;
                 self.t.deliver(&late).await.expect_accepted();
             }
         }
@@ -278,13 +280,13 @@ impl Month {
         }
         if self.chance(WEBHOOK_LOST) {
             self.figures.lost += 1;
-            self.untold += named;
+            self.unannounced += named;
         } else if self.chance(WEBHOOK_LATE) {
             self.figures.late += 1;
-            self.untold += named;
+            self.unannounced += named;
             self.late.push((delivery, named));
         } else {
-            self.asked += named;
+            self.requested += named;
             self.t.deliver(&delivery).await.expect_accepted();
             if self.chance(WEBHOOK_TWICE) {
                 self.figures.twice += 1;
@@ -293,7 +295,7 @@ impl Month {
         }
     }
 
-    /// Five minutes: what is due is done, and a sweep looks for the rest if it is time for one.
+    /// Runs the work of one slot, and a sweep if one is due.
     async fn pass(&mut self) {
         self.t.work().await;
         self.count_calls();
@@ -306,29 +308,29 @@ impl Month {
         self.t.later(SLOT);
     }
 
-    /// A sweep needs GitHub and nothing else: it succeeds if GitHub is there and wants calls, else the next
-    /// one is its retry.
+    /// A sweep needs only GitHub: it must succeed if GitHub is available and accepts requests. Otherwise, the
+    /// next sweep is its retry.
     async fn sweep(&mut self) {
         let swept = self.t.worker.sweep.run(&SweepOptions::default()).await;
         self.count_calls();
         let kept_away = self.is_out(Service::Github) || self.slot < self.quiet_until;
         assert_eq!(swept.is_err(), kept_away, "slot {}: {swept:?}", self.slot);
         if swept.is_ok() {
-            self.asked += std::mem::take(&mut self.untold);
+            self.requested += std::mem::take(&mut self.unannounced);
         }
         self.t.work().await;
         self.count_calls();
     }
 
-    /// What GitHub answered since the last look: never more than it granted, and nothing was asked of it
-    /// after it had said when to come back.
+    /// Checks the requests since the last check: never more than GitHub granted, and none before the time that
+    /// GitHub asked to wait for.
     fn count_calls(&mut self) {
         for call in self.t.github.take_calls() {
             let slot = self.slot;
-            assert!(slot >= self.quiet_until, "in slot {slot} it asked {call:?}");
+            assert!(slot >= self.quiet_until, "slot {slot}: {call:?}");
             match call.status.unwrap() {
                 403 => {
-                    // A whole hour's calls are enough, also after an outage.
+                    // The full limit is enough for an hour, even after an outage.
                     assert_eq!(self.calls_granted, CALLS_LEFT_OVER, "in slot {slot}");
                     self.figures.refused += 1;
                     self.quiet_until = (slot / SLOTS_PER_HOUR + 1) * SLOTS_PER_HOUR;
@@ -337,7 +339,7 @@ impl Month {
                     self.figures.secondary_limits += 1;
                     self.quiet_until = slot + self.secondary_limit.take().unwrap();
                 }
-                // Nothing has changed: GitHub does not count it. While it is out it counts nothing.
+                // GitHub counts neither a 304 nor a request during an outage.
                 304 | 503 => {}
                 _ => {
                     self.figures.calls += 1;
@@ -350,27 +352,28 @@ impl Month {
         *most = (*most).max(self.calls_this_hour);
     }
 
-    /// What waits was asked for while something was wrong, and is done soon after.
+    /// Only videos that were requested during a fault may wait, and only for a limited time after it.
     async fn expect_bounded_queue(&mut self) {
         let wrong = self.is_out(Service::Github)
             || self.is_out(Service::Store)
             || self.slot < self.quiet_until;
-        self.calm_slots = match wrong {
-            true => 0,
-            false => self.calm_slots + 1,
-        };
+        self.calm_slots = if wrong { 0 } else { self.calm_slots + 1 };
         if self.calm_slots > RETRY_SLOTS {
-            self.asked = 0;
+            self.requested = 0;
         }
         let waiting = "select cast(count(*) as text) from videos
             where state in ('queued', 'running', 'waiting')";
         let waiting: u64 = self.t.text(waiting).await.unwrap().parse().unwrap();
-        assert!(waiting <= self.asked, "{waiting} wait of {}", self.asked);
+        assert!(
+            waiting <= self.requested,
+            "{waiting} videos wait, {} were requested",
+            self.requested
+        );
         self.figures.waiting_max = self.figures.waiting_max.max(waiting);
     }
 
-    /// What was pushed before yesterday is removed from the branch.
-    fn tidy_up(&mut self) {
+    /// Removes the videos that were pushed before yesterday from the branch.
+    fn remove_old_videos(&mut self) {
         let keep = self.in_branch.len().saturating_sub(DAYS_IN_BRANCH);
         let old = self.in_branch[..keep].iter_mut().flat_map(std::mem::take);
         self.t
@@ -390,26 +393,26 @@ impl Month {
     async fn audit(&mut self) {
         let figures = &self.figures;
         println!(
-            "  {} videos and {} rendered again; webhooks: {} lost, {} late, {} twice",
+            "  {} videos, {} rendered again; webhooks: {} lost, {} late, {} delivered twice",
             figures.videos, figures.again, figures.lost, figures.late, figures.twice
         );
         let hours = |slots| slots as f64 / SLOTS_PER_HOUR as f64;
         let [github, store] = figures.outage_slots.map(hours);
         println!(
-            "  GitHub was out for {github:.0} h, the store for {store:.0} h; {} hours with the token shared, \
-             {} secondary limits: no call for {:.0} h",
+            "  outages: GitHub {github:.0} h, storage {store:.0} h; {} hours with a shared token, \
+             {} secondary rate limits; {:.0} h without requests",
             figures.shared_hours,
             figures.secondary_limits,
             hours(figures.quiet_slots),
         );
         println!(
-            "  {:.1} calls per video, sweeps included; {} in one hour at most; {} refused",
+            "  {:.1} requests per video, including sweeps; {} in the busiest hour; {} refused",
             figures.calls as f64 / figures.videos as f64,
             figures.calls_in_an_hour_max,
             figures.refused
         );
-        println!("  at most {} videos waited", figures.waiting_max);
-        // The month was one: each of these did happen.
+        println!("  longest queue: {} videos", figures.waiting_max);
+        // Each of these must have happened.
         for happened in [
             figures.again,
             figures.lost,
@@ -435,7 +438,7 @@ impl Month {
             assert!(stored.as_deref() == Some(&video.mp4[..]), "{}", video.id());
         }
         println!(
-            "  all {} rows ready with their newest bytes",
+            "  all {} videos ready with their latest content",
             self.pushed.len()
         );
         let reasons = "select group_concat(code) from (
@@ -444,7 +447,7 @@ impl Month {
         assert_eq!(
             self.t.text(reasons).await.unwrap(),
             "retry github_unavailable,retry rate_limited,retry storage_unavailable",
-            "nothing failed of anything else"
+            "no other failures"
         );
     }
 }
@@ -457,8 +460,8 @@ fn answer(code: u16, headers: Vec<(&'static str, String)>) -> Fault {
     }
 }
 
-/// The store's folder is elsewhere, and what is in its place answers nothing: a failure in passing, unlike
-/// [`Scenario::break_store`].
+/// Replaces the folder of the store with a file, or restores it. The failures are transient, unlike those of
+/// [`Scenario::break_storage`].
 fn swap_store(data_dir: &Path, from: &str, to: &str) {
     let [from, to] = [from, to].map(|name| data_dir.join(name));
     if to.exists() {

@@ -1,8 +1,8 @@
-//! A million videos: each page reads little more than it shows, through indexes only, and takes no
-//! longer than with ten thousand.
+//! With a million videos, each page reads little more than it shows, only through indexes, and takes at most
+//! twice as long as with ten thousand.
 //!
-//! Postgres itself says what was read (`auto_explain`), of the real statements with their real
-//! parameters, asked for by the real pages as the service's role.
+//! Postgres reports what was read (`auto_explain`) for the statements that the pages run, with their
+//! parameters and as the service's role.
 
 use std::time::{Duration, Instant};
 
@@ -25,29 +25,29 @@ const LARGE: u32 = 1_000_000;
 /// Videos that are being generated.
 const GENERATING: u32 = 100;
 
-/// Rows that a page may read of what grows with the videos.
+/// The most rows that a page may read of tables that grow with the videos.
 const ROWS_MAX: u64 = 200;
 
-/// Rows that a page may read of what does not grow with them: hours of a day, counts,
-/// marks, what the agent says of the videos that are being generated.
+/// The most rows that a page may read of other tables: hourly counts, counts, marks, and the statuses of
+/// generating videos.
 const ROLLUP_ROWS_MAX: u64 = 1_000;
 
 /// How much longer a page may take in the large database.
 const RATIO_MAX: f64 = 2.0;
 
-/// Each page is asked for so often in each database, in turn; the median counts.
+/// Each page is requested this many times in each database, in turn; the median counts.
 const ROUNDS: usize = 101;
 
-/// A machine that is busy with other things gets so many chances to show that it was only that.
-const SECOND_LOOKS: usize = 2;
+/// How often a page that was too slow is measured again, in case the machine was busy.
+const REPEATS_MAX: usize = 2;
 
-/// What grows with the videos.
+/// The tables that grow with the videos.
 const GROWING: [&str; 4] = ["videos", "events", "deliveries", "lesson_assets"];
 
-/// What the app's own policies look up for each of its rows: never scanned, but the app's to count.
+/// The table that the app's own policies read for each row: it must not be scanned, but its rows do not count.
 const OF_POLICIES: &str = "lessons";
 
-/// A superuser, who alone may have plans logged.
+/// A superuser: only superusers may enable the logging of plans.
 const SUPERUSER: &str = "supabase_admin";
 
 /// How long Postgres may take to write a plan into its log.
@@ -58,11 +58,11 @@ const LOG_PATIENCE: Duration = Duration::from_secs(10);
 struct Read {
     rows: u64,
     rollup_rows: u64,
-    /// Scans without an index of what grows.
+    /// Scans of growing tables without an index.
     scans: Vec<String>,
 }
 
-/// The program on a filled database.
+/// The server on a filled database.
 struct World {
     database: Database,
     dir: tempfile::TempDir,
@@ -81,7 +81,7 @@ pub async fn prove() {
     let mut times = Vec::new();
     for (few, many) in pages[0].iter().zip(&pages[1]) {
         let mut took = compare(&small, &few.1, &large, &many.1).await;
-        for _ in 0..SECOND_LOOKS {
+        for _ in 0..REPEATS_MAX {
             if took[1].as_secs_f64() > took[0].as_secs_f64() * RATIO_MAX {
                 took = compare(&small, &few.1, &large, &many.1).await;
             }
@@ -116,7 +116,7 @@ pub async fn prove() {
     println!("  index scans only, at most {ROWS_MAX} rows, at most {RATIO_MAX} times as long");
 }
 
-/// How long a page takes in each database: the median of what was asked for in turn.
+/// How long a page takes in each database: the median of requests in turn.
 async fn compare(small: &World, few: &str, large: &World, many: &str) -> [Duration; 2] {
     let mut took = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
@@ -129,7 +129,7 @@ async fn compare(small: &World, few: &str, large: &World, many: &str) -> [Durati
     })
 }
 
-/// What is asked for, of a database of so many videos.
+/// The pages to request from a database with this many videos.
 fn pages(videos: u32) -> Vec<(&'static str, String)> {
     let middle = videos / 2;
     let (video, lesson) = (id("video", middle), id("lesson", middle / 4));
@@ -162,19 +162,19 @@ fn pages(videos: u32) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// As the database makes them.
+/// An id, computed as in [`fill`].
 fn id(of: &str, n: u32) -> String {
     use md5::Digest as _;
     let digest = md5::Md5::digest(format!("{of}{n}"));
     uuid::Uuid::from_slice(&digest).unwrap().to_string()
 }
 
-/// When a video changed: a minute after the one before it, all of them within the past.
+/// When a video changed: one minute after the previous one.
 fn at_ms(videos: u32, n: u32) -> i64 {
     END_MS - i64::from(videos + GENERATING - n) * 60_000
 }
 
-/// Any moment.
+/// An arbitrary time after the last change.
 const END_MS: i64 = 1_790_000_000_000;
 
 fn fill(videos: u32) -> String {
@@ -247,7 +247,7 @@ impl World {
         world.serve(github).await;
         let began = Instant::now();
         world.database.sql(&fill(videos)).await;
-        // As autovacuum does in time.
+        // Autovacuum would do this later.
         let mut superuser = world.superuser().await;
         sqlx::raw_sql("vacuum analyze")
             .execute(&mut superuser)
@@ -260,7 +260,7 @@ impl World {
         world
     }
 
-    /// The whole program without its workers, with connections of its own.
+    /// Starts the server without workers, on new connections.
     async fn serve(&mut self, github: &FakeGithub) {
         let local = "127.0.0.1:0".parse().unwrap();
         let mut config =
@@ -292,7 +292,7 @@ impl World {
         began.elapsed()
     }
 
-    /// From now on the log shows the plan of every statement, with what it really read.
+    /// From now on, the log contains the plan of every statement, with the rows that it read.
     async fn log_plans(&mut self, github: &FakeGithub) {
         let mut superuser = self.superuser().await;
         for (setting, value) in [
@@ -315,13 +315,13 @@ impl World {
         self.serve(github).await;
     }
 
-    /// What a page read, by the plans in the log.
+    /// What a page read, according to the plans in the log.
     async fn read(&self, path: &str) -> Read {
         let before = self.plans().len();
         self.get(path).await;
         let began = Instant::now();
         let mut read = Read::default();
-        // The last statement of a page may be logged after its answer.
+        // The last statement of a page may be logged after its response.
         let mut seen = before;
         loop {
             let plans = self.plans();
@@ -337,7 +337,7 @@ impl World {
         }
     }
 
-    /// Every plan that the log shows of this database so far.
+    /// Every plan of this database in the log so far.
     fn plans(&self) -> Vec<Value> {
         let log = std::fs::read_to_string(self.database.server.dir.join("log")).unwrap();
         let of_this = format!(" {} ", self.database.name);
@@ -358,7 +358,7 @@ impl World {
 }
 
 impl Read {
-    /// What a node of a plan and those below it read.
+    /// Adds what a node of a plan and those below it read.
     fn add(&mut self, node: &Value) {
         let number = |name: &str| node[name].as_f64().unwrap_or_default();
         let table = node["Relation Name"].as_str().unwrap_or_default();

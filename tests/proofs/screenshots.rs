@@ -1,4 +1,4 @@
-//! The pages as pictures, with a day behind them: for the README, and to look at after a change.
+//! Screenshots of the pages with the data of one day, for the README and for manual review.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +17,7 @@ const DAY: [u32; 24] = [
     2, 1, 0, 0, 0, 1, 2, 4, 6, 7, 5, 6, 8, 6, 4, 5, 7, 9, 6, 4, 3, 5, 3, 2,
 ];
 
-/// Heights that show whole pages, in pixels.
+/// Widths, and heights that show whole pages, in pixels.
 const HEIGHTS: [(u32, u32); 2] = [(1280, 1250), (390, 2300)];
 
 pub async fn take() {
@@ -25,7 +25,7 @@ pub async fn take() {
     let mut rng = fastrand::Rng::with_seed(1);
     let t = Scenario::begin(Backend::Embedded).await;
     let sign_in = ("sign-in", String::new());
-    pictures(
+    take_screenshots(
         &t,
         &[
             ("empty", "/".into()),
@@ -35,7 +35,7 @@ pub async fn take() {
     .await;
     for ready in DAY {
         for _ in 0..ready {
-            let video = drawn(&mut rng, GOOD);
+            let video = video_from(&mut rng, GOOD);
             t.row(&video).await;
             t.push(&video).await;
             t.later(Duration::from_millis(rng.u64(900..9_000)));
@@ -43,27 +43,27 @@ pub async fn take() {
         }
         t.later(Duration::from_secs(3_600 - u64::from(ready) * 5));
     }
-    let (truncated, twisted, homeless, lonely) = (
-        drawn(&mut rng, TRUNCATED),
-        drawn(&mut rng, GOOD),
-        drawn(&mut rng, GOOD),
-        drawn(&mut rng, GOOD),
+    let (truncated, mismatched, rowless, unpushed) = (
+        video_from(&mut rng, TRUNCATED),
+        video_from(&mut rng, GOOD),
+        video_from(&mut rng, GOOD),
+        video_from(&mut rng, GOOD),
     );
     let other = serde_json::json!({"lesson_id": id(&mut rng)});
-    let twisted = Video {
-        json: metadata(twisted.key, other).into(),
-        ..twisted
+    let mismatched = Video {
+        json: metadata(mismatched.key, other).into(),
+        ..mismatched
     };
-    for video in [&truncated, &twisted, &lonely] {
+    for video in [&truncated, &mismatched, &unpushed] {
         t.row(video).await;
     }
-    for video in [&truncated, &homeless, &twisted] {
+    for video in [&truncated, &rowless, &mismatched] {
         t.push(video).await;
         t.later(Duration::from_secs(2));
         t.work().await;
         t.later(Duration::from_secs(150));
     }
-    let ready = drawn(&mut rng, GOOD);
+    let ready = video_from(&mut rng, GOOD);
     t.row(&ready).await;
     t.push(&ready).await;
     t.later(Duration::from_millis(2_400));
@@ -74,26 +74,26 @@ pub async fn take() {
     )
     .await;
     t.later(Duration::from_secs(70));
-    let said = [
+    let statuses = [
         GenerationStatus::unknown("the agent's sandbox was paused"),
         GenerationStatus::Finished,
         GenerationStatus::Generating,
     ];
     let mut generating = Vec::new();
-    for (minutes, status) in [12, 7, 1].into_iter().zip(said) {
-        let video = drawn(&mut rng, GOOD);
+    for (minutes, status) in [12, 7, 1].into_iter().zip(statuses) {
+        let video = video_from(&mut rng, GOOD);
         let age = Duration::from_secs(minutes * 60);
         t.rows(&[AppRow {
             age,
             ..AppRow::pending(video.key)
         }])
         .await;
-        let said = (video.key, "c", &status);
-        t.db.keep_statuses(&[said]).await.unwrap();
+        let kept = (video.key, "c", &status);
+        t.db.keep_statuses(&[kept]).await.unwrap();
         generating.push(video);
     }
     t.ask("/reconcile?wait=0").await;
-    let (running, queued) = (drawn(&mut rng, GOOD), drawn(&mut rng, GOOD));
+    let (running, queued) = (video_from(&mut rng, GOOD), video_from(&mut rng, GOOD));
     for video in [&running, &queued] {
         t.row(video).await;
     }
@@ -107,18 +107,18 @@ pub async fn take() {
         ("not-found", "/videos/no-such".into()),
         ("ready", format!("/videos/{}", ready.id())),
         ("truncated", format!("/videos/{}", truncated.id())),
-        ("waiting", format!("/videos/{}", homeless.id())),
+        ("waiting", format!("/videos/{}", rowless.id())),
         ("generating", format!("/videos/{}", generating[0].id())),
         ("running", format!("/videos/{}", running.id())),
         ("deliveries", "/deliveries".into()),
         sign_in,
     ];
-    pictures(&t, &pages).await;
-    println!("the pages are in {FOLDER}");
+    take_screenshots(&t, &pages).await;
+    println!("screenshots are in {FOLDER}");
 }
 
-/// A video with ids that are the same in every picture.
-fn drawn(rng: &mut fastrand::Rng, mp4: &'static [u8]) -> Video {
+/// A video with ids that are the same in every run.
+fn video_from(rng: &mut fastrand::Rng, mp4: &'static [u8]) -> Video {
     let key = video_ingest::domain::ids::VideoKey {
         lesson_id: id(rng),
         video_id: id(rng),
@@ -133,7 +133,7 @@ fn id(rng: &mut fastrand::Rng) -> Uuid {
     uuid::Builder::from_random_bytes(rng.u128(..).to_be_bytes()).into_uuid()
 }
 
-async fn pictures(t: &Scenario, pages: &[(&str, String)]) {
+async fn take_screenshots(t: &Scenario, pages: &[(&str, String)]) {
     for (width, height) in HEIGHTS {
         for dark in [false, true] {
             let settings = Settings {
@@ -150,7 +150,7 @@ async fn pictures(t: &Scenario, pages: &[(&str, String)]) {
                 } else {
                     browser.go(path).await;
                 }
-                // A picture of the video, not of its loading.
+                // Wait for a frame of the video.
                 browser
                     .ask(
                         "const [done] = arguments, video = document.querySelector('video');

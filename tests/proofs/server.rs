@@ -1,4 +1,4 @@
-//! The real binary as a child process.
+//! The binary as a child process.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -18,7 +18,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts it and waits until it listens. What it logs goes to `log`.
+    /// Starts it and waits until it listens. Its log is appended to `log`.
     pub fn start(settings: &[(String, String)], dir: &Path, log: &Path) -> Self {
         let mut log = std::fs::File::options()
             .create(true)
@@ -26,7 +26,7 @@ impl Server {
             .open(log)
             .unwrap();
         let (count, hanging) = watch::channel(0);
-        // A file that may not grow is an error to it, as a full disk is, not a signal.
+        // A file that exceeds its size limit is an error, like a full disk, and not a signal.
         let mut command = Command::new("sh");
         let command = command
             .args(["-c", "trap '' XFSZ; exec \"$0\" serve"])
@@ -52,7 +52,7 @@ impl Server {
         self.child.id()
     }
 
-    /// Sends a signed webhook; `None`: no answer came.
+    /// Sends a signed webhook; `None`: there was no response.
     pub fn deliver(
         &self,
         client: &reqwest::Client,
@@ -67,7 +67,7 @@ impl Server {
         async move { Some(request.send().await.ok()?.status().as_u16()) }
     }
 
-    /// Until so many videos hang at an armed place.
+    /// Waits until this many videos hang at an armed fail point.
     pub async fn hanging(&self, videos: usize) {
         let mut hanging = self.hanging.clone();
         let _ = hanging.wait_for(|count| *count >= videos).await;

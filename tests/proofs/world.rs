@@ -1,4 +1,4 @@
-//! What is around the processes, and what has to hold of it.
+//! The environment of the server processes, and the checks of its contents.
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
@@ -19,17 +19,17 @@ use crate::support::scenario::{ADMIN_TOKEN, GOOD, REPOSITORY, SECOND, SECRET, TH
 /// The shortest lease that the settings allow.
 pub const LEASE: Duration = Duration::from_secs(5);
 
-/// How long after its end a lease may lie before somebody takes it: the idle look of five seconds and
-/// what a busy machine adds.
+/// How long an expired lease may wait until it is taken over: the poll interval of five seconds, and extra
+/// time for a busy machine.
 const LEASE_NOTICED_MAX: Duration = Duration::from_secs(10);
 
-/// Longer than all retries of what was hit take.
+/// Longer than all retries take.
 const DRAIN_MAX: Duration = Duration::from_secs(420);
 
-/// Long enough for a kill to fall into it.
+/// Long enough for a kill during a download.
 const DOWNLOAD_TIME: Duration = Duration::from_millis(30);
 
-/// How much of a log is shown.
+/// How many lines of a log are shown.
 const LOG_LINES: usize = 30;
 
 const BUCKET: &str = "lesson-assets";
@@ -42,14 +42,14 @@ pub enum Backend {
     Supabase,
 }
 
-/// A push and the only video it brings.
+/// A push and the only video in it.
 #[derive(Clone)]
 pub struct Push {
     pub video: Video,
     pub delivery: Delivery,
 }
 
-/// GitHub, store, database, and the list of what was acknowledged.
+/// GitHub, storage, database, and the list of acknowledged deliveries.
 pub struct World {
     pub backend: Backend,
     pub client: reqwest::Client,
@@ -61,11 +61,11 @@ pub struct World {
     dir: tempfile::TempDir,
     /// Every video that was pushed, acknowledged or not.
     videos: HashMap<Uuid, Video>,
-    /// Which version of an object was last seen.
+    /// The last seen version of each object.
     seen: HashMap<Uuid, u64>,
-    /// Whose bytes were in the store while their row was not ready, when a process was killed.
+    /// Videos whose object was stored but whose row was not ready when a process was killed.
     pub between: HashSet<Uuid>,
-    /// Objects that took effect once more, by video.
+    /// How often the object of each video was replaced.
     replaced: HashMap<Uuid, u64>,
 }
 
@@ -111,7 +111,7 @@ impl World {
         }
     }
 
-    /// A process in this world; `name` is its DATA_DIR.
+    /// Starts a process in this world; `name` is its DATA_DIR.
     pub fn start(&self, name: &str, settings: &[(&str, &str)]) -> Server {
         let data = self.dir.path().join(name);
         std::fs::create_dir_all(&data).unwrap();
@@ -146,7 +146,7 @@ impl World {
         )
     }
 
-    /// Pushes so many videos, one by one; nobody is told of it yet.
+    /// Pushes this many videos, one by one, without delivering the webhooks.
     pub async fn pushes(&mut self, count: usize) -> Vec<Push> {
         let mut pushes = Vec::new();
         for n in 0..count {
@@ -170,7 +170,7 @@ impl World {
         pushes
     }
 
-    /// Texts out of the database, as its owner sees it.
+    /// The texts that a query returns, as the database's owner.
     pub async fn texts(&self, query: &str) -> Vec<String> {
         match &self.database {
             Some(database) => sqlx::query_scalar(AssertSqlSafe(query))
@@ -211,7 +211,7 @@ impl World {
         ids.iter().map(|id| id.parse().unwrap()).collect()
     }
 
-    /// What is visible in the store: whose, which bytes, which version.
+    /// The visible objects: the video, its bytes and its version.
     fn objects(&self) -> Vec<(Uuid, Bytes, u64)> {
         let video = |path: &str| {
             let name = path.rsplit('/').next().unwrap();
@@ -243,10 +243,10 @@ impl World {
         found
     }
 
-    /// What must hold at any moment: every visible object is whole and the right one, every ready row
-    /// has its object. `killed`: a process has just died.
+    /// Checks what must hold at any time: every visible object is complete and correct, and every ready row has
+    /// its object. `killed`: a process was just killed.
     pub async fn audit(&mut self, killed: bool) {
-        // In this order: an object is there before its row is ready.
+        // In this order, because an object exists before its row is ready.
         let ready = self.ready().await;
         let objects = self.objects();
         let stored: HashSet<Uuid> = objects.iter().map(|(id, ..)| *id).collect();
@@ -274,18 +274,18 @@ impl World {
         }
     }
 
-    /// Waits, with a process that works, until everything acknowledged is ready, and checks all of it.
+    /// Waits until every acknowledged video is ready, while a server is running, and checks all of them.
     pub async fn drain(&mut self) -> Drained {
         let (began, mut free_since) = (tokio::time::Instant::now(), since_epoch());
         let mut lease_over_max = Duration::ZERO;
-        let asked: HashSet<Uuid> = self
+        let acknowledged: HashSet<Uuid> = self
             .acknowledged
             .iter()
             .map(|push| push.video.key.video_id)
             .collect();
         loop {
             let ready = self.ready().await;
-            let left: Vec<_> = asked.difference(&ready).collect();
+            let left: Vec<_> = acknowledged.difference(&ready).collect();
             if left.is_empty() {
                 break;
             }
@@ -300,13 +300,13 @@ impl World {
                 free_since = now;
             }
             for due in self.texts(leases).await {
-                // An ended lease is work like any other: it has its place in the queue.
+                // An expired lease waits for its turn in the queue, like other work.
                 let ended = Duration::from_millis(due.parse().unwrap()).max(free_since);
                 let over = now.saturating_sub(ended);
                 lease_over_max = lease_over_max.max(over);
                 assert!(
                     over < LEASE_NOTICED_MAX,
-                    "a lease ended {over:?} ago and nobody took it"
+                    "a lease expired {over:?} ago and was not taken over"
                 );
             }
             if began.elapsed() > DRAIN_MAX {
@@ -340,7 +340,7 @@ impl World {
             );
         }
         Drained {
-            ready: asked.len(),
+            ready: acknowledged.len(),
             between: self.between.len(),
             replaced_between: self.replaced.values().sum(),
             lease_over_max,
@@ -349,7 +349,7 @@ impl World {
 }
 
 impl Drop for World {
-    /// What the process said last, if a promise did not hold.
+    /// Prints the end of the server's log if a check failed.
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.dir.path().join("data.log")).unwrap_or_default();

@@ -1,4 +1,4 @@
-// GitHub's own library with an empty handler: verifies, parses, stores nothing.
+// GitHub's library with an empty handler: it verifies and parses, but stores nothing.
 import { createServer } from "node:http";
 import { Webhooks, createNodeMiddleware } from "@octokit/webhooks";
 

@@ -1,4 +1,4 @@
-//! What ours is measured against: other people's programs, each as its own process.
+//! The baselines: third-party programs, each in its own process.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,31 +13,31 @@ use crate::server;
 use crate::support::postgres::Database;
 use crate::support::scenario::SECRET;
 
-/// They start in far less.
+/// Longer than any start takes.
 const START_MAX: Duration = Duration::from_secs(20);
 
 /// A server that is killed when dropped.
-pub struct Anchor {
+pub struct Baseline {
     pub address: SocketAddr,
     child: Child,
 }
 
-impl Anchor {
-    /// What it has had of the processors so far.
+impl Baseline {
+    /// CPU time that it has used so far.
     pub fn cpu(&self) -> Duration {
         server::cpu(&self.child)
     }
 }
 
-impl Drop for Anchor {
+impl Drop for Baseline {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// GitHub's own library for webhooks with an empty handler.
-pub fn octokit() -> Anchor {
+/// GitHub's library for webhooks, with an empty handler.
+pub fn octokit() -> Baseline {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("octokit");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench/octokit");
     std::fs::create_dir_all(&dir).unwrap();
@@ -63,17 +63,17 @@ pub fn octokit() -> Anchor {
     BufReader::new(child.stdout.as_mut().unwrap())
         .read_line(&mut port)
         .unwrap();
-    Anchor {
+    Baseline {
         address: format!("127.0.0.1:{}", port.trim()).parse().unwrap(),
         child,
     }
 }
 
-/// Where [`webhook`] takes pushes.
+/// The path on which [`webhook`] accepts pushes.
 pub const WEBHOOK_PATH: &str = "/hooks/github";
 
 /// Debian's `webhook`, running `true` for each push.
-pub fn webhook() -> Anchor {
+pub fn webhook() -> Baseline {
     let hooks = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hooks.json");
     let rule = json!({"match": {
         "type": "payload-hmac-sha256",
@@ -99,19 +99,19 @@ pub fn webhook() -> Anchor {
         assert!(began.elapsed() < START_MAX, "webhook does not listen");
         std::thread::sleep(Duration::from_millis(5));
     }
-    Anchor { address, child }
+    Baseline { address, child }
 }
 
-/// Inserts of one row, as long as the record of a delivery, each in its own commit: so many a second.
+/// Inserts per second, each with one row as long as the record of a delivery, and in its own commit.
 pub async fn pgbench(database: &Database, clients: usize, seconds: u32) -> f64 {
     database
-        .sql("create table if not exists anchor (id bigserial primary key, body text not null)")
+        .sql("create table if not exists baseline (id bigserial primary key, body text not null)")
         .await;
     let script = Path::new(env!("CARGO_TARGET_TMPDIR")).join("insert.sql");
     let body = "0123456789".repeat(40);
     std::fs::write(
         &script,
-        format!("insert into anchor (body) values ('{body}');\n"),
+        format!("insert into baseline (body) values ('{body}');\n"),
     )
     .unwrap();
     let mut pgbench = tokio::process::Command::new(database.server.bin.join("pgbench"));
@@ -132,7 +132,7 @@ pub async fn pgbench(database: &Database, clients: usize, seconds: u32) -> f64 {
     tps.unwrap_or_else(|| panic!("pgbench: {said}"))
 }
 
-/// `curl URL | curl -T -`, so many at once; how long until the last one ended.
+/// Runs `curl URL | curl -T -` for all targets at once, and returns the time until the last one ended.
 pub async fn curl(from: &str, header: &str, to: &[String]) -> Duration {
     let began = Instant::now();
     let pipes = to.iter().map(|to| {
@@ -151,8 +151,8 @@ pub async fn curl(from: &str, header: &str, to: &[String]) -> Duration {
     began.elapsed()
 }
 
-/// What one thread needs, per byte, to take so many bytes from a socket, hash them twice and put
-/// them into another socket.
+/// CPU time that one thread needs to read this many bytes from a socket, hash them twice and write them to
+/// another socket.
 pub fn hash_and_copy(bytes: usize) -> Duration {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -187,7 +187,7 @@ pub fn hash_and_copy(bytes: usize) -> Duration {
     used
 }
 
-/// What this thread has had of the processor so far.
+/// CPU time that this thread has used so far.
 fn thread_cpu() -> Duration {
     // Source: the kernel's Documentation/scheduler/sched-stats.rst; the first field, nanoseconds.
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
@@ -195,5 +195,5 @@ fn thread_cpu() -> Duration {
 }
 
 fn missing<T>(program: &str, packages: &str, error: &std::io::Error) -> T {
-    panic!("{program} does not start ({error}): apt-get install -y {packages}")
+    panic!("{program} does not start ({error}); install it: apt-get install -y {packages}")
 }
