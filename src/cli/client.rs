@@ -256,7 +256,7 @@ pub(super) fn url_flag() -> Arg {
         .long("url")
         .value_name("URL")
         .value_parser(server_url)
-        .help("URL of the server [default: this machine, at LISTEN_ADDR or PORT]")
+        .help("URL of the server [default: the server on this machine, at LISTEN_ADDR or PORT]")
 }
 
 fn server_url(text: &str) -> Result<String, String> {

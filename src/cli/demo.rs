@@ -31,6 +31,7 @@ use crate::domain::advice::advice;
 use crate::domain::failure::Code;
 use crate::domain::ids::{FileKind, GitSha, VideoKey};
 use crate::domain::lfs::{POINTER_BYTES_MAX, Pointer};
+use crate::domain::state::VideoState;
 use crate::fake_github::{Delivery, FakeGithub, git};
 use crate::format::{WIDTH, duration, elapsed, indented, plain};
 use crate::services::client;
@@ -62,26 +63,26 @@ const HASH_BUFFER_BYTES: usize = 64 << 10;
 /// The command line of `demo`.
 pub fn command() -> Command {
     Command::new("demo")
-        .about("Show the whole pipeline from a push to a playable video, without configuration")
+        .about("Demonstrate the whole pipeline, from push to playable video; no configuration needed")
         .long_about(
-            "Show the whole pipeline from a push to a playable video, without configuration.\n\n\
-             Starts the real server on a free port of this machine, with database and store in a \
-             temporary folder and a built-in fake of GitHub. Reads no settings and no .env. \
-             Runs until Ctrl-C.",
+            "Demonstrate the whole pipeline, from push to playable video; no configuration needed.\n\n\
+             Starts the real server on a free local port and a built-in fake GitHub, and keeps the \
+             database and the stored videos in a temporary folder. Reads no settings and no .env file. \
+             Runs until you press Ctrl-C.",
         )
-        .after_help("Exit codes: 0 if every video reached its expected state with the stored bytes equal to the pushed ones, else 1.")
+        .after_help("Exit codes: 0 if every video reached its expected state and the stored bytes match what was pushed, otherwise 1.")
         .arg(
             Arg::new("exit")
                 .long("exit")
                 .action(ArgAction::SetTrue)
-                .help("Exit at the end instead of waiting for Ctrl-C"),
+                .help("Exit when the demo is complete instead of waiting for Ctrl-C"),
         )
         .arg(
             Arg::new("repo")
                 .long("repo")
                 .value_name("PATH")
                 .value_parser(value_parser!(PathBuf))
-                .help("Ingest the videos/ folder of this local git repository (at HEAD) instead"),
+                .help("Ingest the videos/ folder of this local Git repository (at HEAD) instead of the sample videos"),
         )
 }
 
@@ -174,15 +175,15 @@ impl Demo {
     }
 
     async fn run(&self, repo: Option<&PathBuf>) -> anyhow::Result<()> {
-        print_line("video-ingest demo: from a push to a playable video, without configuration\n")?;
+        print_line("video-ingest demo: from push to playable video, no configuration needed\n")?;
         print_line(&format!("  server  {}", self.url))?;
         let what = match repo {
             Some(path) => format!("HEAD of {}", path.display()),
-            None => "a fake, nothing leaves this machine".to_owned(),
+            None => "fake; no data leaves this machine".to_owned(),
         };
         print_line(&format!("  GitHub  {} ({what})", self.github.url()))?;
         print_line(&format!(
-            "  data    {} (kept, delete it at any time)",
+            "  data    {} (kept after the demo; delete it at any time)",
             self.data.display()
         ))?;
         match repo {
@@ -204,7 +205,7 @@ impl Demo {
         let row = self.video(good).await?.video;
         self.at_now(&row.state, &format!("video {}", good.video_id))?;
         ensure!(
-            row.state == "generating",
+            row.state == VideoState::Generating.as_str(),
             "The new row is {} instead of generating.",
             row.state
         );
@@ -218,7 +219,7 @@ impl Demo {
         self.show_timeline(&detail)?;
         self.at_now(&detail.video.state, "the app shows the video")?;
         ensure!(
-            detail.video.state == "ready",
+            detail.video.state == VideoState::Ready.as_str(),
             "The pushed video is {}: {}",
             detail.video.state,
             detail.video.message.as_deref().unwrap_or("no reason given")
@@ -238,7 +239,7 @@ impl Demo {
         let state = self.settled(good).await?.video.state;
         let again = self.github.blob_reads(mp4) > reads;
         ensure!(
-            state == "ready" && !again,
+            state == VideoState::Ready.as_str() && !again,
             "The redelivery should change nothing, but the video is {state}{}.",
             if again {
                 " and was downloaded again"
@@ -246,7 +247,7 @@ impl Demo {
                 ""
             }
         );
-        self.at_now(&state, "unchanged, the video was not downloaded again")?;
+        self.at_now(&state, "unchanged; the video was not downloaded again")?;
 
         print_line("\n4. The agent pushes a truncated video")?;
         let bad = new_key();
@@ -255,7 +256,7 @@ impl Demo {
         self.show_timeline(&detail)?;
         self.show_reason(&detail)?;
         ensure!(
-            detail.video.state == "failed"
+            detail.video.state == VideoState::Failed.as_str()
                 && detail.video.code.as_deref() == Some(Code::Truncated.as_str()),
             "The truncated video should have failed with {}.",
             Code::Truncated
@@ -265,7 +266,7 @@ impl Demo {
             "The truncated video was stored."
         );
         print_line(
-            "\nDone: the valid video is ready, byte for byte; the truncated one failed with a reason.",
+            "\nDone: the valid video was stored byte for byte, and the truncated one was rejected with a reason.",
         )
     }
 
@@ -283,7 +284,7 @@ impl Demo {
             path.display()
         );
         print_line(&format!(
-            "\nPushing its branch with {} video(s)",
+            "\nPushing the branch with {} video(s)",
             keys.len()
         ))?;
         let push = self.github.push(GitSha::from_bytes([0; 20]), head);
@@ -294,7 +295,7 @@ impl Demo {
             let video = &detail.video;
             let is_other = video.lesson_id != key.lesson_id.to_string();
             let state = if is_other {
-                "failed"
+                VideoState::Failed.as_str()
             } else {
                 video.state.as_str()
             };
@@ -303,9 +304,9 @@ impl Demo {
             print_line(&format!("{INDENT}video  {}", key.video_id))?;
             if is_other {
                 print_line(&format!(
-                    "{INDENT}A file of another lesson has the same video id."
+                    "{INDENT}A file for another lesson has the same video ID."
                 ))?;
-            } else if state == "ready" {
+            } else if state == VideoState::Ready.as_str() {
                 self.show_ready(&detail)?;
                 let blob = self.blob(*key)?;
                 let pushed = pushed_sha256(path, blob).await?;
@@ -333,7 +334,7 @@ impl Demo {
     fn show_address(&self) -> anyhow::Result<()> {
         let Self { url, token, .. } = self;
         print_line(&format!(
-            "\nThe server runs until Ctrl-C:\n\n  page         {url}/"
+            "\nThe server runs until you press Ctrl-C:\n\n  status page  {url}/"
         ))?;
         print_line(&format!("  admin token  {token}\n"))?;
         print_line(&format!(
@@ -363,7 +364,7 @@ impl Demo {
         let body = delivery.body();
         self.at_now(
             "webhook",
-            &format!("{} bytes, HMAC-SHA256 signed", body.len()),
+            &format!("{} bytes, signed with HMAC-SHA256", body.len()),
         )?;
         let mut request = self
             .hooks
@@ -383,7 +384,7 @@ impl Demo {
         );
         let count = |name: &str| response[name].as_array().map_or(0, Vec::len);
         let what = if response["scan"] == true {
-            "scanning the whole tree".to_owned()
+            "scanning the whole folder".to_owned()
         } else {
             format!(
                 "{} video(s), {} file(s) ignored",
@@ -412,7 +413,8 @@ impl Demo {
                 // With a scan, the video is unknown until the tree was listed.
                 if let Some(response) = self.api.find_video(key.video_id).await? {
                     let detail: Detail = serde_json::from_value(response)?;
-                    if matches!(detail.video.state.as_str(), "ready" | "failed" | "waiting") {
+                    let state = VideoState::parse(&detail.video.state);
+                    if state.is_some_and(VideoState::is_settled) {
                         return Ok(detail);
                     }
                 }
@@ -481,7 +483,7 @@ impl Demo {
             stored == pushed,
             "The SHA-256 of the stored file differs from that of {whose}: {pushed}."
         );
-        print_line(&format!("          equal to that of {whose}"))
+        print_line(&format!("          matches the SHA-256 of {whose}"))
     }
 
     /// Prints a line with the current time.

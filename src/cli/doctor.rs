@@ -20,11 +20,11 @@ pub fn command() -> Command {
                 .long("url")
                 .value_name("URL")
                 .value_parser(super::webhook::receiver)
-                .help("URL at which GitHub should reach this server, such as https://videos.example.org"),
+                .help("URL at which GitHub should reach the server, such as https://videos.example.org"),
         )
         .arg(json_flag())
         .after_help(format!(
-            "Exit codes: 0 no check failed, 1 a check failed (✗), 2 invalid configuration.\n\n{}",
+            "Exit codes: 0 no failed checks, 1 one or more failed checks (✗), 2 invalid configuration.\n\n{}",
             config::secrets_help()
         ))
 }
@@ -78,11 +78,13 @@ fn rendered(report: &Report) -> String {
     let count = |mark| findings.iter().filter(|f| f.mark == mark).count();
     text += &match (count(Mark::Failed), count(Mark::Warning)) {
         (0, 0) => "\nAll checks passed.\n".to_owned(),
-        (0, 1) => "\nNo check failed, 1 warning (!).\n".to_owned(),
-        (0, n) => format!("\nNo check failed, {n} warnings (!).\n"),
+        (0, 1) => "\nNo checks failed; 1 warning (!).\n".to_owned(),
+        (0, n) => format!("\nNo checks failed; {n} warnings (!).\n"),
         (n, _) => {
             let checks = if n == 1 { "check" } else { "checks" };
-            format!("\n{n} {checks} failed (✗). Checks that depend on a failed one were skipped.\n")
+            format!(
+                "\n{n} {checks} failed (✗). Checks that depend on a failed check were skipped.\n"
+            )
         }
     };
     text

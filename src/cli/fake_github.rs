@@ -23,25 +23,28 @@ const VIDEO: &[u8] = include_bytes!("../../fixtures/videos/good.mp4");
 pub fn command() -> Command {
     let required = |name: &'static str| Arg::new(name).long(name).required(true);
     Command::new("fake-github")
-        .about("Serve a repository in place of GitHub, and push one video to a server")
+        .about("Run a fake GitHub that serves a repository, and push one video to a server")
         .hide(true)
         .args(config::arguments())
         .arg(
             required("at")
                 .value_name("ADDRESS")
-                .value_parser(value_parser!(SocketAddr)),
+                .value_parser(value_parser!(SocketAddr))
+                .help("IP address and port to bind"),
         )
         .arg(
             required("deliver-to")
                 .value_name("URL")
-                .value_parser(crate::cli::webhook::receiver),
+                .value_parser(crate::cli::webhook::receiver)
+                .help("URL of the server that receives the webhook"),
         )
         .arg(
             required("video")
                 .value_name("LESSON_VIDEO")
                 .value_parser(|stem: &str| {
                     VideoKey::parse_stem(stem).ok_or("must be <lesson_id>_<video_id>")
-                }),
+                })
+                .help("IDs of the video to push, in the form <lesson_id>_<video_id>"),
         )
 }
 

@@ -35,7 +35,7 @@ const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The command line, as `--help` shows it.
 pub fn command() -> Command {
     let command = Command::new("video-ingest")
-        .about("Ingest videos from signed GitHub pushes into Supabase Storage")
+        .about("Ingest videos from GitHub into Supabase Storage, triggered by signed push webhooks")
         .version(env!("CARGO_PKG_VERSION"))
         .after_help("Exit codes: 0 success, 1 failure, 2 invalid usage or configuration.")
         .subcommand_required(true)
@@ -53,11 +53,11 @@ pub fn command() -> Command {
         .subcommand(reconcile::command())
         .subcommand(videos::command())
         .subcommand(with_settings(
-            Command::new("migrate").about("Migrate the database to this version and exit"),
+            Command::new("migrate").about("Migrate the database schema to this version and exit"),
         ))
         .subcommand(
             Command::new("healthcheck")
-                .about("Check that the server on this machine is up, for containers")
+                .about("Check that the server on this machine is up (for container health checks)")
                 .args([config::LISTEN_ADDR, config::PORT].map(|s| config::argument(&s))),
         )
 }
@@ -152,7 +152,7 @@ fn json_flag() -> Arg {
     Arg::new("json")
         .long("json")
         .action(ArgAction::SetTrue)
-        .help("Print JSON")
+        .help("Print the output as JSON")
 }
 
 /// Adds a flag for each setting, and the help about secrets.

@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::domain::advice::advice;
 use crate::domain::failure::Code;
+use crate::domain::report::Outcome;
 use crate::format::{self, Row, plain};
 
 /// Default and upper limit of `--wait`. Source: the API's `wait`.
@@ -37,17 +38,17 @@ const TICK: Duration = Duration::from_millis(100);
 /// The command line of `reconcile`.
 pub(crate) fn command() -> Command {
     Command::new("reconcile")
-        .about("Run a sweep on a running server, to ingest videos whose webhooks were lost")
+        .about("Run a sweep on a running server to ingest videos whose webhooks were lost")
         .after_help(
-            "ADMIN_TOKEN is read from the environment, .env or the file that ADMIN_TOKEN_FILE names.\n\
-             Exit codes: 0 success, 1 a video or the sweep failed, 2 invalid usage or configuration.",
+            "ADMIN_TOKEN is read from the environment, .env or the file specified by ADMIN_TOKEN_FILE.\n\
+             Exit codes: 0 success, 1 failure of the sweep or of a video, 2 invalid usage or configuration.",
         )
         .args([url_flag(), json_flag().conflicts_with("watch")])
         .arg(
             Arg::new("dry-run")
                 .long("dry-run")
                 .action(ArgAction::SetTrue)
-                .help("Only show what would be done"),
+                .help("Show what the sweep would do, without changing anything"),
         )
         .arg(
             Arg::new("wait")
@@ -55,27 +56,27 @@ pub(crate) fn command() -> Command {
                 .value_name("DURATION")
                 .default_value(WAIT_DEFAULT)
                 .value_parser(wait)
-                .help("How long to wait until the videos found are ready: `0s` to `5m`"),
+                .help("How long to wait for the sweep's videos to become ready, from `0s` to `5m`"),
         )
         .arg(
             Arg::new("verify")
                 .long("verify")
                 .action(ArgAction::SetTrue)
-                .help("Also compare ready videos with the store"),
+                .help("Also compare the sizes of ready videos with the stored objects, and re-ingest videos that differ"),
         )
         .arg(
             Arg::new("video")
                 .long("video")
                 .value_name("ID")
                 .value_parser(videos::video_id)
-                .help("Only this video: its id or the name of one of its files"),
+                .help("Check only this video, given by its ID or the name of one of its files"),
         )
         .arg(
             Arg::new("watch")
                 .long("watch")
                 .value_name("DURATION")
                 .value_parser(|text: &str| config::duration(text, WATCH))
-                .help("Repeat at this interval (`30s`, `5m`), print changes, and ring the bell when a video is ready"),
+                .help("Repeat the sweep at this interval, such as `30s` or `5m`; print changes, and ring the terminal bell when a video is ready"),
         )
 }
 
@@ -111,13 +112,16 @@ struct ServiceError {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 struct Swept {
     video_id: Uuid,
-    outcome: String,
+    outcome: Outcome,
     detail: String,
 }
 
 impl Swept {
     fn needs_attention(&self) -> bool {
-        matches!(self.outcome.as_str(), "failed" | "unknown" | "waiting")
+        matches!(
+            self.outcome,
+            Outcome::Failed | Outcome::Unknown | Outcome::Waiting
+        )
     }
 }
 
@@ -191,7 +195,7 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
 /// Visible only on a terminal: indicatif draws nothing elsewhere.
 fn spinner(wait: Duration) -> ProgressBar {
     let template = format!(
-        "{{spinner}} reconciling, waiting up to {} for the videos found … {{elapsed}}",
+        "{{spinner}} running a sweep, waiting up to {} for its videos to become ready … {{elapsed}}",
         format::duration(wait)
     );
     let spinner = ProgressBar::new_spinner();
@@ -249,7 +253,7 @@ fn attention_table(report: &Report, codes: &HashMap<Uuid, Code>) -> String {
             Row {
                 cells: vec![
                     video.video_id.to_string(),
-                    plain(&video.outcome),
+                    video.outcome.to_string(),
                     code.map_or_else(String::new, |code| code.to_string()),
                 ],
                 notes: std::iter::once(plain(&video.detail))
@@ -265,10 +269,10 @@ fn attention_table(report: &Report, codes: &HashMap<Uuid, Code>) -> String {
         text += &format::table(&["VIDEO", "OUTCOME", "CODE"], &rows);
     }
     if more > 0 {
-        text += &format!("and {more} more, see `video-ingest videos list --state failed`\n");
+        text += &format!("and {more} more; see `video-ingest videos list --state failed`\n");
     }
     if !report.orphans.is_empty() {
-        text += "\nPushed without a row in lesson_assets:\n";
+        text += "\nPushed files without a row in lesson_assets:\n";
         for path in report.orphans.iter().take(ATTENTION_MAX) {
             text += &format!("    {}\n", plain(path));
         }
@@ -295,7 +299,7 @@ async fn watch(sweep: &Sweep<'_>, every: Duration) -> anyhow::Result<ExitCode> {
         };
         if now_problem != problem {
             let text = if now_problem.is_empty() {
-                "The server responds again."
+                "The server is responding again."
             } else {
                 &now_problem
             };
@@ -313,7 +317,7 @@ async fn watch(sweep: &Sweep<'_>, every: Duration) -> anyhow::Result<ExitCode> {
                 }
             }
             for video in changed(&known, &report.videos) {
-                became_ready |= video.outcome == "processed";
+                became_ready |= video.outcome == Outcome::Processed;
                 print(&stamped(&line(video)))?;
             }
             if became_ready && stdout().is_terminal() {
@@ -331,17 +335,17 @@ fn stamped(text: &str) -> String {
 }
 
 fn line(video: &Swept) -> String {
-    match video.outcome.as_str() {
-        "processed" => format!("{} ready", video.video_id),
+    match video.outcome {
+        Outcome::Processed => format!("{} ready", video.video_id),
         outcome => format!("{} {outcome}: {}", video.video_id, video.detail),
     }
 }
 
 /// Videos that are new or have another outcome. Details are ignored: the ages in them always change.
 fn changed<'a>(before: &[Swept], now: &'a [Swept]) -> impl Iterator<Item = &'a Swept> {
-    let known: HashMap<Uuid, String> = before
+    let known: HashMap<Uuid, Outcome> = before
         .iter()
-        .map(|video| (video.video_id, video.outcome.clone()))
+        .map(|video| (video.video_id, video.outcome))
         .collect();
     now.iter()
         .filter(move |video| known.get(&video.video_id) != Some(&video.outcome))
@@ -350,9 +354,9 @@ fn changed<'a>(before: &[Swept], now: &'a [Swept]) -> impl Iterator<Item = &'a S
 /// Videos that are no longer pending and were not announced as ready.
 fn gone<'a>(before: &'a [Swept], now: &[Swept]) -> impl Iterator<Item = &'a Swept> {
     let there: std::collections::HashSet<Uuid> = now.iter().map(|video| video.video_id).collect();
-    before
-        .iter()
-        .filter(move |video| video.outcome != "processed" && !there.contains(&video.video_id))
+    before.iter().filter(move |video| {
+        video.outcome != Outcome::Processed && !there.contains(&video.video_id)
+    })
 }
 
 #[cfg(test)]
@@ -362,7 +366,7 @@ mod tests {
     fn swept(id: u128, outcome: &str) -> Swept {
         Swept {
             video_id: Uuid::from_u128(id),
-            outcome: outcome.to_owned(),
+            outcome: Outcome::parse(outcome).unwrap(),
             detail: "in words".to_owned(),
         }
     }

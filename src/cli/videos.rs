@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use jiff::Timestamp;
 use reqwest::Method;
@@ -15,6 +16,7 @@ use super::{json_flag, print, print_json, print_line};
 use crate::clock::Clock;
 use crate::domain::advice::advice;
 use crate::domain::failure::Code;
+use crate::domain::state::VideoState;
 use crate::format::{self, Row, length, plain, size};
 
 /// The longest page of the API. Source: `db::PAGE_ROWS_MAX`.
@@ -32,10 +34,10 @@ pub(crate) fn command() -> Command {
         .value_name("ID")
         .required(true)
         .value_parser(video_id)
-        .help("The id of the video or the name of one of its files");
+        .help("ID of the video, or the name of one of its files");
     Command::new("videos")
-        .about("List, show or retry the videos of a running server")
-        .after_help("ADMIN_TOKEN is read from the environment, .env or the file that ADMIN_TOKEN_FILE names.")
+        .about("List, show or retry videos on a running server")
+        .after_help("ADMIN_TOKEN is read from the environment, .env or the file specified by ADMIN_TOKEN_FILE.")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(
@@ -46,14 +48,16 @@ pub(crate) fn command() -> Command {
                     Arg::new("state")
                         .long("state")
                         .value_name("STATE")
-                        .value_parser(["generating", "queued", "running", "waiting", "ready", "failed"])
-                        .help("Only videos in this state"),
+                        .value_parser(PossibleValuesParser::new(
+                            VideoState::ALL.iter().map(|state| state.as_str()),
+                        ))
+                        .help("List only videos in this state"),
                 )
                 .arg(
                     Arg::new("q")
                         .long("q")
                         .value_name("TEXT")
-                        .help("Only videos whose id or lesson id starts with this, or with this file name"),
+                        .help("List only videos whose ID or lesson ID starts with this text, or that have a file with this name"),
                 )
                 .arg(
                     Arg::new("limit")
@@ -61,12 +65,12 @@ pub(crate) fn command() -> Command {
                         .value_name("N")
                         .default_value(LIMIT_DEFAULT)
                         .value_parser(value_parser!(u32).range(1..))
-                        .help("At most this many"),
+                        .help("Maximum number of videos to list"),
                 ),
         )
         .subcommand(
             Command::new("show")
-                .about("Show a video with its timeline")
+                .about("Show a video and its timeline")
                 .args([url_flag(), json_flag(), id.clone()]),
         )
         .subcommand(
@@ -85,7 +89,7 @@ pub(crate) fn video_id(text: &str) -> Result<Uuid, String> {
         .unwrap_or(name);
     let id = stem.rsplit('_').next().unwrap_or_default();
     Uuid::try_parse(id).map_err(|_| {
-        "must be the id of a video (a UUID) or a file name `<lesson_id>_<video_id>.mp4`".to_owned()
+        "must be a video ID (a UUID) or a file name such as `<lesson_id>_<video_id>.mp4`".to_owned()
     })
 }
 
@@ -188,9 +192,10 @@ fn listed(videos: &[Video], complete: bool, now: Timestamp) -> String {
             notes: video.message.iter().map(|message| plain(message)).collect(),
         })
         .collect();
-    let mut text = format::table(&["VIDEO", "STATE", "CHANGED", "ABOUT"], &rows);
+    let mut text = format::table(&["VIDEO", "STATE", "CHANGED", "DETAILS"], &rows);
     if !complete {
-        text += "There are more videos. Use --limit, --state or --q.\n";
+        text +=
+            "There are more videos. Increase --limit, or narrow the list with --state or --q.\n";
     }
     text
 }
@@ -267,7 +272,7 @@ fn timeline(detail: &Detail) -> String {
             notes: Vec::new(),
         })
         .collect();
-    format::table(&["TIME (UTC)", "TOOK", "STEP", "DETAIL"], &rows)
+    format::table(&["TIME (UTC)", "TOOK", "STEP", "DETAILS"], &rows)
 }
 
 #[cfg(test)]
@@ -318,7 +323,7 @@ mod tests {
     fn a_list_shows_age_code_and_message() {
         assert_eq!(
             listed(&[failed()], true, now()),
-            "VIDEO                                 STATE   CHANGED    ABOUT\n\
+            "VIDEO                                 STATE   CHANGED    DETAILS\n\
              0beee2d2-ace7-4ccf-81a7-41a6c43c1a75  failed  5 min ago  truncated\n    \
                  the file ends early\n"
         );

@@ -49,43 +49,43 @@ pub fn command() -> Command {
         arg.value_parser(receiver).help(help)
     };
     Command::new("webhook")
-        .about("Install and inspect the repository's webhook, and redeliver pushes")
+        .about("Install, inspect and test the repository's webhook, and redeliver failed pushes")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(with_settings(
             Command::new("install")
-                .about("Create or correct the webhook, and have GitHub ping the server")
+                .about("Create or update the webhook, and have GitHub ping the server")
                 .long_about(
-                    "Create or correct the webhook, and have GitHub ping the server. Safe to repeat.\n\n\
-                     GITHUB_TOKEN needs \"Webhooks: read and write\". If GITHUB_WEBHOOK_SECRET is not set, \
+                    "Create or update the webhook, and have GitHub ping the server. Safe to run more than once.\n\n\
+                     GITHUB_TOKEN needs the \"Webhooks: read and write\" permission. If GITHUB_WEBHOOK_SECRET is not set, \
                      a secret is generated and shown once.",
                 )
-                .arg(url("URL at which GitHub reaches this server, such as https://videos.example.org")),
+                .arg(url("URL at which GitHub can reach the server, such as https://videos.example.org")),
         ))
         .subcommand(with_settings(
-            Command::new("status").about("Show the webhook and its last deliveries").arg(json_flag()),
+            Command::new("status").about("Show the webhook and its most recent deliveries").arg(json_flag()),
         ))
         .subcommand(with_settings(
             Command::new("redeliver")
-                .about("Ask GitHub to redeliver pushes")
+                .about("Ask GitHub to redeliver failed pushes")
                 .arg(
                     Arg::new("failed")
                         .long("failed")
                         .action(ArgAction::SetTrue)
                         .required(true)
-                        .help("Pushes of the last three days that were never delivered successfully"),
+                        .help("Redeliver pushes from the last three days that were never delivered successfully"),
                 ),
         ))
         .subcommand(with_settings(
             Command::new("send")
-                .about("Sign a body and send it as GitHub does")
+                .about("Sign a payload and send it the way GitHub would")
                 .arg(url("URL of the server, such as https://videos.example.org"))
                 .arg(
                     Arg::new("event")
                         .long("event")
                         .value_name("EVENT")
                         .default_value("push")
-                        .help("The event"),
+                        .help("Name of the event to send"),
                 )
                 .arg(
                     Arg::new("file")
@@ -93,7 +93,7 @@ pub fn command() -> Command {
                         .value_name("FILE")
                         .required(true)
                         .value_parser(value_parser!(PathBuf))
-                        .help("File with the JSON body"),
+                        .help("File that contains the JSON payload"),
                 ),
         ))
 }
@@ -167,13 +167,17 @@ async fn install(
         );
     }
     let (hook, is_new) = save(&github, url, &config.webhook_secrets[0]).await?;
-    let what = if is_new { "created" } else { "up to date" };
-    print_line(&format!("✓ The webhook to {url} is {what}."))?;
+    let what = if is_new {
+        "was created"
+    } else {
+        "is up to date"
+    };
+    print_line(&format!("✓ The webhook for {url} {what}."))?;
     if let Some(secret) = generated {
         // No server has this secret yet, so a ping would fail.
         print_line(&format!(
-            "\nAdd this to the settings of the server; it is not shown again:\n\n{SECRET}={secret}\n\n\
-             Then start the server and run this command again to have GitHub ping it."
+            "\nAdd this to the server's settings; it will not be shown again:\n\n{SECRET}={secret}\n\n\
+             Then start the server and run this command again to have GitHub ping the server."
         ))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -183,9 +187,9 @@ async fn install(
         }
         Some(response) => {
             let hint = match response.status_code {
-                401 => "The server has another GITHUB_WEBHOOK_SECRET",
+                401 => "The server uses a different GITHUB_WEBHOOK_SECRET",
                 0 => "GitHub cannot reach that URL",
-                _ => "That URL is not a video-ingest server",
+                _ => "That URL does not belong to a video-ingest server",
             };
             print_line(&format!(
                 "✗ GitHub's ping failed ({}). {hint}. Fix this and run the command again.",
@@ -194,7 +198,7 @@ async fn install(
             return Ok(ExitCode::FAILURE);
         }
         None => print_line(
-            "! GitHub has not sent the ping yet. Check video-ingest webhook status later.",
+            "! GitHub has not sent the ping yet. To check later, run `video-ingest webhook status`.",
         )?,
     }
     Ok(ExitCode::SUCCESS)
@@ -305,11 +309,11 @@ async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
         }
         print_line(&match failed.len() {
             0 => format!(
-                "\n{} deliveries in three days; every push was delivered.",
+                "\nDeliveries in the last three days: {}. Every push was delivered.",
                 deliveries.len()
             ),
             n => format!(
-                "\n{n} push(es) were not delivered. Run video-ingest webhook redeliver --failed."
+                "\n{n} push(es) were not delivered. To redeliver them, run `video-ingest webhook redeliver --failed`."
             ),
         })?;
     }
@@ -323,7 +327,7 @@ async fn redeliver(config: &Config) -> anyhow::Result<ExitCode> {
         print_line(&format!("Requested redelivery of {guid}."))?;
     }
     if asked.is_empty() {
-        print_line("Every push of the last three days was delivered.")?;
+        print_line("Every push from the last three days was delivered.")?;
     }
     Ok(ExitCode::SUCCESS)
 }

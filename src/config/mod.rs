@@ -47,7 +47,7 @@ pub struct Config {
     pub database: Database,
     /// Where videos are stored.
     pub store: StoreConfig,
-    /// Bucket of rows that name none.
+    /// Bucket for rows that do not specify one.
     pub storage_bucket: String,
     /// Secrets that a delivery may be signed with: the current one and, during a rotation, the previous.
     pub webhook_secrets: Vec<SecretString>,
@@ -57,7 +57,7 @@ pub struct Config {
     pub agent: Option<OpenHandsConfig>,
     /// The operator's bearer token; `None`: operator routes return 404.
     pub admin_token: Option<SecretString>,
-    /// Time between sweeps; `None`: no automatic sweep, not even at start.
+    /// Time between sweeps; `None`: no automatic sweep, not even at startup.
     pub reconcile_interval: Option<Duration>,
     /// Videos ingested at the same time; 0: this process only receives webhooks.
     pub workers: usize,
@@ -65,7 +65,7 @@ pub struct Config {
     pub max_video_bytes: Option<u64>,
     /// Age at which a row without a video is marked as failed.
     pub generation_deadline: Duration,
-    /// How long an `.mp4` waits for its `.json` before it is ingested without.
+    /// How long to wait for a video's `.json` file before ingesting the video without it.
     pub metadata_grace: Duration,
     /// What to do with a video without a row.
     pub missing_row: MissingRow,
@@ -73,7 +73,7 @@ pub struct Config {
     pub default_user_id: Uuid,
     /// How long a claim is valid without being renewed.
     pub lease: Duration,
-    /// Deliveries and timelines older than this are deleted.
+    /// How long deliveries and timelines are kept.
     pub history_retention: Duration,
     /// Log format and filter.
     pub log: LogConfig,

@@ -22,8 +22,8 @@ pub struct Setting {
     pub default: Fallback,
     /// One line for the reference and for `--help`, without `|`.
     pub meaning: &'static str,
-    /// Whether it is never printed and has no flag, which `ps` would show. It may be in the file that
-    /// `<NAME>_FILE` names.
+    /// Whether it is never printed and has no flag, which `ps` would show. It can also be read from the
+    /// file specified by `<NAME>_FILE`.
     pub secret: bool,
 }
 
@@ -62,67 +62,67 @@ use Fallback::{Required, Value, Words};
 
 settings! {
     LISTEN_ADDR = plain, Value("127.0.0.1:8080"),
-        "address to listen on; takes precedence over `PORT`";
+        "IP address and port to bind; takes precedence over `PORT`";
     PORT = plain, Words("none"),
-        "port to listen on, on all addresses (`0.0.0.0`)";
+        "port to bind on all addresses (`0.0.0.0`)";
     DATA_DIR = plain, Value("./data"),
-        "directory of the embedded database, the folder store and large downloads in progress";
+        "directory for the embedded database, locally stored videos and large downloads in progress";
     DATABASE_URL = secret, Words("none"),
-        "the app's Postgres; with both `SUPABASE_` settings: Supabase mode; without all three: embedded mode";
+        "connection string of the app's Postgres database; set it together with both `SUPABASE_` settings for Supabase mode, or set none of the three for embedded mode";
     SUPABASE_URL = plain, Words("none"),
-        "URL of the Supabase project, for Storage";
+        "URL of the Supabase project, used to access Storage";
     SUPABASE_SERVICE_ROLE_KEY = secret, Words("none"),
-        "key for Storage: `sb_secret_…` or the legacy service role JWT; 16 bytes or more";
-    STORE = plain, Words("depends on the three settings above"),
-        "`folder`: store videos in `DATA_DIR` although `DATABASE_URL` is set";
+        "key used to access Storage: a secret key (`sb_secret_…`) or the legacy service role JWT; at least 16 bytes";
+    STORE = plain, Words("Supabase Storage in Supabase mode, `folder` in embedded mode"),
+        "set to `folder` to store videos in `DATA_DIR` even if `DATABASE_URL` is set; both `SUPABASE_` settings must then be unset";
     STORAGE_BUCKET = plain, Value("lesson-assets"),
-        "bucket of rows that name none";
+        "bucket for rows that do not specify one";
     GITHUB_WEBHOOK_SECRET = secret, Required,
-        "secret that GitHub signs deliveries with; 16 bytes or more";
+        "secret used to verify webhook signatures; at least 16 bytes";
     GITHUB_WEBHOOK_SECRET_PREVIOUS = secret, Words("none"),
-        "previous secret, also accepted during a rotation";
+        "previous webhook secret, which is still accepted during a rotation";
     GITHUB_REPOSITORY = plain, Required,
-        "repository that videos are pushed to: `owner/name`";
+        "repository that contains the videos, in the form `owner/name`";
     GITHUB_BRANCH = plain, Words("the repository's default branch"),
-        "branch that videos are read from";
+        "branch that contains the videos";
     GITHUB_VIDEOS_DIR = plain, Value("videos"),
-        "folder of the videos in the repository";
+        "folder that contains the videos, relative to the repository's root";
     GITHUB_TOKEN = secret, Words("none"),
-        "token that can read the repository's contents; without it, only public repositories and 60 requests an hour";
+        "token that can read the repository's contents; without it, only public repositories work, and GitHub allows only 60 requests per hour";
     GITHUB_API_URL = plain, Value("https://api.github.com"),
-        "base URL of GitHub's REST API; on GitHub Enterprise `https://<host>/api/v3`";
-    OPENHANDS_API_KEY = secret, Words("none: sweeps do not ask about generation"),
-        "key for asking OpenHands whether a video is still being generated";
+        "base URL of GitHub's REST API; for GitHub Enterprise Server, `https://<host>/api/v3`";
+    OPENHANDS_API_KEY = secret, Words("none: sweeps do not check generation status"),
+        "API key used to ask OpenHands whether a video is still being generated";
     OPENHAND_API_KEY = secret, Words("none"),
         "older spelling of `OPENHANDS_API_KEY`";
     OPENHANDS_API_URL = plain, Value("https://app.all-hands.dev"),
-        "base URL of the OpenHands API, for self-hosted servers";
+        "base URL of the OpenHands API; change it for a self-hosted server";
     OPENHANDS_API_VERSION = plain, Value("v1"),
-        "`v1`, or `v0` for older self-hosted servers";
-    ADMIN_TOKEN = secret, Words("none: `/reconcile`, `/api/*` and the page return 404"),
-        "bearer token of the operator; 16 bytes or more";
+        "version of the OpenHands API: `v1`, or `v0` for older self-hosted servers";
+    ADMIN_TOKEN = secret, Words("none: `/reconcile`, `/api/*` and the status page return 404"),
+        "bearer token for operator access; at least 16 bytes";
     RECONCILE_INTERVAL = plain, Value("5m"),
-        "time between sweeps, of which the first runs at start; `0` disables all of them";
+        "time between automatic sweeps; the first one runs at startup, and `0` disables them entirely";
     WORKERS = plain, Value("4"),
-        "videos ingested at the same time, up to 64; with `0` this process only receives webhooks";
-    MAX_VIDEO_BYTES = plain, Words("the bucket's limit, else `52428800`"),
-        "size limit of a video, in bytes";
+        "number of videos to ingest concurrently, up to 64; with `0`, this process ingests no videos itself";
+    MAX_VIDEO_BYTES = plain, Words("the bucket's limit, or `52428800` if it has none"),
+        "maximum size of a video, in bytes";
     GENERATION_DEADLINE = plain, Value("6h"),
-        "age at which a row without a video is marked as failed";
+        "age at which a row is marked as failed if its video has not been pushed";
     METADATA_GRACE = plain, Value("10m"),
-        "how long an `.mp4` waits for its `.json` before it is ingested without";
-    MISSING_ROW = plain, Words("`wait` with `DATABASE_URL`, else `create`"),
-        "for a video without a row: `wait` for the row, or `create` it";
+        "how long to wait for a video's `.json` file before ingesting the video without it";
+    MISSING_ROW = plain, Words("`wait` if `DATABASE_URL` is set, otherwise `create`"),
+        "what to do with a video that has no row: `wait` for the row or `create` it";
     DEFAULT_USER_ID = plain, Value("00000000-0000-0000-0000-000000000000"),
-        "owner of rows created in embedded mode";
+        "user ID assigned to rows that are created in embedded mode";
     LEASE = plain, Value("30s"),
-        "how long a replica that stopped responding keeps its videos: `5s` to `10m`";
+        "how long an unresponsive replica keeps its claim on the videos it is ingesting, from `5s` to `10m`";
     HISTORY_RETENTION = plain, Value("30d"),
-        "deliveries and timelines older than this are deleted";
-    LOG_FORMAT = plain, Words("`text` on a terminal, else `json`"),
-        "`text` or `json`";
+        "how long deliveries and timelines are kept";
+    LOG_FORMAT = plain, Words("`text` on a terminal, otherwise `json`"),
+        "log format: `text` or `json`";
     RUST_LOG = plain, Value("info"),
-        "log filter in the syntax of `tracing-subscriber`: `info,video_ingest=debug`";
+        "log filter in `tracing-subscriber` syntax, such as `info,video_ingest=debug`";
 }
 
 /// One flag for each setting that is not a secret.
@@ -143,7 +143,7 @@ pub fn argument(setting: &Setting) -> clap::Arg {
         .long(flag)
         .value_name(setting.name)
         .help(format!("{} {default}", capitalized(setting.meaning)))
-        .help_heading("Settings (flag, else environment, else .env)")
+        .help_heading("Settings (in order of precedence: flag, environment, .env)")
 }
 
 /// The settings that have no flag, for the end of `--help`.
@@ -151,7 +151,7 @@ pub fn secrets_help() -> String {
     let secrets = SETTINGS.iter().filter(|setting| setting.secret);
     let lines = secrets.map(|setting| format!("  {}: {}\n", setting.name, setting.meaning));
     format!(
-        "Secrets (environment, else .env; NAME_FILE may name a file with the secret instead):\n{}",
+        "Secrets (in order of precedence: environment, .env; to read a secret from a file, set <NAME>_FILE to its path):\n{}",
         lines.collect::<String>()
     )
 }

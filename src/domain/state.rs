@@ -58,6 +58,11 @@ impl VideoState {
         }
     }
 
+    /// Whether an attempt has ended, and nothing happens before something arrives or a retry is due.
+    pub const fn is_settled(self) -> bool {
+        matches!(self, Self::Waiting | Self::Ready | Self::Failed)
+    }
+
     /// Whether a worker processes the video now or will do so without another request.
     pub const fn is_busy(self) -> bool {
         matches!(self, Self::Queued | Self::Running)

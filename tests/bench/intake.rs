@@ -281,7 +281,7 @@ async fn round_trip(url: &str) -> Duration {
 
 fn p99_row(work: String, p99: &[f64]) -> Row {
     Row {
-        work: format!("{work}: the slowest 1 %"),
+        work: format!("{work}: p99 response time"),
         measured: format!("{:.1} ms", median(p99)),
         baseline: String::new(),
         target: Some((

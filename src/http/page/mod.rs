@@ -36,7 +36,7 @@ pub(super) struct ErrorPage {
 const NOT_FOUND: ErrorPage = ErrorPage {
     status: StatusCode::NOT_FOUND,
     title: "Not found",
-    detail: "There is no such page or video. The video may belong to another repository, or its row was deleted.",
+    detail: "This page or video does not exist. The video may belong to another repository, or its row may have been deleted.",
 };
 
 impl<E: Into<Problem>> From<E> for ErrorPage {

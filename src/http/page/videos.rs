@@ -211,7 +211,7 @@ pub(in crate::http) async fn file(
             Err(ErrorPage {
                 status: StatusCode::BAD_GATEWAY,
                 title: "Storage unavailable",
-                detail: "The storage is unavailable. Try again in a few seconds.",
+                detail: "The video storage is unavailable. Try again in a few seconds.",
             })
         }
     }
