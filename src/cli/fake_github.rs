@@ -40,7 +40,7 @@ pub fn command() -> Command {
             required("video")
                 .value_name("LESSON_VIDEO")
                 .value_parser(|stem: &str| {
-                    VideoKey::parse_stem(stem).ok_or("must be <lesson_id>_<video_id>")
+                    VideoKey::parse_stem(stem).ok_or("must be in the form <lesson_id>_<video_id>")
                 }),
         )
 }
@@ -60,7 +60,7 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     };
     let github = FakeGithub::start_at(&config.github.repository.to_string(), *at)
         .await
-        .with_context(|| format!("--at: Cannot listen on {at}"))?;
+        .with_context(|| format!("Cannot listen on {at}"))?;
     let path = |kind| format!("{}/{}", config.github.videos_dir, key.file_name(kind));
     let metadata = json!({"lesson_id": key.lesson_id, "video_id": key.video_id, "format": "mp4"});
     let before = github.head();

@@ -85,7 +85,7 @@ pub(crate) fn video_id(text: &str) -> Result<Uuid, String> {
         .unwrap_or(name);
     let id = stem.rsplit('_').next().unwrap_or_default();
     Uuid::try_parse(id).map_err(|_| {
-        "must be the id of a video (a UUID) or a file name `<lesson_id>_<video_id>.mp4`".to_owned()
+        "must be the ID of a video (a UUID) or a file name in the form `<lesson_id>_<video_id>.mp4`".to_owned()
     })
 }
 

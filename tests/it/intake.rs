@@ -51,7 +51,7 @@ scenario! {
     }
 
     a_delivery_that_is_refused_takes_no_other_one_with_it(t) {
-        t.expect_error("not recorded");
+        t.expect_error("failed to record");
         t.sql(REFUSE_ONE[usize::from(t.backend != Backend::Embedded)]).await;
         let (intake, _writer) = Intake::start(t.db.clone(), Arc::default());
         let guids = ["first", "refused", "last"];

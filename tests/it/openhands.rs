@@ -92,7 +92,10 @@ async fn one_call_tells_about_many_and_events_are_read_only_where_they_decide() 
     assert_eq!(read(&probed, 2), "finished");
     assert_eq!(read(&probed, 3), "failed: the agent got stuck");
     assert_eq!(read(&probed, 4), "finished");
-    assert_eq!(read(&probed, 5), "failed: the agent's sandbox is gone");
+    assert_eq!(
+        read(&probed, 5),
+        "failed: the agent's sandbox no longer exists"
+    );
     assert_eq!(codes(&probed), [""; 0]);
     let calls = s.api.calls();
     assert_eq!(calls.len(), 3, "{calls:?}");
@@ -165,7 +168,7 @@ async fn a_start_task_leads_to_its_conversation() {
     );
     assert_eq!(read(&probed, 3), "finished");
     assert_eq!(read(&probed, 4), "failed: the agent stopped with an error");
-    let nowhere = "unknown: OpenHands has no conversation with this id";
+    let nowhere = "unknown: OpenHands has no conversation with this ID";
     assert_eq!(
         (read(&probed, 5), read(&probed, 6)),
         (nowhere.into(), nowhere.into())
@@ -189,7 +192,7 @@ async fn a_state_far_back_is_found_and_one_too_far_back_fails_nothing() {
     assert_eq!(read(&probed, 1), "failed: the agent stopped with an error");
     assert_eq!(
         read(&probed, 2),
-        "unknown: no state among the agent's newest events"
+        "unknown: the agent's most recent events do not include its state"
     );
     assert_eq!(s.api.calls().len(), 1 + 3 + 3);
 }
@@ -214,7 +217,7 @@ async fn v0_is_asked_one_by_one_and_its_events_tell_waiting_from_working() {
     assert_eq!(read(&probed, 4), "failed: the agent stopped with an error");
     assert_eq!(
         read(&probed, 5),
-        "unknown: OpenHands has no conversation with this id"
+        "unknown: OpenHands has no conversation with this ID"
     );
     assert_eq!(s.api.calls().len(), 5 + 3 + 1 + 1);
 }

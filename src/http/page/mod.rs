@@ -36,7 +36,7 @@ pub(super) struct ErrorPage {
 const NOT_FOUND: ErrorPage = ErrorPage {
     status: StatusCode::NOT_FOUND,
     title: "Not found",
-    detail: "There is no such page or video. The video may belong to another repository, or its row was deleted.",
+    detail: "This page or video does not exist. The video may belong to another repository, or its row may have been deleted.",
 };
 
 impl<E: Into<Problem>> From<E> for ErrorPage {
@@ -62,7 +62,7 @@ fn render(page: &impl Template) -> Response {
     match page.render() {
         Ok(html) => Html(html).into_response(),
         Err(error) => {
-            tracing::error!(error = causes(&error), "template rendering failed");
+            tracing::error!(error = causes(&error), "failed to render the template");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }

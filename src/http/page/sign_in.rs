@@ -33,7 +33,7 @@ pub(in crate::http) async fn require_session(
         return ErrorPage {
             status: StatusCode::FORBIDDEN,
             title: "Request rejected",
-            detail: "The request was not sent from a signed-in page of this server. Sign in, then press the button again.",
+            detail: "The request was not sent from a signed-in page on this server. Sign in, then press the button again.",
         }
         .into_response();
     }
@@ -84,7 +84,7 @@ pub(in crate::http) async fn submit(
     };
     if !session::is_same_origin(&headers) {
         let form =
-            form("Your browser did not confirm that the form is from this server. Try again.");
+            form("Your browser did not confirm that the form came from this server. Try again.");
         return (StatusCode::FORBIDDEN, form).into_response();
     }
     match app
@@ -97,11 +97,13 @@ pub(in crate::http) async fn submit(
             ([(header::SET_COOKIE, cookie)], to).into_response()
         }
         SignIn::WrongToken => {
-            let form = form("The token is wrong. Enter the value of ADMIN_TOKEN of this server.");
+            let form =
+                form("The token is incorrect. Enter the value of this server's ADMIN_TOKEN.");
             (StatusCode::UNAUTHORIZED, form).into_response()
         }
         SignIn::Limited => {
-            let form = form("Too many wrong tokens were entered. Wait a minute, then try again.");
+            let form =
+                form("Too many incorrect tokens were entered. Wait a minute, then try again.");
             let wait = [(header::RETRY_AFTER, FAILURE_WINDOW.as_secs().to_string())];
             (StatusCode::TOO_MANY_REQUESTS, wait, form).into_response()
         }
