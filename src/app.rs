@@ -76,12 +76,8 @@ impl App {
             storage_timeouts,
             openhands_pacing,
         } = injected;
-        std::fs::create_dir_all(&config.data_dir).with_context(|| {
-            format!(
-                "Cannot create the DATA_DIR folder {}",
-                config.data_dir.display()
-            )
-        })?;
+        std::fs::create_dir_all(&config.data_dir)
+            .with_context(|| format!("Cannot create DATA_DIR {}", config.data_dir.display()))?;
         let db = open_database(&config, clock.clone()).await?;
         db.migrate()
             .await

@@ -194,9 +194,7 @@ impl Conversation {
                 "the agent's sandbox was paused before the agent finished",
             )),
             "ERROR" => Status::Over(GenerationStatus::failed("the agent's sandbox failed")),
-            "MISSING" => Status::Over(GenerationStatus::failed(
-                "the agent's sandbox no longer exists",
-            )),
+            "MISSING" => Status::Over(GenerationStatus::failed("the agent's sandbox is missing")),
             _ => Status::Says(GenerationStatus::unrecognized(sandbox)),
         }
     }

@@ -224,9 +224,7 @@ fn accept(
     };
     let default_branch = payload.repository.default_branch.as_ref();
     let Some(branch) = branch.or(default_branch.map(|text| &*text.0)) else {
-        return Err(
-            "the payload does not contain the default branch; set GITHUB_BRANCH".to_owned(),
-        );
+        return Err("the payload has no default branch; set GITHUB_BRANCH".to_owned());
     };
     if pushed != branch {
         return Err(format!(

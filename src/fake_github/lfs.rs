@@ -66,10 +66,7 @@ pub(super) async fn batch(
         );
     }
     let Ok(body) = axum::body::to_bytes(body, BATCH_BYTES_MAX).await else {
-        return refuse(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "The request body is too large",
-        );
+        return refuse(StatusCode::PAYLOAD_TOO_LARGE, "The request is too large");
     };
     let batch: Batch = match serde_json::from_slice(&body) {
         Ok(batch) => batch,

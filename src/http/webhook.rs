@@ -178,9 +178,7 @@ async fn read<'h>(
         "push" => {}
         "ping" => return Ok(Event::Other(json!({"status": "pong"}))),
         other => {
-            return Ok(ignored(&format!(
-                "event {other}; only push events are processed"
-            )));
+            return Ok(ignored(&format!("event {other} is not supported")));
         }
     }
     let push = Push::parse(payload)?;

@@ -374,7 +374,7 @@ impl Ingest {
         let download = self.github.blob(mp4.sha, mp4.size).await?;
         let mut spooled = self.spool(download, mp4.size, Kind::Blob).await?;
         if spooled.git_sha != Some(mp4.sha) {
-            return Err(corrupt("The hash of the downloaded blob is incorrect"));
+            return Err(corrupt("The downloaded blob has the wrong hash"));
         }
         let pointer = spooled.lfs_pointer();
         if let Some(pointer) = &pointer {
@@ -386,9 +386,7 @@ impl Ingest {
             };
             spooled = self.breakers.lfs.call(fetch).await?;
             if spooled.sha256 != pointer.oid {
-                return Err(corrupt(
-                    "The hash of the downloaded LFS object is incorrect",
-                ));
+                return Err(corrupt("The downloaded LFS object has the wrong hash"));
             }
         }
         let from = if pointer.is_some() {

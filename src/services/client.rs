@@ -48,7 +48,7 @@ pub fn via_proxy(connect_max: Duration) -> ClientBuilder {
 /// # Errors
 /// This system has no TLS certificates.
 pub fn build(builder: ClientBuilder, name: &'static str) -> Result<Client, InvalidSetting> {
-    let problem = "cannot be used because this system has no TLS certificates";
+    let problem = "requires TLS certificates on this system";
     builder
         .build()
         .map_err(|_| InvalidSetting { name, problem })

@@ -92,10 +92,7 @@ async fn one_call_tells_about_many_and_events_are_read_only_where_they_decide() 
     assert_eq!(read(&probed, 2), "finished");
     assert_eq!(read(&probed, 3), "failed: the agent got stuck");
     assert_eq!(read(&probed, 4), "finished");
-    assert_eq!(
-        read(&probed, 5),
-        "failed: the agent's sandbox no longer exists"
-    );
+    assert_eq!(read(&probed, 5), "failed: the agent's sandbox is missing");
     assert_eq!(codes(&probed), [""; 0]);
     let calls = s.api.calls();
     assert_eq!(calls.len(), 3, "{calls:?}");

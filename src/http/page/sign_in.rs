@@ -97,13 +97,11 @@ pub(in crate::http) async fn submit(
             ([(header::SET_COOKIE, cookie)], to).into_response()
         }
         SignIn::WrongToken => {
-            let form =
-                form("The token is incorrect. Enter the value of this server's ADMIN_TOKEN.");
+            let form = form("The token is wrong. Enter the value of this server's ADMIN_TOKEN.");
             (StatusCode::UNAUTHORIZED, form).into_response()
         }
         SignIn::Limited => {
-            let form =
-                form("Too many incorrect tokens were entered. Wait a minute, then try again.");
+            let form = form("Too many wrong tokens were entered. Wait a minute, then try again.");
             let wait = [(header::RETRY_AFTER, FAILURE_WINDOW.as_secs().to_string())];
             (StatusCode::TOO_MANY_REQUESTS, wait, form).into_response()
         }

@@ -192,10 +192,7 @@ fn disk(config: &Config, report: &mut Report) -> bool {
     let largest = config.max_video_bytes.unwrap_or(VIDEO_BYTES_MAX_DEFAULT);
     let all = largest.saturating_mul(config.workers.max(1) as u64);
     let Some(free) = free_bytes(dir) else {
-        report.warn(
-            id,
-            format!("Failed to determine the free space in {shown}."),
-        );
+        report.warn(id, format!("Failed to get the free space in {shown}."));
         return true;
     };
     let text = format!("{shown} has {} of free space", size(free));

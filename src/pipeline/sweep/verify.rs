@@ -28,10 +28,7 @@ impl Sweep {
         let mut results = stream::iter(objects)
             .map(async |object| {
                 let Some(path) = ObjectPath::from_stored(&object.bucket, &object.path) else {
-                    return Ok(Some((
-                        object.key,
-                        "The storage path has an unrecognized format",
-                    )));
+                    return Ok(Some((object.key, "The storage path is not recognized")));
                 };
                 let info = self.store.info(&path).await?;
                 Ok::<_, Failure>(match (info, object.size) {

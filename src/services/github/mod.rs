@@ -142,8 +142,7 @@ impl Github {
             .map(|token| client::sensitive(&format!("Bearer {}", token.expose_secret())))
             .transpose()
             .map_err(|_| {
-                let problem =
-                    "contains characters that are not allowed in a token, such as a line break";
+                let problem = "contains invalid characters, such as a line break";
                 invalid("GITHUB_TOKEN", problem)
             })?;
         // octocrab gets no token: before sending one it compares host and port, but not the scheme.
@@ -153,12 +152,7 @@ impl Github {
             .map_err(|_| invalid("GITHUB_API_URL", "is not a valid URL"))?
             .set_connect_timeout(Some(CONNECT_MAX))
             .build()
-            .map_err(|_| {
-                invalid(
-                    "GITHUB_API_URL",
-                    "cannot be used because this system has no TLS certificates",
-                )
-            })?;
+            .map_err(|_| invalid("GITHUB_API_URL", "requires TLS certificates on this system"))?;
         let bytes = client::build(client::direct(CONNECT_MAX), "GITHUB_API_URL")?;
         let folders = videos_dir.split('/').filter(|s| !matches!(*s, "" | "."));
         Ok(Self {
@@ -223,9 +217,7 @@ impl Github {
                 // octocrab prefixes the API's path to any other path, and the token must not leave
                 // the API's origin.
                 Some(next) if !self.is_api(&next) || !next.path().starts_with(self.api.path()) => {
-                    return Err(unavailable(
-                        "GitHub redirected an API request to a URL outside its API.",
-                    ));
+                    return Err(unavailable("GitHub redirected an API request elsewhere."));
                 }
                 // Followed by hand, so that each step is checked. A renamed repository needs one.
                 Some(next) => url = next,

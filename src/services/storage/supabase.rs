@@ -102,7 +102,7 @@ impl SupabaseStore {
         let sensitive = |text: &str| {
             client::sensitive(text).map_err(|_| InvalidSetting {
                 name: "SUPABASE_SERVICE_ROLE_KEY",
-                problem: "contains characters that are not allowed in a key, such as a line break",
+                problem: "contains invalid characters, such as a line break",
             })
         };
         let secret_key = key.starts_with("sb_");
