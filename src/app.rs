@@ -77,11 +77,11 @@ impl App {
             openhands_pacing,
         } = injected;
         std::fs::create_dir_all(&config.data_dir)
-            .with_context(|| format!("DATA_DIR: Cannot create {}", config.data_dir.display()))?;
+            .with_context(|| format!("Cannot create DATA_DIR {}", config.data_dir.display()))?;
         let db = open_database(&config, clock.clone()).await?;
         db.migrate()
             .await
-            .context("The database could not be migrated")?;
+            .context("Failed to migrate the database")?;
         let store = Arc::new(open_store(&config, &clock, storage_timeouts)?);
         let github = &config.github;
         let client = self::github(&config, &clock)?;
@@ -214,7 +214,7 @@ impl App {
                 .await
                 .is_err()
             {
-                tracing::warn!("a task did not stop in time, its lease will expire");
+                tracing::warn!("task did not stop in time, waiting for its lease to expire");
             }
         }
         let _ = tokio::time::timeout(HAND_BACK_TIMEOUT / 3, self.db.close()).await;
@@ -228,7 +228,7 @@ pub async fn stop_signal() {
         signal(SignalKind::interrupt()),
     ) else {
         tracing::error!(
-            "signal handlers unavailable, stop the process with SIGKILL (no data is lost)"
+            "failed to install signal handlers; use SIGKILL to stop the process (no data will be lost)"
         );
         return std::future::pending().await;
     };
@@ -272,7 +272,9 @@ pub async fn open_database(config: &Config, clock: Clock) -> anyhow::Result<Db> 
             Database::Sqlite => {
                 format!("Cannot open the database in {}", config.data_dir.display())
             }
-            Database::Postgres { .. } => "DATABASE_URL: Cannot connect to the database".to_owned(),
+            Database::Postgres { .. } => {
+                "Cannot connect to the database at DATABASE_URL".to_owned()
+            }
         })
 }
 
@@ -329,14 +331,14 @@ fn open_store(
         StoreConfig::Folder => {
             let folder = config.data_dir.join("store");
             Store::Folder(FolderStore::open(&folder).with_context(|| {
-                format!("DATA_DIR: Cannot use {} as the store", folder.display())
+                format!("Cannot use {} (in DATA_DIR) as the store", folder.display())
             })?)
         }
         StoreConfig::Supabase {
             url,
             service_role_key,
         } => {
-            let url = reqwest::Url::parse(url).context("SUPABASE_URL is not a URL")?;
+            let url = reqwest::Url::parse(url).context("SUPABASE_URL is not a valid URL")?;
             let clock = clock.clone();
             Store::Supabase(SupabaseStore::new(&url, service_role_key, clock, timeouts)?)
         }
@@ -370,13 +372,13 @@ async fn video_bytes_max(config: &Config, store: &Store) -> u64 {
         Ok(limits) => {
             if !limits.mp4_allowed {
                 tracing::error!(
-                    "the bucket does not accept video/mp4, so every upload will fail: add it to the allowed MIME types"
+                    "uploads will fail because the bucket does not accept video/mp4; add video/mp4 to the bucket's allowed MIME types"
                 );
             }
             limits.max_bytes.unwrap_or(VIDEO_BYTES_MAX_DEFAULT)
         }
         Err(failure) => {
-            tracing::warn!(code = %failure.code, "the limits of the bucket are unknown: {}", failure.message);
+            tracing::warn!(code = %failure.code, "failed to get the bucket's limits: {}", failure.message);
             VIDEO_BYTES_MAX_DEFAULT
         }
     }

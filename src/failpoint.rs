@@ -78,7 +78,7 @@ mod armed {
                     Ok(())
                 }
                 Some(Fault::Hang) => {
-                    tracing::warn!(fail_point = name, "hanging");
+                    tracing::warn!(fail_point = name, "simulating a hung task");
                     std::future::pending().await
                 }
                 Some(Fault::Panic) => panic!("fail point {name}"),
@@ -98,7 +98,7 @@ mod armed {
                     Some((name, "hang")) => (name, Fault::Hang),
                     Some((name, "panic")) => (name, Fault::Panic),
                     _ => {
-                        return Err("must be `name=fault,…`; faults: abort, hang, panic".to_owned());
+                        return Err("must be in the form `name=fault,…`, where each fault is abort, hang or panic".to_owned());
                     }
                 };
                 points.arm(name, fault);

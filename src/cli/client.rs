@@ -108,7 +108,7 @@ impl Client {
         };
         let token = Config::admin_token(&sources).map_err(InvalidConfiguration)?;
         let unset = || {
-            let right = "must be set to the token of the server (or use ADMIN_TOKEN_FILE)";
+            let right = "must be set to the server's admin token (or use ADMIN_TOKEN_FILE)";
             InvalidConfiguration(vec![Problem::new("ADMIN_TOKEN", right)])
         };
         Self::new(&url, token.ok_or_else(unset)?)
@@ -177,7 +177,7 @@ impl Client {
         let response = self.request(method, path, query, wait).await?;
         response.with_context(|| {
             format!(
-                "{} returns 404 for its API. Start that server with ADMIN_TOKEN set, or correct --url.",
+                "{} returned 404 for an API request. Start that server with ADMIN_TOKEN set, or check --url.",
                 self.base
             )
         })
@@ -192,7 +192,7 @@ impl Client {
         }
         response.with_context(|| {
             format!(
-                "{} has no video {id}. Search for it with `video-ingest videos list --q …`.",
+                "{} has no video with the ID {id}. Search for it with `video-ingest videos list --q …`.",
                 self.base
             )
         })
@@ -210,7 +210,7 @@ impl Client {
         let broken = |error: reqwest::Error| {
             if error.is_connect() {
                 anyhow::anyhow!(
-                    "No server responds at {base}. Start it with `video-ingest serve`, or set its URL with --url."
+                    "No server is responding at {base}. Start one with `video-ingest serve`, or set the server's URL with --url."
                 )
             } else {
                 anyhow::anyhow!("{base} did not respond: {}", error.without_url())
@@ -233,12 +233,12 @@ impl Client {
         match status {
             StatusCode::NOT_FOUND => Ok(None),
             StatusCode::UNAUTHORIZED => bail!(
-                "{base} rejects this ADMIN_TOKEN. Set ADMIN_TOKEN (or ADMIN_TOKEN_FILE) to the token of that server."
+                "{base} rejected ADMIN_TOKEN. Set ADMIN_TOKEN (or ADMIN_TOKEN_FILE) to that server's admin token."
             ),
             _ if status.is_success() => {
                 let response = serde_json::from_slice(&body).map(Some);
                 response
-                    .with_context(|| format!("{base} is not a video-ingest server. Correct --url"))
+                    .with_context(|| format!("{base} is not a video-ingest server. Check --url."))
             }
             _ => match serde_json::from_slice::<ErrorBody>(&body) {
                 Ok(body) => bail!("{base}: {} ({})", body.detail, body.code),
@@ -262,6 +262,6 @@ pub(super) fn url_flag() -> Arg {
 fn server_url(text: &str) -> Result<String, String> {
     match reqwest::Url::parse(text) {
         Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(text.to_owned()),
-        _ => Err("must be a URL such as `https://videos.example.org`".to_owned()),
+        _ => Err("must be a valid URL, such as `https://videos.example.org`".to_owned()),
     }
 }

@@ -100,7 +100,7 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let (demo, server) = Demo::start(repo, stop.clone()).await?;
     let result = tokio::select! {
         result = demo.run(repo) => result,
-        () = app::stop_signal() => Err(anyhow::anyhow!("The demo was interrupted before its end.")),
+        () = app::stop_signal() => Err(anyhow::anyhow!("The demo was interrupted before it finished.")),
     };
     if result.is_ok() && !matches.get_flag("exit") {
         demo.show_address()?;
@@ -206,7 +206,7 @@ impl Demo {
         self.at_now(&row.state, &format!("video {}", good.video_id))?;
         ensure!(
             row.state == VideoState::Generating.as_str(),
-            "The new row is {} instead of generating.",
+            "The new row's state is {}; expected `generating`.",
             row.state
         );
 
@@ -220,7 +220,7 @@ impl Demo {
         self.at_now(&detail.video.state, "the app shows the video")?;
         ensure!(
             detail.video.state == VideoState::Ready.as_str(),
-            "The pushed video is {}: {}",
+            "The pushed video's state is {}; expected `ready`: {}",
             detail.video.state,
             detail.video.message.as_deref().unwrap_or("no reason given")
         );
@@ -240,7 +240,7 @@ impl Demo {
         let again = self.github.blob_reads(mp4) > reads;
         ensure!(
             state == VideoState::Ready.as_str() && !again,
-            "The redelivery should change nothing, but the video is {state}{}.",
+            "The redelivery should not have changed anything, but the video is {state}{}.",
             if again {
                 " and was downloaded again"
             } else {
@@ -258,12 +258,12 @@ impl Demo {
         ensure!(
             detail.video.state == VideoState::Failed.as_str()
                 && detail.video.code.as_deref() == Some(Code::Truncated.as_str()),
-            "The truncated video should have failed with {}.",
+            "The truncated video should have failed with the code {}.",
             Code::Truncated
         );
         ensure!(
             detail.video.storage_path.is_none(),
-            "The truncated video was stored."
+            "The truncated video was stored but should have been rejected."
         );
         print_line(
             "\nDone: the valid video was stored byte for byte, and the truncated one was rejected with a reason.",
@@ -280,7 +280,7 @@ impl Demo {
             .collect();
         ensure!(
             !keys.is_empty(),
-            "{} has no videos/<lesson_id>_<video_id>.mp4 at HEAD. Commit one, or use another repository.",
+            "{} contains no file named videos/<lesson_id>_<video_id>.mp4 at HEAD. Commit one, or use another repository.",
             path.display()
         );
         print_line(&format!(
@@ -380,7 +380,7 @@ impl Demo {
         let response: serde_json::Value = response.json().await?;
         ensure!(
             status == reqwest::StatusCode::ACCEPTED,
-            "The webhook got {status}: {response}"
+            "The server responded to the webhook with {status}: {response}"
         );
         let count = |name: &str| response[name].as_array().map_or(0, Vec::len);
         let what = if response["scan"] == true {
@@ -423,7 +423,7 @@ impl Demo {
         };
         timeout(VIDEO_TIMEOUT, settled).await.with_context(|| {
             let after = duration(VIDEO_TIMEOUT);
-            format!("Video {} is not done after {after}", key.video_id)
+            format!("Video {} did not finish within {after}.", key.video_id)
         })?
     }
 
@@ -471,7 +471,7 @@ impl Demo {
     /// Compares the stored file with the pushed bytes.
     async fn prove(&self, detail: &Detail, pushed: &str, whose: &str) -> anyhow::Result<()> {
         let path = detail.video.storage_path.as_deref();
-        let path = path.context("The video is ready, but has no storage path")?;
+        let path = path.context("The video is ready but has no storage path.")?;
         let file = self.data.join("store").join(&self.bucket).join(path);
         let opened = tokio::fs::File::open(&file)
             .await
@@ -481,7 +481,7 @@ impl Demo {
         print_line(&format!("  sha256  {stored}"))?;
         ensure!(
             stored == pushed,
-            "The SHA-256 of the stored file differs from that of {whose}: {pushed}."
+            "The SHA-256 hash of the stored file does not match that of {whose} ({pushed})."
         );
         print_line(&format!("          matches the SHA-256 of {whose}"))
     }
@@ -529,12 +529,15 @@ async fn video_files(path: &Path, head: GitSha) -> anyhow::Result<Vec<String>> {
     )
     .spawn()?;
     let mut listing = String::new();
-    let stdout = child.stdout.take().context("git has no standard output")?;
+    let stdout = child
+        .stdout
+        .take()
+        .context("Failed to capture git's standard output.")?;
     let mut stdout = stdout.take(GIT_LIST_BYTES_MAX);
     timeout(GIT_TIMEOUT, stdout.read_to_string(&mut listing)).await??;
     ensure!(
         child.wait().await?.success(),
-        "git cannot list the files of {}.",
+        "git cannot list the files in {}.",
         path.display()
     );
     let names = listing.split_terminator('\0');
@@ -546,7 +549,10 @@ async fn video_files(path: &Path, head: GitSha) -> anyhow::Result<Vec<String>> {
 /// The SHA-256 of a file according to git or LFS, independent of the server and the fake.
 async fn pushed_sha256(path: &Path, blob: GitSha) -> anyhow::Result<String> {
     let mut child = git(path, &["cat-file", "blob", &blob.to_string()]).spawn()?;
-    let stdout = child.stdout.take().context("git has no standard output")?;
+    let stdout = child
+        .stdout
+        .take()
+        .context("Failed to capture git's standard output.")?;
     let (start, sha256) = timeout(GIT_TIMEOUT, hashed(stdout)).await??;
     ensure!(
         child.wait().await?.success(),

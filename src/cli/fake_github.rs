@@ -63,7 +63,7 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     };
     let github = FakeGithub::start_at(&config.github.repository.to_string(), *at)
         .await
-        .with_context(|| format!("--at: Cannot listen on {at}"))?;
+        .with_context(|| format!("Cannot listen on {at}"))?;
     let path = |kind| format!("{}/{}", config.github.videos_dir, key.file_name(kind));
     let metadata = json!({"lesson_id": key.lesson_id, "video_id": key.video_id, "format": "mp4"});
     let before = github.head();

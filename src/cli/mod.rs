@@ -173,13 +173,16 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 async fn serve(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let config = load(matches)?;
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
-        anyhow::anyhow!("LISTEN_ADDR: Cannot listen on {}: {error}", config.listen)
+        anyhow::anyhow!(
+            "Cannot listen on {} (set by LISTEN_ADDR or PORT): {error}",
+            config.listen
+        )
     })?;
     let address = listener.local_addr()?;
     let app = App::build(config, Injected::default()).await?;
     tracing::info!(%address, repository = %app.config.github.repository, workers = app.config.workers, "listening");
     if app.config.admin_token.is_none() {
-        tracing::info!("ADMIN_TOKEN is not set: /reconcile, /api and the page return 404");
+        tracing::info!("ADMIN_TOKEN is not set: /reconcile, /api and the status page return 404");
     }
     let stop = CancellationToken::new();
     let stop_on_signal = stop.clone();

@@ -126,7 +126,7 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// A description of a valid value.
 pub fn receiver(text: &str) -> Result<Url, String> {
-    let right = "must be a URL such as `https://videos.example.org`";
+    let right = "must be a valid URL, such as `https://videos.example.org`";
     let mut url: Url = text.parse().map_err(|_| right.to_owned())?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(right.to_owned());
@@ -163,7 +163,7 @@ async fn install(
             .is_some_and(|hook| hook.config.is_signed())
     {
         bail!(
-            "The webhook exists and has a secret that a server may be using. Set {SECRET} to that secret, or to a new one for both."
+            "The webhook already exists and has a secret that a server may be using. Set {SECRET} to that secret, or choose a new secret and set it both here and on that server."
         );
     }
     let (hook, is_new) = save(&github, url, &config.webhook_secrets[0]).await?;
@@ -235,7 +235,7 @@ async fn existing(github: &Github, url: &Url) -> anyhow::Result<Option<Hook>> {
 async fn visible(github: &Github) -> anyhow::Result<Vec<Hook>> {
     let hooks = github.hooks().await?;
     hooks.context(
-        "GITHUB_TOKEN lacks access to the webhooks of GITHUB_REPOSITORY. Check the name, and grant the token \"Webhooks: read and write\" (classic: admin:repo_hook).",
+        "GITHUB_TOKEN does not have access to the webhooks of GITHUB_REPOSITORY. Check the repository's name, and grant the token the \"Webhooks: read and write\" permission (classic tokens: the admin:repo_hook scope).",
     )
 }
 
@@ -270,7 +270,7 @@ async fn installed(github: &Github) -> anyhow::Result<Hook> {
     let at = hooks.iter().position(|hook| hook.active).unwrap_or(0);
     ensure!(
         at < hooks.len(),
-        "The repository has no webhook to {RECEIVER_PATH}. Run video-ingest webhook install --url https://YOUR-HOST."
+        "The repository has no webhook that points to {RECEIVER_PATH}. Run `video-ingest webhook install --url https://YOUR-HOST`."
     );
     Ok(hooks.swap_remove(at))
 }
@@ -371,7 +371,7 @@ async fn send(matches: &ArgMatches, config: &Config) -> anyhow::Result<ExitCode>
         .body(body)
         .send()
         .await
-        .map_err(|error| anyhow::anyhow!("{url} does not respond: {}", error.without_url()))?;
+        .map_err(|error| anyhow::anyhow!("{url} did not respond: {}", error.without_url()))?;
     let status = response.status();
     let body = client::body(&mut response, RESPONSE_BYTES_MAX).await?;
     let body = body.unwrap_or_else(|| b"(the response is too long to print)".to_vec());
@@ -382,7 +382,7 @@ async fn send(matches: &ArgMatches, config: &Config) -> anyhow::Result<ExitCode>
 async fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
     let shown = file.display();
     let opened = tokio::fs::File::open(file).await;
-    let opened = opened.with_context(|| format!("--file: Cannot read {shown}"))?;
+    let opened = opened.with_context(|| format!("Cannot read the file {shown}"))?;
     let mut body = Vec::new();
     opened
         .take(BODY_BYTES_MAX + 1)
@@ -390,7 +390,7 @@ async fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
         .await?;
     ensure!(
         body.len() as u64 <= BODY_BYTES_MAX,
-        "--file: {shown} is larger than {BODY_BYTES_MAX} bytes, the limit of the server."
+        "{shown} is larger than the server's limit of {BODY_BYTES_MAX} bytes."
     );
     Ok(body)
 }

@@ -401,14 +401,12 @@ fn read_mode(
             },
         )),
         (_, true) => {
-            let right = "must be unset if SUPABASE_URL or SUPABASE_SERVICE_ROLE_KEY is set: \
-                         `folder` goes with DATABASE_URL alone";
+            let right = "must not be set if SUPABASE_URL or SUPABASE_SERVICE_ROLE_KEY is set: `folder` requires DATABASE_URL alone";
             r.refuse(STORE.name, right)
         }
         (set, false) => {
             for (setting, _) in three.iter().zip(set).filter(|(_, is_set)| !is_set) {
-                let right = "is missing: set DATABASE_URL, SUPABASE_URL and \
-                             SUPABASE_SERVICE_ROLE_KEY together, or none of them for embedded mode";
+                let right = "is missing: set DATABASE_URL, SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY together, or set none of them to use embedded mode";
                 r.refuse::<()>(setting.name, right);
             }
             None

@@ -80,7 +80,7 @@ pub fn duration(text: &str, bounds: RangeInclusive<Duration>) -> Result<Duration
     };
     parse().ok_or_else(|| {
         format!(
-            "must be a number and a unit (`30s`, `5m`, `6h`, `30d`), from {} to {}",
+            "must be a number followed by a unit (such as `30s`, `5m`, `6h` or `30d`), from {} to {}",
             format::duration(*bounds.start()),
             format::duration(*bounds.end())
         )
@@ -96,7 +96,7 @@ pub(super) fn duration_or_never(
         "0" => Ok(None),
         _ => duration(text, bounds)
             .map(Some)
-            .map_err(|right| format!("{right}; or `0` for never")),
+            .map_err(|right| format!("{right}, or `0` to disable it")),
     }
 }
 
@@ -132,7 +132,7 @@ pub(super) fn branch(text: &str) -> Rule<String> {
     ensure(
         fits,
         text.to_owned(),
-        "must be a branch name such as `main`, without `refs/heads/`",
+        "must be a branch name, such as `main`, without the `refs/heads/` prefix",
     )
 }
 
@@ -146,7 +146,7 @@ pub(super) fn videos_dir(text: &str) -> Rule<String> {
     ensure(
         fits,
         folder.to_owned(),
-        "must be a folder inside the repository such as `videos`: relative, without `..`",
+        "must be the relative path of a folder in the repository, such as `videos`, without `..`",
     )
 }
 
@@ -160,7 +160,7 @@ pub(super) fn bucket(text: &str) -> Rule<String> {
     ensure(
         fits,
         text.to_owned(),
-        "must be a bucket name: up to 100 letters, digits, `-`, `_`, `.`",
+        "must be a bucket name of up to 100 letters, digits, hyphens, underscores and periods",
     )
 }
 
@@ -178,14 +178,14 @@ pub(super) fn base_url(text: &str) -> Rule<String> {
     });
     let Some(url) = url else {
         return Err(
-            "must be a URL such as `https://example.com`, without user, query or fragment"
+            "must be a valid URL, such as `https://example.com`, without a user name, query or fragment"
                 .to_owned(),
         );
     };
     ensure(
         url.scheme() == "https" || url.host_str().is_some_and(is_private),
         url.as_str().trim_end_matches('/').to_owned(),
-        "must start with `https://`: plain http is allowed only for loopback and private hosts",
+        "must start with `https://`: plain HTTP is allowed only for loopback and private hosts",
     )
 }
 
@@ -204,7 +204,7 @@ fn is_private(host: &str) -> bool {
 pub(super) fn long_enough(secret: &str) -> Rule<()> {
     let fits = secret.trim().len() >= SECRET_MIN_BYTES;
     let right = format!(
-        "must have {SECRET_MIN_BYTES} bytes or more, such as the output of `openssl rand -hex 32`"
+        "must be at least {SECRET_MIN_BYTES} bytes long, such as the output of `openssl rand -hex 32`"
     );
     ensure(fits, (), &right)
 }
@@ -215,7 +215,7 @@ pub(super) fn sendable(secret: &str) -> Rule<()> {
     ensure(
         fits,
         (),
-        "must be printable ASCII without spaces or line breaks",
+        "must consist of printable ASCII characters without spaces or line breaks",
     )
 }
 
@@ -225,7 +225,7 @@ pub(super) fn postgres_url(secret: &str) -> Rule<()> {
     ensure(
         scheme_fits && PgConnectOptions::from_str(secret).is_ok(),
         (),
-        "must be `postgresql://user:password@host:port/database`, with special characters of the password percent-encoded",
+        "must be in the form `postgresql://user:password@host:port/database`, with special characters in the password percent-encoded",
     )
 }
 
@@ -239,7 +239,7 @@ pub(super) fn log_filter(text: &str) -> Rule<String> {
     ensure(
         EnvFilter::try_new(text).is_ok(),
         text.to_owned(),
-        "must be log directives such as `info` or `info,video_ingest=debug`",
+        "must be a valid log filter, such as `info` or `info,video_ingest=debug`",
     )
 }
 

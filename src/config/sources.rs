@@ -82,7 +82,7 @@ impl Sources {
                 Ok(value) => {
                     sources.env.insert(name, value);
                 }
-                Err(_) if is_known(&name) => sources.refuse(&name, "must be UTF-8"),
+                Err(_) if is_known(&name) => sources.refuse(&name, "must be valid UTF-8"),
                 Err(_) => {}
             }
         }
@@ -110,10 +110,10 @@ impl Sources {
                         !line.trim_start().starts_with('#') && line.ends_with(broken.trim_end())
                     });
                     let place = number.map(|n| format!(" (line {})", n + 1));
-                    let right = "must consist of lines NAME=value, with values that contain blanks or `$` in single quotes";
+                    let right = "must consist of NAME=value lines, with single quotes around values that contain spaces or `$`";
                     self.refuse(".env", format!("{right}{}", place.unwrap_or_default()));
                 }
-                Err(_) => self.refuse(".env", "must consist of lines NAME=value"),
+                Err(_) => self.refuse(".env", "must consist of NAME=value lines"),
             }
         }
     }
@@ -234,7 +234,8 @@ impl<'a> Reader<'a> {
                 self.check(setting.name, rule(found.expose_secret()))?;
             }
             if secret.is_some_and(|other| !is_same(&other, &found)) {
-                let right = "must equal its other spelling: set only one of them";
+                let right =
+                    "and its alternative spelling have different values: set only one of them";
                 return self.refuse(setting.name, right);
             }
             secret = Some(found);
@@ -253,11 +254,11 @@ impl<'a> Reader<'a> {
             (None, path) => {
                 // The path is not repeated: it may be the secret itself, pasted into this variable.
                 let text = read_text(&self.sources.dir.join(path?), SECRET_FILE_MAX_BYTES)
-                    .map_err(|error| format!("must name a readable file: {error}"));
+                    .map_err(|error| format!("must be the path of a readable file: {error}"));
                 let text = self.check(&file, text)?;
                 let secret = text.trim_end_matches(['\r', '\n']);
                 if secret.is_empty() {
-                    return self.refuse(&file, "must name a file that is not empty");
+                    return self.refuse(&file, "must be the path of a file that is not empty");
                 }
                 Some(secret.into())
             }
@@ -286,7 +287,7 @@ fn read_text(path: &Path, max_bytes: u64) -> io::Result<String> {
         .take(max_bytes + 1)
         .read_to_string(&mut text)?;
     if text.len() as u64 > max_bytes {
-        let message = format!("it is larger than {max_bytes} bytes");
+        let message = format!("the file is larger than {max_bytes} bytes");
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
     }
     Ok(text)

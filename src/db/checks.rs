@@ -358,9 +358,9 @@ impl DbError {
         let reason = match error {
             sqlx::Error::Database(error) => match error.code().as_deref() {
                 // Postgres error codes, then SQLite result codes (NOTADB, CORRUPT).
-                Some("28P01" | "28000") => "the user or password is wrong",
+                Some("28P01" | "28000") => "the user name or password is incorrect",
                 Some("3D000") => "the database does not exist",
-                Some("53300") => "it has no free connections",
+                Some("53300") => "it has no available connections",
                 Some("26" | "11") => "the file is not an SQLite database or is corrupt",
                 _ => return format!("it returned an error: {}", error.message()),
             },

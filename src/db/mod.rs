@@ -127,7 +127,7 @@ impl From<DbError> for crate::domain::failure::Failure {
         tracing::warn!(error = causes(&error), "database operation failed");
         Self::new(
             crate::domain::failure::Code::DatabaseUnavailable,
-            "The server's database is unavailable; the video is retried automatically.",
+            "The server's database is unavailable; the video will be retried automatically.",
         )
     }
 }
@@ -329,14 +329,13 @@ impl Db {
             Ok(_) => Ok(unit.commit().await?),
             Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("42703") => {
                 Err(DbError::Misconfigured(format!(
-                    "The table lesson_assets lacks a column ({}). Run deploy/supabase/columns.sql once.",
+                    "The lesson_assets table is missing a column ({}). Run deploy/supabase/columns.sql.",
                     e.message()
                 )))
             }
             Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("42P01") => {
                 Err(DbError::Misconfigured(
-                    "The table lesson_assets is not on the search_path of this connection. \
-                     Set DATABASE_URL to the app's database."
+                    "There is no lesson_assets table on the search_path. Check that DATABASE_URL points to the app's database."
                         .into(),
                 ))
             }

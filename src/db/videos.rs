@@ -103,7 +103,7 @@ pub struct Claim {
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// The lease has expired and another worker may have claimed the video. The worker must stop.
-    #[error("the lease is lost")]
+    #[error("the lease was lost")]
     LeaseLost,
     /// The app's row was deleted, or has another lesson, owner or kind than when it was read.
     #[error("the row was deleted or changed")]

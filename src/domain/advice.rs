@@ -9,7 +9,7 @@ pub const fn advice(code: Code) -> &'static str {
         Code::MetadataMismatch => {
             "Push a JSON file whose lesson_id and video_id match the file name."
         }
-        Code::NotAnMp4 => "Push the rendered MP4; the file that was pushed is not an MP4.",
+        Code::NotAnMp4 => "Push the rendered MP4; the file that was pushed is not an MP4 file.",
         Code::Truncated => "Render the video again, or copy it again in full, then push it.",
         Code::NoVideoTrack => "Render the video again with a video track, then push it.",
         Code::RowMismatch => {
@@ -21,7 +21,7 @@ pub const fn advice(code: Code) -> &'static str {
             "Set SUPABASE_SERVICE_ROLE_KEY to the project's current secret key, then restart the server."
         }
         Code::GithubDenied => {
-            "Check GITHUB_REPOSITORY and give GITHUB_TOKEN read access to its contents, then restart."
+            "Check GITHUB_REPOSITORY and GITHUB_TOKEN's read access to the repository, then restart the server."
         }
         Code::TooLarge => {
             "Render a smaller video, or raise the bucket's limit and MAX_VIDEO_BYTES, then retry."
@@ -30,32 +30,34 @@ pub const fn advice(code: Code) -> &'static str {
             "Run `git lfs push --all origin` on the machine that rendered the video, then retry."
         }
         Code::CorruptDownload => {
-            "Wait for the automatic retry; if it keeps failing, push the video again."
+            "Wait for the automatic retry; if retries fail, push the video again."
         }
         Code::GithubUnavailable => {
-            "Wait for the automatic retry; check githubstatus.com for an outage."
+            "Wait for the automatic retry; check githubstatus.com for outages."
         }
         Code::RateLimited => {
-            "Wait until GitHub's limit resets; without GITHUB_TOKEN, it is 60 requests per hour."
+            "Wait until GitHub's rate limit resets; without GITHUB_TOKEN, it is 60 requests per hour."
         }
         Code::StorageUnavailable => {
-            "Wait for the automatic retry; check status.supabase.com for an outage."
+            "Wait for the automatic retry; check status.supabase.com for outages."
         }
         Code::DatabaseUnavailable => {
-            "Wait for the automatic retry; if it keeps failing, check the server that DATABASE_URL names."
+            "Wait for the automatic retry; if retries fail, check the server that DATABASE_URL points to."
         }
-        Code::DiskFull => "Free disk space in DATA_DIR; the video is then retried automatically.",
+        Code::DiskFull => {
+            "Free up disk space in DATA_DIR; the video will then be retried automatically."
+        }
         Code::LeaseExpired => {
-            "Wait for another worker to retry; if this repeats, check the log for why the server stops."
+            "Wait for another worker to retry; if this happens again, check the log for why the server stopped."
         }
         Code::Internal => {
-            "Check the server's log and report the bug; the video is retried automatically."
+            "Check the server's log and report the bug; the video will be retried automatically."
         }
         Code::GaveUp => "Fix the problem described in the message, then retry.",
         Code::NoRow => "Insert the video's row into lesson_assets and retry, or remove the files.",
         Code::VideoMissing => "Push the MP4 with the same base name as its JSON file.",
         Code::MetadataMissing => {
-            "Push the JSON file; without it, the video is ingested after METADATA_GRACE."
+            "Push the JSON file; without it, the video will be ingested after METADATA_GRACE."
         }
         Code::GenerationFailed => "Read the agent's conversation, then request the video again.",
         Code::GenerationTimeout => {

@@ -58,9 +58,9 @@ impl GenerationStatus {
         match self {
             Self::Generating => "The agent is working on it.".to_owned(),
             Self::Finished => "The agent finished; its push has not arrived yet.".to_owned(),
-            Self::Failed { reason } => format!("OpenHands reports a failure: {reason}."),
+            Self::Failed { reason } => format!("OpenHands reported a failure: {reason}."),
             Self::Unknown { reason } => {
-                format!("The status of the generation is unknown: {reason}.")
+                format!("The generation status is unknown: {reason}.")
             }
         }
     }
@@ -99,11 +99,11 @@ impl GenerationStatus {
 
     /// The status if the API has neither a conversation nor a start task with the id.
     pub fn not_known() -> Self {
-        Self::unknown("OpenHands has no conversation with this id")
+        Self::unknown("OpenHands has no conversation with this ID")
     }
 
     fn awaiting_confirmation() -> Self {
-        Self::unknown("blocked: the agent waits for a confirmation")
+        Self::unknown("blocked: the agent is waiting for confirmation")
     }
 
     fn unrecognized(word: &str) -> Self {
@@ -139,7 +139,7 @@ impl Status {
         match (self, last) {
             (Self::Says(reading), _) => reading,
             (_, LastState::OutOfReach) => {
-                GenerationStatus::unknown("no state among the agent's newest events")
+                GenerationStatus::unknown("the agent's most recent events do not include its state")
             }
             (Self::Live, LastState::Is(reading)) => reading,
             (Self::Live, LastState::Never) => {
@@ -194,7 +194,7 @@ impl Conversation {
                 "the agent's sandbox was paused before the agent finished",
             )),
             "ERROR" => Status::Over(GenerationStatus::failed("the agent's sandbox failed")),
-            "MISSING" => Status::Over(GenerationStatus::failed("the agent's sandbox is gone")),
+            "MISSING" => Status::Over(GenerationStatus::failed("the agent's sandbox is missing")),
             _ => Status::Says(GenerationStatus::unrecognized(sandbox)),
         }
     }
@@ -304,9 +304,9 @@ impl StartTask {
                 .and_then(conversation_id)
             {
                 Some(id) => return Start::Conversation(id),
-                None => {
-                    GenerationStatus::unknown("the agent started without naming its conversation")
-                }
+                None => GenerationStatus::unknown(
+                    "the agent started without reporting its conversation",
+                ),
             },
             "ERROR" => match self.detail.as_deref().and_then(displayable) {
                 Some(detail) => {

@@ -107,7 +107,7 @@ impl FromStr for GitSha {
 
 /// The text is not 40 lower-case hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a git object id (40 lower-case hexadecimal digits)")]
+#[error("not a Git object ID (40 lowercase hexadecimal digits)")]
 pub struct NotAGitSha;
 
 impl fmt::Display for GitSha {
@@ -174,7 +174,7 @@ impl FromStr for RepoName {
 
 /// The text is not a repository's full name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be `owner/name`, not a URL and without `.git`")]
+#[error("must be in the form `owner/name`, not a URL, and must not end in `.git`")]
 pub struct NotARepoName;
 
 impl fmt::Display for RepoName {

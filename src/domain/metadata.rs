@@ -46,7 +46,7 @@ impl Metadata {
     pub fn parse(bytes: &[u8], key: &VideoKey) -> Result<Self, Failure> {
         if bytes.len() > METADATA_BYTES_MAX {
             return Err(bad(format!(
-                "it has {} bytes, but at most {} are allowed",
+                "it is {} bytes, but the limit is {} bytes",
                 grouped(bytes.len() as u64),
                 grouped(METADATA_BYTES_MAX as u64)
             )));
@@ -55,7 +55,7 @@ impl Metadata {
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         // Not parsed directly into a map, because the error would quote the unexpected value.
         let value = serde_json::from_slice(text)
-            .map_err(|error| bad(format!("it is not JSON: {error}")))?;
+            .map_err(|error| bad(format!("it is not valid JSON: {error}")))?;
         let Value::Object(fields) = value else {
             return Err(bad("it is not a JSON object".into()));
         };
@@ -87,7 +87,7 @@ impl Metadata {
         let mut warnings: Vec<String> = self
             .ignored
             .iter()
-            .map(|field| format!("The field {field} of the JSON is invalid and was ignored."))
+            .map(|field| format!("The {field} field in the JSON file is invalid and was ignored."))
             .collect();
         if let Some(seconds) = self.duration_sec
             && (seconds * 1000.0 - probe.duration_ms as f64).abs() > DURATION_TOLERANCE_MS
@@ -169,7 +169,7 @@ fn identity(fields: &Map<String, Value>, name: &str, expected: Uuid) -> Result<(
     Err(Failure::new(
         Code::MetadataMismatch,
         format!(
-            "The field {name} of the JSON is {stated:?}, but the file name contains {expected}."
+            "The {name} field in the JSON file is {stated:?}, but the file name contains {expected}."
         ),
     ))
 }
@@ -194,13 +194,13 @@ fn by((width, height): (u32, u32)) -> String {
 }
 
 fn difference(field: &str, stated: &str, actual: &str) -> String {
-    format!("The {field} is {stated} in the JSON, but {actual} in the MP4.")
+    format!("The {field} is {stated} in the JSON file, but {actual} in the MP4.")
 }
 
 fn bad(why: String) -> Failure {
     Failure::new(
         Code::BadMetadata,
-        format!("The JSON file of the video is invalid: {why}."),
+        format!("The video's JSON file is invalid: {why}."),
     )
 }
 
@@ -285,7 +285,9 @@ mod tests {
             let (code, message) = refusal(&with(name, json!(value)).to_string());
             assert_eq!(code, Code::MetadataMismatch);
             assert!(
-                message.starts_with(&format!("The field {name} of the JSON is \"{value}\", but")),
+                message.starts_with(&format!(
+                    "The {name} field in the JSON file is \"{value}\", but"
+                )),
                 "{message}"
             );
         }
@@ -349,7 +351,7 @@ mod tests {
             assert_eq!(
                 warnings(&json),
                 [format!(
-                    "The field {name} of the JSON is invalid and was ignored."
+                    "The {name} field in the JSON file is invalid and was ignored."
                 )]
             );
             assert_eq!(parse(&json).unwrap().public().get(name), None);
@@ -365,22 +367,22 @@ mod tests {
             (
                 "duration_sec",
                 json!(29.5),
-                "The duration is 29.5 s in the JSON, but 30.059 s in the MP4.",
+                "The duration is 29.5 s in the JSON file, but 30.059 s in the MP4.",
             ),
             (
                 "resolution",
                 json!("1920x1080"),
-                "The resolution is 1920x1080 in the JSON, but 1280x720 in the MP4.",
+                "The resolution is 1920x1080 in the JSON file, but 1280x720 in the MP4.",
             ),
             (
                 "file_size",
                 json!(1),
-                "The size is 1 bytes in the JSON, but 2,007,071 bytes in the MP4.",
+                "The size is 1 bytes in the JSON file, but 2,007,071 bytes in the MP4.",
             ),
             (
                 "format",
                 json!("webm"),
-                "The format is \"webm\" in the JSON, but mp4 in the MP4.",
+                "The format is \"webm\" in the JSON file, but mp4 in the MP4.",
             ),
         ] {
             assert_eq!(warnings(&with(name, value)), [warning]);

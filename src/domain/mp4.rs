@@ -113,20 +113,20 @@ impl BoxWalk {
             _ if self.total_len == 0 => return Err(not_an_mp4("The file is empty".into())),
             _ if self.total_len < HEADER_BYTES_MIN => {
                 return Err(not_an_mp4(format!(
-                    "The file has only {} bytes",
+                    "The file is only {} bytes long",
                     self.total_len
                 )));
             }
             _ if self.offset < self.total_len => {
                 return Err(truncated(format!(
-                    "The file has {} bytes, but only {} arrived",
+                    "The file is {} bytes long, but only {} bytes arrived",
                     grouped(self.total_len),
                     grouped(self.offset)
                 )));
             }
             // Players ignore up to seven zeros after the last box as padding.
             State::Header(seen) if seen.iter().all(|&byte| byte == 0) => {}
-            _ => return Err(truncated("The file ends within the header of a box".into())),
+            _ => return Err(truncated("The file ends inside a box header".into())),
         }
         let index = self
             .index
@@ -139,12 +139,12 @@ impl BoxWalk {
         })?;
         if !self.has_media {
             return Err(truncated(
-                "The MP4 has an index, but no media data (mdat)".into(),
+                "The MP4 has an index but no media data (mdat)".into(),
             ));
         }
         let duration_ms = index.duration_ms();
         if duration_ms > DURATION_MS_MAX {
-            let cause = "The index (moov) states a duration of more than 24 days";
+            let cause = "The index (moov) specifies a duration of more than 24 days";
             return Err(truncated(cause.into()));
         }
         Ok(Probe {
@@ -178,7 +178,7 @@ impl BoxWalk {
         {
             let begin = seen.escape_ascii();
             return Err(not_an_mp4(format!(
-                "The file begins with \"{begin}\", but the first box of an MP4 is \"ftyp\""
+                "The file begins with \"{begin}\", but the first box of an MP4 must be \"ftyp\""
             )));
         }
         let header = match Header::decode_maybe(&mut seen.as_slice()) {
@@ -213,7 +213,7 @@ impl BoxWalk {
         };
         if left > bytes_max {
             return Err(not_an_mp4(format!(
-                "The index ({}) has {} bytes, but at most {} are supported",
+                "The index ({}) is {} bytes, but the limit is {} bytes",
                 header.kind,
                 grouped(left),
                 grouped(bytes_max)
@@ -235,7 +235,7 @@ impl BoxWalk {
         match &mut self.index {
             Some(index) => index
                 .add_fragment(body)
-                .ok_or_else(|| damaged("index of a fragment (moof)"))?,
+                .ok_or_else(|| damaged("fragment index (moof)"))?,
             None if kind == Moov::KIND => {
                 self.index = Some(Index::read(body).ok_or_else(|| damaged("index (moov)"))?)
             }
@@ -526,7 +526,7 @@ mod tests {
             refusal(fixture!("not_a_video.mp4")),
             (
                 Code::NotAnMp4,
-                r#"The file begins with "<!DOCTYP", but the first box of an MP4 is "ftyp"; push the rendered MP4."#.into()
+                r#"The file begins with "<!DOCTYP", but the first box of an MP4 must be "ftyp"; push the rendered MP4."#.into()
             )
         );
         assert_eq!(refusal(fixture!("lfs_pointer.mp4")).0, Code::NotAnMp4);
@@ -559,7 +559,7 @@ mod tests {
         let (code, message) = refusal(&GOOD[..mdat]);
         assert_eq!(code, Code::Truncated);
         assert!(
-            message.starts_with("The MP4 has an index, but no media data"),
+            message.starts_with("The MP4 has an index but no media data"),
             "{message}"
         );
     }
@@ -573,7 +573,7 @@ mod tests {
         assert!(
             failure
                 .message
-                .starts_with("The file has 12,522 bytes, but only 10,000 arrived")
+                .starts_with("The file is 12,522 bytes long, but only 10,000 bytes arrived")
         );
     }
 
@@ -639,7 +639,7 @@ mod tests {
         let (code, message) = refusal(&[ftyp, huge].concat());
         assert_eq!(code, Code::NotAnMp4);
         assert!(
-            message.contains("4,194,305 bytes, but at most 4,194,304"),
+            message.contains("4,194,305 bytes, but the limit is 4,194,304"),
             "{message}"
         );
     }

@@ -219,7 +219,7 @@ pub fn plan(history: &History, ready_path: Option<&str>, listed: Blobs, waits: W
     if json.is_none() && waited < waits.metadata_grace {
         return Plan::End(End::Waiting {
             code: Code::MetadataMissing,
-            message: "The JSON has not been pushed yet; if it does not arrive in time, the video is ingested without it."
+            message: "The JSON file has not been pushed yet; if it does not arrive in time, the video will be ingested without it."
                 .to_owned(),
             recheck_in: waits.metadata_grace - waited,
         });
@@ -242,10 +242,10 @@ fn without_mp4(history: &History, is_ready: bool, has_json: bool, waits: Waits) 
     ) {
         Some(recheck_in) => Plan::End(End::Waiting {
             code: Code::VideoMissing,
-            message: "Only the JSON has been pushed so far; waiting for the MP4.".to_owned(),
+            message: "Only the JSON file has been pushed so far; waiting for the MP4.".to_owned(),
             recheck_in,
         }),
-        None => fail("The JSON was pushed, but the MP4 was not; push the MP4."),
+        None => fail("The JSON file was pushed, but the MP4 was not; push the MP4."),
     }
 }
 
@@ -254,14 +254,14 @@ pub fn wait_for_row(history: &History) -> End {
     match remaining(GIVE_UP_AFTER, history.waited_for(Code::NoRow)) {
         Some(recheck_in) => End::Waiting {
             code: Code::NoRow,
-            message: "There is no row with this id in lesson_assets yet; waiting for it."
+            message: "There is no row with this ID in lesson_assets yet; waiting for it."
                 .to_owned(),
             recheck_in,
         },
         None => End::Failed {
             failure: Failure::new(
                 Code::NoRow,
-                "No row with this id was inserted within 24 hours of the push; insert it, then retry.",
+                "No row with this ID was inserted within 24 hours of the push; insert it, then retry.",
             ),
             recheck_in: None,
         },
@@ -291,7 +291,7 @@ pub fn after_failure(history: &History, failure: Failure, random: f64) -> End {
                 .is_some_and(|time| time >= GIVE_UP_AFTER) =>
         {
             let message = format!(
-                "Gave up after 24 hours of attempts. The last failure: {}",
+                "Gave up after retrying for 24 hours. The last failure was: {}",
                 failure.message
             );
             End::Failed {

@@ -89,7 +89,7 @@ impl<'a> Push<'a> {
         let payload = serde_json::from_slice(body).map_err(|error| {
             // serde_json quotes unexpected values, which may be as long as the body.
             Malformed(format!(
-                "The body is not a push payload: {}.",
+                "The request body is not a valid push payload: {}.",
                 echo(&error.to_string())
             ))
         })?;
@@ -145,7 +145,7 @@ impl<'a> Push<'a> {
 pub fn payload_of_form(body: &[u8]) -> Result<Cow<'_, str>, Malformed> {
     form_urlencoded::parse(body)
         .find_map(|(name, value)| (name == "payload").then_some(value))
-        .ok_or_else(|| Malformed("The form has no field named payload.".to_owned()))
+        .ok_or_else(|| Malformed("The form has no `payload` field.".to_owned()))
 }
 
 /// The decision about a push.
@@ -224,7 +224,7 @@ fn accept(
     };
     let default_branch = payload.repository.default_branch.as_ref();
     let Some(branch) = branch.or(default_branch.map(|text| &*text.0)) else {
-        return Err("the payload contains no default branch; set GITHUB_BRANCH".to_owned());
+        return Err("the payload has no default branch; set GITHUB_BRANCH".to_owned());
     };
     if pushed != branch {
         return Err(format!(
@@ -241,7 +241,7 @@ fn accept(
     let changed = push.changed(&prefix);
     let scan = push.must_scan();
     if changed.is_empty() && !scan {
-        return Err(format!("no file in {prefix} was changed"));
+        return Err(format!("no files in {prefix} were changed"));
     }
 
     let mut videos = BTreeSet::new();
@@ -423,7 +423,7 @@ mod tests {
         );
         assert_eq!(
             reason(fixture!("push_other_files.json")),
-            "no file in videos/ was changed"
+            "no files in videos/ were changed"
         );
         let push = Push::parse(fixture!("push_added.json")).unwrap();
         let reason = |repository, branch| match decide(&push, repository, branch, "videos") {

@@ -215,7 +215,7 @@ fn pushed(listed: Blobs, facts: &Facts) -> Verdict {
         };
     }
     if record.observed != listed {
-        return Verdict::Request("found changed by a sweep");
+        return Verdict::Request("changes found by a sweep");
     }
     let pending = matches!(facts.row, RowState::Pending { .. });
     let shows_generating = matches!(facts.row, RowState::Pending { failed: None, .. });
@@ -256,7 +256,7 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
                 Verdict::Fail(
                     Code::FinishedWithoutVideo,
                     format!(
-                        "The agent finished, but pushed no video within {}.",
+                        "The agent finished but did not push a video within {}.",
                         duration(PUSH_AFTER_FINISH)
                     ),
                 )
@@ -264,10 +264,10 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
             GenerationStatus::Finished => Verdict::Generating(status.sentence()),
             GenerationStatus::Failed { reason } if since.is_some() => Verdict::Fail(
                 Code::GenerationFailed,
-                format!("The generation failed: {reason}."),
+                format!("Video generation failed: {reason}."),
             ),
             GenerationStatus::Failed { reason } => Verdict::Unknown(format!(
-                "OpenHands reports a failure ({reason}); the next sweep confirms it."
+                "OpenHands reported a failure ({reason}); the next sweep will confirm it."
             )),
             GenerationStatus::Unknown { .. } => Verdict::Unknown(status.sentence()),
         },
@@ -337,7 +337,7 @@ mod tests {
         let request = Verdict::Request;
         let waiting = || Verdict::Waiting("as recorded".into());
         let failed = || Verdict::Failed("as recorded".into());
-        let (new, changed) = ("found by a sweep", "found changed by a sweep");
+        let (new, changed) = ("found by a sweep", "changes found by a sweep");
         let outside = "retried by a sweep after a configuration failure";
         let (json, mp4) = ((None, sha(2)), (sha(1), None));
         let old = (sha(9), sha(2));
@@ -504,9 +504,9 @@ mod tests {
         let generating = |why: &str| Verdict::Generating(why.into());
         let unknown = |why: &str| Verdict::Unknown(why.into());
         let awaited = || generating("The agent finished; its push has not arrived yet.");
-        let first = "OpenHands reports a failure (it broke); the next sweep confirms it.";
+        let first = "OpenHands reported a failure (it broke); the next sweep will confirm it.";
         let fail = |code, why: &str| Verdict::Fail(code, why.into());
-        let never_pushed = "The agent finished, but pushed no video within 15 min.";
+        let never_pushed = "The agent finished but did not push a video within 15 min.";
         let cases = [
             (
                 AgentStatus::NotRequested,
@@ -526,7 +526,7 @@ mod tests {
             ),
             (
                 reported(GenerationStatus::unknown("who knows"), Some(99_999)),
-                unknown("The status of the generation is unknown: who knows."),
+                unknown("The generation status is unknown: who knows."),
             ),
             (reported(GenerationStatus::Finished, None), awaited()),
             (reported(GenerationStatus::Finished, Some(899)), awaited()),
@@ -537,7 +537,7 @@ mod tests {
             (reported(broken(), None), unknown(first)),
             (
                 reported(broken(), Some(0)),
-                fail(Code::GenerationFailed, "The generation failed: it broke."),
+                fail(Code::GenerationFailed, "Video generation failed: it broke."),
             ),
         ];
         for (agent, expected) in cases {

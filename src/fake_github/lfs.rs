@@ -91,7 +91,7 @@ async fn link(shared: &Shared, wanted: &Wanted) -> Value {
     let error = |code: u16, message: &str| json!({"oid": oid, "size": size, "error": {"code": code, "message": message}});
     match stored_size(shared, oid).await {
         None => error(404, "Object does not exist on the server"),
-        Some(stored) if stored != *size => error(422, "The size does not match the object's"),
+        Some(stored) if stored != *size => error(422, "The size does not match the stored object"),
         Some(_) => {
             let storage = shared.state().storage_url.clone();
             let href = format!("{storage}/lfs-storage/{oid}");
@@ -138,11 +138,14 @@ pub(super) async fn download(shared: &Shared, oid: &str, parts: &Parts) -> Respo
     if leaked {
         return refuse(
             StatusCode::BAD_REQUEST,
-            "The API token was sent to the storage",
+            "The API token must not be sent to the storage host",
         );
     }
     if sent != ticket(oid) {
-        return refuse(StatusCode::FORBIDDEN, "The header of the link is missing");
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "The request lacks the header that the download link requires",
+        );
     }
     let found = match (bytes, local) {
         (Some(bytes), _) => Some(bytes.into_response()),

@@ -21,10 +21,10 @@ const GIT_OUTPUT_MAX: u64 = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum LocalError {
     /// The `git` command is not there.
-    #[error("the git command was not found; install git to serve a local repository")]
+    #[error("The git command was not found. Install git to serve a local repository.")]
     NoGit,
     /// The path is no repository that git can read.
-    #[error("{path} is no git repository that can be read here: {reason}")]
+    #[error("{path} is not a readable git repository: {reason}")]
     NoRepository {
         /// As the caller wrote it.
         path: String,
@@ -32,13 +32,13 @@ pub enum LocalError {
         reason: String,
     },
     /// HEAD names a branch that has no commit.
-    #[error("{0} has no commit on its current branch; commit something first")]
+    #[error("{0} has no commits on its current branch. Commit something first.")]
     Empty(String),
     /// Git answered something that GitHub could not serve either.
-    #[error("{0} cannot be served as GitHub would: {1}")]
+    #[error("{0} cannot be served: {1}")]
     Unsupported(String, &'static str),
     /// Git could not be run, or no loopback port could be had.
-    #[error("cannot serve the local repository: {0}")]
+    #[error("Failed to serve the local repository: {0}")]
     Io(#[from] std::io::Error),
 }
 
@@ -70,7 +70,7 @@ impl Local {
         let head: GitSha = head
             .trim()
             .parse()
-            .map_err(|_| unsupported("its object names are not SHA-1"))?;
+            .map_err(|_| unsupported("its object IDs are not SHA-1 hashes"))?;
         let commit = git(&["cat-file", "commit", "HEAD"]).await?;
         let commit = commit
             .ok()
@@ -100,7 +100,7 @@ impl Local {
         let stdout = child.stdout.take();
         stdout
             .map(|stdout| (child, stdout))
-            .ok_or_else(|| std::io::Error::other("git has no output"))
+            .ok_or_else(|| std::io::Error::other("failed to capture git's standard output"))
     }
 
     /// Where git-lfs keeps an object, whose name must have been checked.

@@ -142,7 +142,7 @@ impl FakeGithub {
         let router = fake.router();
         fake.server.spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "the fake GitHub stopped");
+                tracing::error!(%error, "fake GitHub server stopped unexpectedly");
             }
         });
         Ok(fake)

@@ -57,7 +57,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         let (stream, permit) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(error = causes(&error), "accepting a connection failed");
+                tracing::warn!(error = causes(&error), "failed to accept a connection");
                 tokio::time::sleep(ACCEPT_WAIT).await;
                 continue;
             }

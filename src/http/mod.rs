@@ -120,7 +120,7 @@ pub fn router(app: AppState) -> Router {
         .method_not_allowed_fallback(async || {
             Problem::new(
                 ErrorCode::MethodNotAllowed,
-                "This URL does not support the request's method. Use the documented method.",
+                "This endpoint does not support this HTTP method. See the HTTP API documentation for the methods it supports.",
             )
         })
         .fallback(async || Problem::not_found())
@@ -139,7 +139,7 @@ async fn admin_only(
     if !session::is_admin(&app, request.method(), request.headers()) {
         return Err(Problem::new(
             ErrorCode::Unauthorized,
-            "The admin token is missing or wrong. Send the header `Authorization: Bearer <ADMIN_TOKEN>`.",
+            "The admin token is missing or incorrect. Send the header `Authorization: Bearer <ADMIN_TOKEN>`.",
         ));
     }
     Ok(next.run(request).await)

@@ -70,7 +70,7 @@ pub(super) async fn readyz(State(app): State<AppState>) -> Result<&'static str, 
     }
     Err(Problem::new(
         ErrorCode::DatabaseUnavailable,
-        "The database is unavailable. Check the server that DATABASE_URL names.",
+        "The database is unavailable. Check the server that DATABASE_URL points to.",
     ))
 }
 

@@ -103,7 +103,7 @@ impl From<DbError> for Problem {
     fn from(error: DbError) -> Self {
         tracing::error!(
             error = causes(&error),
-            "database unavailable, request failed"
+            "request failed: database unavailable"
         );
         Self::new(
             ErrorCode::DatabaseUnavailable,

@@ -153,7 +153,9 @@ async fn read<'h>(
     let limit = if form { FORM_BYTES_MAX } else { JSON_BYTES_MAX };
     let read = read_verified(app, headers, body, limit);
     let (body, _permit) = timeout(BODY_TIMEOUT, read).await.map_err(|_| {
-        Problem::malformed("The request body took longer than 10 seconds. Redeliver the webhook.")
+        Problem::malformed(
+            "The request body took longer than 10 seconds to arrive. Redeliver the webhook.",
+        )
     })??;
 
     let event = required_header(headers, "x-github-event")?;
@@ -175,7 +177,9 @@ async fn read<'h>(
     match event {
         "push" => {}
         "ping" => return Ok(Event::Other(json!({"status": "pong"}))),
-        other => return Ok(ignored(&format!("event {other} is not push"))),
+        other => {
+            return Ok(ignored(&format!("event {other} is not supported")));
+        }
     }
     let push = Push::parse(payload)?;
     let decision = push::decide(
@@ -223,7 +227,7 @@ async fn record(app: &AppState, guid: &str, intake: push::Intake) -> Result<Resp
             "The delivery was not recorded because the database is unavailable. Redeliver the webhook.",
         )
     })?;
-    tracing::info!(delivery.id = guid, videos = videos.len(), scan, %after, "accepted");
+    tracing::info!(delivery.id = guid, videos = videos.len(), scan, %after, "delivery accepted");
     Ok((StatusCode::ACCEPTED, Json(body)).into_response())
 }
 
@@ -280,7 +284,7 @@ async fn read_verified<'a>(
     if !verifier.verify(signature) {
         return Err(Problem::new(
             ErrorCode::BadSignature,
-            "X-Hub-Signature-256 does not match the request body. Set the webhook's secret to GITHUB_WEBHOOK_SECRET.",
+            "X-Hub-Signature-256 does not match the request body. Set the webhook's secret to the value of GITHUB_WEBHOOK_SECRET.",
         ));
     }
     Ok((bytes.freeze(), permit))
@@ -296,7 +300,7 @@ fn required_header<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h
         .filter(|value| (1..=HEADER_BYTES_MAX).contains(&value.len()))
         .ok_or_else(|| {
             Problem::malformed(format!(
-                "The header {name} is missing or invalid. Send it as GitHub does."
+                "The {name} header is missing or invalid. Send it the way GitHub does."
             ))
         })
 }

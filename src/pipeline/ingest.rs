@@ -71,8 +71,9 @@ pub struct Breakers {
 
 impl Default for Breakers {
     fn default() -> Self {
-        let storage = "The storage is currently unavailable; the video is retried automatically.";
-        let lfs = "The LFS server is currently unavailable; the video is retried automatically.";
+        let storage = "Storage is currently unavailable; the video will be retried automatically.";
+        let lfs =
+            "The LFS server is currently unavailable; the video will be retried automatically.";
         Self {
             lfs: Breaker::new(Code::GithubUnavailable, lfs),
             info: Breaker::new(Code::StorageUnavailable, storage),
@@ -171,7 +172,7 @@ impl Ingest {
             Plan::Ingest(_) => pair.mp4.ok_or_else(|| {
                 Failure::new(
                     Code::Internal,
-                    "The server has a bug: the plan contains a video that is not listed.",
+                    "Internal server error (this is a bug): the plan contains a video that is not listed.",
                 )
             })?,
         };
@@ -216,7 +217,8 @@ impl Ingest {
         let warnings = match &metadata {
             Some(metadata) => metadata.warnings(&probe, size_bytes),
             None => vec![
-                "The JSON was not pushed in time; the video was ingested without it.".to_owned(),
+                "The JSON file was not pushed in time; the video was ingested without it."
+                    .to_owned(),
             ],
         };
         Ok(End::Ready {
@@ -267,7 +269,7 @@ impl Ingest {
                 Err(failure) => Err(failure),
             };
             if let Err(failure) = deleted {
-                tracing::warn!(video.id = %key.video_id, code = %failure.code, "failed to delete the object of a deleted row: {failure}");
+                tracing::warn!(video.id = %key.video_id, code = %failure.code, "failed to delete the stored object for a deleted row: {failure}");
             }
         }
         let end = wait_for_row(&attempt.claim.history);
@@ -290,7 +292,7 @@ impl Ingest {
                 return Err(Failure::new(
                     Code::RowMismatch,
                     format!(
-                        "The row {} is not accessible; it may not be a video.",
+                        "The row {} is not accessible; it may not be a video row.",
                         key.video_id
                     ),
                 ));
@@ -300,14 +302,14 @@ impl Ingest {
             Some(row) if row.lesson_id != key.lesson_id => Err(Failure::new(
                 Code::RowMismatch,
                 format!(
-                    "The row {} belongs to another lesson than the one in the file name.",
+                    "The row {} belongs to a different lesson than the one in the file name.",
                     key.video_id
                 ),
             )),
             Some(row) if row.kind != "video" => Err(Failure::new(
                 Code::RowMismatch,
                 format!(
-                    "The row {} has the kind '{}' and is not a video.",
+                    "The row {} is of kind '{}', not 'video'.",
                     key.video_id, row.kind
                 ),
             )),
@@ -353,7 +355,7 @@ impl Ingest {
         };
         if json.size > METADATA_BYTES_MAX as u64 {
             let message = format!(
-                "The JSON has {} bytes, but at most {METADATA_BYTES_MAX} are allowed.",
+                "The JSON file is {} bytes, but the limit is {METADATA_BYTES_MAX} bytes.",
                 json.size
             );
             return Err(Failure::new(Code::BadMetadata, message));
@@ -372,7 +374,7 @@ impl Ingest {
         let download = self.github.blob(mp4.sha, mp4.size).await?;
         let mut spooled = self.spool(download, mp4.size, Kind::Blob).await?;
         if spooled.git_sha != Some(mp4.sha) {
-            return Err(corrupt("The hash of the downloaded blob is wrong"));
+            return Err(corrupt("The downloaded blob has the wrong hash"));
         }
         let pointer = spooled.lfs_pointer();
         if let Some(pointer) = &pointer {
@@ -384,7 +386,7 @@ impl Ingest {
             };
             spooled = self.breakers.lfs.call(fetch).await?;
             if spooled.sha256 != pointer.oid {
-                return Err(corrupt("The hash of the downloaded LFS object is wrong"));
+                return Err(corrupt("The downloaded LFS object has the wrong hash"));
             }
         }
         let from = if pointer.is_some() {
@@ -425,7 +427,7 @@ impl Ingest {
         Err(Failure::new(
             Code::TooLarge,
             format!(
-                "The video has {size} bytes, but the limit is {max}; raise MAX_VIDEO_BYTES and the bucket's limit, or render a smaller video."
+                "The video is {size} bytes, but the limit is {max}; raise MAX_VIDEO_BYTES and the bucket's limit, or render a smaller video."
             ),
         ))
     }
@@ -452,10 +454,10 @@ impl Ingest {
         // A stalled worker must not overwrite a newer object. The database cannot prevent that, so the lease
         // is checked as late as possible.
         if let Err(error) = self.db.renew(attempt.claim, self.rules.lease).await {
-            tracing::warn!(video.id = %attempt.claim.key.video_id, error = causes(&error), "lease lost before the upload");
+            tracing::warn!(video.id = %attempt.claim.key.video_id, error = causes(&error), "lost the lease before the upload");
             return Err(Failure::new(
                 Code::LeaseExpired,
-                "The lease was lost before the upload; the video is retried automatically.",
+                "The lease was lost before the upload; the video will be retried automatically.",
             ));
         }
         attempt.uploading.store(true, Ordering::Relaxed);
@@ -475,7 +477,7 @@ impl Ingest {
         {
             return Err(Failure::new(
                 Code::StorageUnavailable,
-                "The storage accepted the upload, but does not have the object; the video is retried automatically.",
+                "Storage accepted the upload but does not have the object; the video will be retried automatically.",
             ));
         }
         let detail = format!("{} in {}", object.path(), object.bucket());
@@ -508,14 +510,13 @@ impl Ingest {
 fn corrupt(message: &str) -> Failure {
     Failure::new(
         Code::CorruptDownload,
-        format!("{message}; the download is retried automatically."),
+        format!("{message}; the download will be retried automatically."),
     )
 }
 
 /// The failure if GitHub's API does not serve a pushed commit yet. Webhooks can arrive before all replicas of
 /// GitHub are up to date.
 pub(super) fn push_not_served() -> Failure {
-    let message =
-        "GitHub's API does not serve the pushed commit yet; the video is retried automatically.";
+    let message = "GitHub's API does not return the pushed commit yet; the video will be retried automatically.";
     Failure::new(Code::GithubUnavailable, message).after(PUSH_LAG_WAIT)
 }

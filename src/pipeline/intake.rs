@@ -43,7 +43,7 @@ pub struct Intake {
 
 /// The delivery was not recorded, or its commit was not confirmed in time. The cause is logged.
 #[derive(Debug, thiserror::Error)]
-#[error("the delivery was not recorded in time")]
+#[error("failed to record the delivery in time")]
 pub struct NotRecorded;
 
 struct Queued {
@@ -128,7 +128,7 @@ impl Batch {
         let deliveries = self.deliveries.len();
         let committed = timeout(COMMIT_TIMEOUT, self.try_commit(&db, &wake)).await;
         if committed.is_err() {
-            tracing::error!(deliveries, "deliveries not recorded: database timeout");
+            tracing::error!(deliveries, "failed to record deliveries: database timeout");
         }
     }
 
@@ -160,5 +160,9 @@ impl Batch {
 
 fn log_failure(delivery: &Delivery, error: &DbError) {
     let error = error as &dyn std::error::Error;
-    tracing::error!(delivery.id = delivery.guid, error, "delivery not recorded");
+    tracing::error!(
+        delivery.id = delivery.guid,
+        error,
+        "failed to record delivery"
+    );
 }

@@ -107,7 +107,7 @@ impl Spool {
             return Err(Failure::new(
                 Code::CorruptDownload,
                 format!(
-                    "The download has more than the declared {declared} bytes; it is retried automatically."
+                    "The download is larger than the declared {declared} bytes; it will be retried automatically."
                 ),
             ));
         }
@@ -138,7 +138,7 @@ impl Spool {
             return Err(Failure::new(
                 Code::CorruptDownload,
                 format!(
-                    "The download ended after {received} of {declared} bytes; it is retried automatically."
+                    "The download ended after {received} of {declared} bytes; it will be retried automatically."
                 ),
             ));
         }
@@ -221,12 +221,12 @@ fn disk_failure(error: io::Error) -> Failure {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
             Failure::new(
                 Code::DiskFull,
-                "DATA_DIR has too little space for the download; free disk space.",
+                "DATA_DIR does not have enough space for the download; free up disk space.",
             )
         }
         kind => Failure::new(
             Code::Internal,
-            format!("The download cannot be written to DATA_DIR: {kind}."),
+            format!("The download could not be written to DATA_DIR: {kind}."),
         ),
     }
 }
@@ -348,7 +348,7 @@ mod tests {
             short,
             Failure::new(
                 Code::CorruptDownload,
-                "The download ended after 1,000,000 of 2,007,071 bytes; it is retried automatically."
+                "The download ended after 1,000,000 of 2,007,071 bytes; it will be retried automatically."
             )
         );
 
@@ -359,7 +359,7 @@ mod tests {
             long,
             Failure::new(
                 Code::CorruptDownload,
-                "The download has more than the declared 1,000 bytes; it is retried automatically."
+                "The download is larger than the declared 1,000 bytes; it will be retried automatically."
             )
         );
     }
@@ -375,7 +375,7 @@ mod tests {
             failure,
             Failure::new(
                 Code::Internal,
-                "The download cannot be written to DATA_DIR: entity not found."
+                "The download could not be written to DATA_DIR: entity not found."
             )
         );
     }

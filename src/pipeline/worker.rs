@@ -88,7 +88,7 @@ impl Worker {
                 // counts as a failed attempt and follows the retry schedule.
                 let failure = Failure::new(
                     Code::LeaseExpired,
-                    "The server stopped during an attempt; the video is retried automatically.",
+                    "The server stopped during an attempt; the video will be retried automatically.",
                 );
                 let mut attempt = Attempt::new(&claim, self.clock.clone());
                 self.settle(&mut attempt, Err(failure)).await;
@@ -109,7 +109,7 @@ impl Worker {
                 tracing::error!(
                     free_bytes = free,
                     needed_bytes = needed,
-                    "too little space in DATA_DIR, downloads suspended"
+                    "not enough disk space in DATA_DIR, downloads suspended"
                 );
                 false
             }
@@ -123,13 +123,13 @@ impl Worker {
         let run = AssertUnwindSafe(self.ingest.run(&mut attempt)).catch_unwind();
         let ended = tokio::select! {
             result = run => Some(result.unwrap_or_else(|_| {
-                tracing::error!(video.id = %claim.key.video_id, attempt = claim.history.attempts + 1, "ingest panicked");
-                Err(Failure::new(Code::Internal, "The server has a bug; check its log for the details."))
+                tracing::error!(video.id = %claim.key.video_id, attempt = claim.history.attempts + 1, "attempt panicked");
+                Err(Failure::new(Code::Internal, "Internal server error (this is a bug); see the server's log for details."))
             })),
             () = self.keep_lease(claim) => None,
             () = self.hand_back.cancelled() => {
                 if let Err(error) = self.db.hand_back(claim).await {
-                    tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "claim not released, waiting for its lease to expire");
+                    tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "failed to release the claim, waiting for its lease to expire");
                 }
                 return;
             }
@@ -201,7 +201,7 @@ impl Worker {
     /// worker. The video is therefore requested again, and the next attempt compares the object with the
     /// branch.
     async fn lost(&self, claim: &Claim, uploading: bool) {
-        tracing::warn!(video.id = %claim.key.video_id, attempt = claim.history.attempts + 1, uploading, "lease lost, attempt stopped");
+        tracing::warn!(video.id = %claim.key.video_id, attempt = claim.history.attempts + 1, uploading, "lost the lease, stopped the attempt");
         if uploading {
             let repair = Request::new(
                 claim.key,
@@ -209,7 +209,7 @@ impl Worker {
                 "a worker lost its lease during an upload",
             );
             if let Err(error) = self.db.request([repair]).await {
-                tracing::error!(video.id = %claim.key.video_id, error = causes(&error), "failed to request the repair; run a sweep with verify=true");
+                tracing::error!(video.id = %claim.key.video_id, error = causes(&error), "failed to request a repair; run a sweep with verify=true");
             }
         }
     }
@@ -226,17 +226,17 @@ fn log(claim: &Claim, end: &End) {
                 .stored
                 .as_ref()
                 .is_some_and(|s| s.sha256 != published.sha256);
-            tracing::info!(video.id = %video, lesson.id = %claim.key.lesson_id, attempt, replaced, size_bytes = published.size_bytes, commit = %published.commit, "ready");
+            tracing::info!(video.id = %video, lesson.id = %claim.key.lesson_id, attempt, replaced, size_bytes = published.size_bytes, commit = %published.commit, "video ready");
         }
-        End::Unchanged => tracing::info!(video.id = %video, attempt, "unchanged"),
+        End::Unchanged => tracing::info!(video.id = %video, attempt, "video unchanged"),
         End::Waiting { code, message, .. } => {
-            tracing::info!(video.id = %video, attempt, code = %code, "waiting: {message}");
+            tracing::info!(video.id = %video, attempt, code = %code, "video waiting: {message}");
         }
         End::Retry { failure, wait, .. } => {
             tracing::warn!(video.id = %video, attempt, code = %failure.code, wait_s = wait.as_secs(), "attempt failed, will retry: {}", failure.message);
         }
         End::Failed { failure, .. } => {
-            tracing::warn!(video.id = %video, attempt, code = %failure.code, "failed: {}", failure.message);
+            tracing::warn!(video.id = %video, attempt, code = %failure.code, "video failed: {}", failure.message);
         }
     }
 }

@@ -13,11 +13,11 @@ const USER_AGENT: &str = concat!("video-ingest/", env!("CARGO_PKG_VERSION"));
 
 /// A setting that makes every call impossible.
 #[derive(Debug, thiserror::Error)]
-#[error("{name}: {problem}")]
+#[error("{name} {problem}.")]
 pub struct InvalidSetting {
     /// The setting's name.
     pub name: &'static str,
-    /// What is wrong, and what is expected; never the value of a secret.
+    /// What is wrong, as the rest of a sentence after the name; never the value of a secret.
     pub problem: &'static str,
 }
 
@@ -48,7 +48,7 @@ pub fn via_proxy(connect_max: Duration) -> ClientBuilder {
 /// # Errors
 /// This system has no TLS certificates.
 pub fn build(builder: ClientBuilder, name: &'static str) -> Result<Client, InvalidSetting> {
-    let problem = "no TLS certificates found on this system";
+    let problem = "requires TLS certificates on this system";
     builder
         .build()
         .map_err(|_| InvalidSetting { name, problem })

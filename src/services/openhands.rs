@@ -157,7 +157,7 @@ impl OpenHands {
             if let Some(id) = conversation_id(text) {
                 spellings.entry(id).or_default().insert(text);
             } else {
-                let status = GenerationStatus::unknown("the row's conversation id is not a UUID");
+                let status = GenerationStatus::unknown("the row's conversation ID is not a UUID");
                 probed.statuses.insert(text.clone(), status);
             }
         }
@@ -222,7 +222,7 @@ impl OpenHands {
         let request = request.bearer_auth(self.key.expose_secret());
         let unavailable = |error: reqwest::Error| {
             let error = error.without_url();
-            tracing::debug!(path, error = causes(&error), "call to OpenHands failed");
+            tracing::debug!(path, error = causes(&error), "request to OpenHands failed");
             ApiError::Unavailable
         };
         let mut response = request.send().await.map_err(unavailable)?;
@@ -377,7 +377,11 @@ impl<'a> ProbeRun<'a> {
             }
             Err(error) => error,
         };
-        tracing::debug!(path, code = error.code(), "no status from OpenHands");
+        tracing::debug!(
+            path,
+            code = error.code(),
+            "failed to get a status from OpenHands"
+        );
         self.errors.insert(error);
         self.consecutive_failures += 1;
         let is_final = matches!(error, ApiError::Unauthorized | ApiError::RateLimited);

@@ -70,7 +70,7 @@ pub fn recorder() -> &'static PrometheusHandle {
             .build_recorder();
         let handle = recorder.handle();
         if metrics::set_global_recorder(recorder).is_err() {
-            tracing::warn!("another metrics recorder is installed, /metrics will be empty");
+            tracing::warn!("another metrics recorder is already installed, /metrics will be empty");
         }
         describe_all();
         handle

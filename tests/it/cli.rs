@@ -238,14 +238,14 @@ fn errors_say_what_to_do() {
     assert_eq!(code, Some(1), "{text}");
     expect(
         &text,
-        &["No server responds", "video-ingest serve", "--url"],
+        &["No server is responding", "video-ingest serve", "--url"],
     );
 
     let mut demo = Demo::start(dir.path());
     let token = std::mem::replace(&mut demo.token, "another-token-than-its-own".to_owned());
     let (code, text) = demo.ask(dir.path(), &["videos", "list"]);
     assert_eq!(code, Some(1), "{text}");
-    expect(&text, &["rejects this ADMIN_TOKEN"]);
+    expect(&text, &["rejected ADMIN_TOKEN"]);
     assert!(
         !text.contains(&token) && !text.contains("another-token"),
         "{text}"

@@ -731,7 +731,10 @@ async fn a_path_without_a_repository_is_an_error() {
         .err()
         .unwrap();
     let message = error.to_string();
-    assert!(message.contains("is no git repository"), "{message}");
+    assert!(
+        message.contains("is not a readable git repository"),
+        "{message}"
+    );
     let nowhere = directory.path().join("nowhere");
     let error = FakeGithub::serve_git(REPO, &nowhere).await.err().unwrap();
     assert!(matches!(error, LocalError::NoRepository { .. }), "{error}");

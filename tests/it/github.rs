@@ -643,7 +643,7 @@ async fn an_endless_response_is_cut_off() {
     let failure = listing(&server.github()).await.unwrap_err();
     assert_eq!(
         failure.message,
-        "GitHub's response was incomplete or too long."
+        "GitHub's response was incomplete or too large."
     );
 }
 

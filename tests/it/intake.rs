@@ -51,7 +51,7 @@ scenario! {
     }
 
     a_refused_delivery_does_not_affect_the_others(t) {
-        t.expect_error("not recorded");
+        t.expect_error("failed to record");
         t.sql(REFUSE_ONE[usize::from(t.backend != Backend::Embedded)]).await;
         let (intake, _writer) = Intake::start(t.db.clone(), Arc::default());
         let guids = ["first", "refused", "last"];

@@ -75,12 +75,12 @@ async fn each_outcome_is_one_log_line() {
     assert_eq!(
         outcomes,
         [
-            "INFO accepted - null",
-            "INFO ready - 1",
-            "INFO accepted - null",
-            "WARN failed truncated 1",
-            "INFO accepted - null",
-            "INFO waiting no_row 1",
+            "INFO delivery accepted - null",
+            "INFO video ready - 1",
+            "INFO delivery accepted - null",
+            "WARN video failed truncated 1",
+            "INFO delivery accepted - null",
+            "INFO video waiting no_row 1",
         ]
     );
     t.finish().await;

@@ -93,7 +93,7 @@ async fn one_call_covers_many_ids_and_events_are_read_only_when_needed() {
     assert_eq!(read(&probed, 2), "finished");
     assert_eq!(read(&probed, 3), "failed: the agent got stuck");
     assert_eq!(read(&probed, 4), "finished");
-    assert_eq!(read(&probed, 5), "failed: the agent's sandbox is gone");
+    assert_eq!(read(&probed, 5), "failed: the agent's sandbox is missing");
     assert_eq!(codes(&probed), [""; 0]);
     let calls = s.api.calls();
     assert_eq!(calls.len(), 3, "{calls:?}");
@@ -166,7 +166,7 @@ async fn a_start_task_is_resolved_to_its_conversation() {
     );
     assert_eq!(read(&probed, 3), "finished");
     assert_eq!(read(&probed, 4), "failed: the agent stopped with an error");
-    let nowhere = "unknown: OpenHands has no conversation with this id";
+    let nowhere = "unknown: OpenHands has no conversation with this ID";
     assert_eq!(
         (read(&probed, 5), read(&probed, 6)),
         (nowhere.into(), nowhere.into())
@@ -190,7 +190,7 @@ async fn old_states_are_found_up_to_a_limit() {
     assert_eq!(read(&probed, 1), "failed: the agent stopped with an error");
     assert_eq!(
         read(&probed, 2),
-        "unknown: no state among the agent's newest events"
+        "unknown: the agent's most recent events do not include its state"
     );
     assert_eq!(s.api.calls().len(), 1 + 3 + 3);
 }
@@ -215,7 +215,7 @@ async fn v0_is_queried_per_id_and_events_distinguish_waiting_from_running() {
     assert_eq!(read(&probed, 4), "failed: the agent stopped with an error");
     assert_eq!(
         read(&probed, 5),
-        "unknown: OpenHands has no conversation with this id"
+        "unknown: OpenHands has no conversation with this ID"
     );
     assert_eq!(s.api.calls().len(), 5 + 3 + 1 + 1);
 }

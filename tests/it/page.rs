@@ -200,7 +200,7 @@ scenario! {
         let status = GenerationStatus::unknown("the sandbox was paused");
         t.db.keep_statuses(&[(video.key, "c", &status)]).await.unwrap();
         let list = Browser::signed_in(t).await.text("/").await;
-        assert!(list.contains("status of the generation is unknown: the sandbox was paused."), "{list}");
+        assert!(list.contains("generation status is unknown: the sandbox was paused."), "{list}");
     }
 
     a_video_is_retried_from_the_page(t) {

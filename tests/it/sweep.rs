@@ -133,8 +133,8 @@ scenario! {
             (&unassigned, "generating: Nothing has been pushed yet."),
             (&working, "generating: The agent is working on it."),
             (&done, "generating: The agent finished; its push has not arrived yet."),
-            (&broken, "unknown: OpenHands reports a failure (the agent stopped with an error); the next sweep confirms it."),
-            (&forgotten, "unknown: The status of the generation is unknown: OpenHands has no conversation with this id."),
+            (&broken, "unknown: OpenHands reported a failure (the agent stopped with an error); the next sweep will confirm it."),
+            (&forgotten, "unknown: The generation status is unknown: OpenHands has no conversation with this ID."),
             (&late, "failed: No video was pushed within 6 h."),
             (&failed, "failed: out of credits"),
         ];
@@ -153,9 +153,9 @@ scenario! {
 
         let report = sweep(t, "").await;
         assert_eq!(outcome(&report, &pushed), "");
-        assert_eq!(outcome(&report, &half), "waiting: Only the JSON has been pushed so far; waiting for the MP4.");
-        assert_eq!(outcome(&report, &orphan), "waiting: There is no row with this id in lesson_assets yet; waiting for it.");
-        assert_eq!(outcome(&report, &broken), "failed: The generation failed: the agent stopped with an error.");
+        assert_eq!(outcome(&report, &half), "waiting: Only the JSON file has been pushed so far; waiting for the MP4.");
+        assert_eq!(outcome(&report, &orphan), "waiting: There is no row with this ID in lesson_assets yet; waiting for it.");
+        assert_eq!(outcome(&report, &broken), "failed: Video generation failed: the agent stopped with an error.");
         assert_eq!(report["found"], 0);
         expect_nothing_written(t, "").await;
     }
@@ -218,10 +218,10 @@ scenario! {
         t.agent.conversation(conversation, "ERROR", None);
         assert!(outcome(&sweep(t, "").await, &video).starts_with("unknown: "));
         assert_eq!(t.asset(&video).await.mime_type, "video/mp4");
-        assert_eq!(outcome(&sweep(t, "").await, &video), "failed: The generation failed: the agent's sandbox failed.");
+        assert_eq!(outcome(&sweep(t, "").await, &video), "failed: Video generation failed: the agent's sandbox failed.");
         t.expect_reported(&video, "generation_failed").await;
         t.agent.calls();
-        assert_eq!(outcome(&expect_nothing_written(t, "").await, &video), "failed: The generation failed: the agent's sandbox failed.");
+        assert_eq!(outcome(&expect_nothing_written(t, "").await, &video), "failed: Video generation failed: the agent's sandbox failed.");
         assert!(t.agent.calls().is_empty(), "failed videos are not queried");
         // The video is pushed after all.
         t.commit(&video);
@@ -251,7 +251,7 @@ scenario! {
         t.later(MINUTE * 14);
         assert!(outcome(&expect_nothing_written(t, "").await, &never).starts_with("generating: "));
         t.later(MINUTE * 2);
-        assert_eq!(outcome(&sweep(t, "").await, &never), "failed: The agent finished, but pushed no video within 15 min.");
+        assert_eq!(outcome(&sweep(t, "").await, &never), "failed: The agent finished but did not push a video within 15 min.");
         t.expect_reported(&never, "finished_without_video").await;
         t.expect_reported(&late, "finished_without_video").await;
         t.push(&late).await;
@@ -343,7 +343,7 @@ scenario! {
         t.work().await;
         let second = first.rerendered(SECOND);
         t.commit(&second);
-        assert_eq!(outcome(&sweep(t, "").await, &second), "queued: found changed by a sweep");
+        assert_eq!(outcome(&sweep(t, "").await, &second), "queued: changes found by a sweep");
         t.work().await;
         t.expect_ready(&second).await;
         assert_eq!(expect_nothing_written(t, "").await["checked"], 0);
@@ -421,8 +421,8 @@ scenario! {
         t.overwrite_stored(cut, b"half");
         assert_eq!(expect_nothing_written(t, "").await["checked"], 0, "only when asked to verify");
         let report = sweep(t, "verify=true").await;
-        assert_eq!(outcome(&report, gone), "queued: The object is missing in the storage");
-        assert_eq!(outcome(&report, cut), "queued: The object has another size in the storage");
+        assert_eq!(outcome(&report, gone), "queued: The object is missing from storage");
+        assert_eq!(outcome(&report, cut), "queued: The stored object has an unexpected size");
         assert_eq!(outcome(&report, fine), "");
         t.work().await;
         for video in &videos {
@@ -447,7 +447,7 @@ scenario! {
         t.delete_stored(&video);
         t.github.commit(|c| video.remove(c));
         let report = expect_nothing_written(t, "verify=true").await;
-        assert_eq!(outcome(&report, &video), "failed: The object is missing in the storage, and the branch has no file to replace it; push the video again.");
+        assert_eq!(outcome(&report, &video), "failed: The object is missing from storage, and the branch has no file to replace it; push the video again.");
     }
 
     one_video_can_be_swept_alone(t) {
@@ -544,7 +544,7 @@ scenario! {
         t.work().await;
         t.expect_ready(&pushed).await;
         t.later(MINUTE);
-        assert!(outcome(&sweep(t, "").await, &video).starts_with("failed: The generation failed"));
+        assert!(outcome(&sweep(t, "").await, &video).starts_with("failed: Video generation failed"));
     }
 
     a_sweep_without_the_storage_reports_no_object_as_lost(t) {
@@ -574,7 +574,7 @@ scenario! {
     }
 
     a_sweep_without_the_database_returns_an_error(t) {
-        t.expect_error("database unavailable, request failed");
+        t.expect_error("request failed: database unavailable");
         let pushed = aged(t, MINUTE).await;
         t.commit(&pushed);
         let blocked = t.block_database().await;

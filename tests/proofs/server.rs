@@ -35,7 +35,7 @@ impl Server {
             .current_dir(dir)
             .envs(settings.iter().map(|(name, value)| (name, value)));
         let (child, url) = child::start(command, move |line| {
-            if line.contains(r#""hanging""#) {
+            if line.contains(r#""simulating a hung task""#) {
                 count.send_modify(|count| *count += 1);
             }
             let _ = writeln!(log, "{line}");

@@ -62,7 +62,7 @@ fn render(page: &impl Template) -> Response {
     match page.render() {
         Ok(html) => Html(html).into_response(),
         Err(error) => {
-            tracing::error!(error = causes(&error), "template rendering failed");
+            tracing::error!(error = causes(&error), "failed to render the template");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }

@@ -207,11 +207,11 @@ pub(in crate::http) async fn file(
         }
         Ok(None) => Err(NOT_FOUND),
         Err(failure) => {
-            tracing::warn!(video.id = %id, code = %failure.code, "playback failed: {failure}");
+            tracing::warn!(video.id = %id, code = %failure.code, "failed to play back a video: {failure}");
             Err(ErrorPage {
                 status: StatusCode::BAD_GATEWAY,
                 title: "Storage unavailable",
-                detail: "The video storage is unavailable. Try again in a few seconds.",
+                detail: "Storage is unavailable. Try again in a few seconds.",
             })
         }
     }

@@ -23,12 +23,15 @@ pub(super) async fn examine(
             if let Some(protection) = Tls::of(url) {
                 tls(protection, &mut report);
             }
-            "The database of DATABASE_URL"
+            "The database at DATABASE_URL"
         }
     };
     let id = "database.connect";
     match &services.database {
-        Ok(None) => report.ok(id, "The embedded database is created at the first start."),
+        Ok(None) => report.ok(
+            id,
+            "The embedded database will be created when the server first starts.",
+        ),
         Ok(Some(db)) => {
             let result = look(config, &services.clock, db, &mut report, &mut buckets).await;
             db.close().await;
@@ -57,7 +60,7 @@ fn tls(protection: Tls, report: &mut Report) {
         ),
         Tls::Optional => report.warn(
             id,
-            "DATABASE_URL does not require encryption, so the connection can be eavesdropped on. Add sslmode=require, or better sslmode=verify-full&sslrootcert=<CA file>.",
+            "DATABASE_URL does not require encryption, so the connection can be eavesdropped on. Add sslmode=require or, better, sslmode=verify-full&sslrootcert=<CA file>.",
         ),
     }
 }
@@ -84,20 +87,20 @@ async fn look(
     );
     match facts.schema {
         Schema::Usable => {
-            report.ok("database.schema", "The schema video_ingest belongs to our role.");
+            report.ok("database.schema", "The video_ingest schema belongs to the server's role.");
             migrations(db.migrated().await?, report);
         }
         Schema::Creatable => report.warn(
             "database.schema",
-            "The schema video_ingest does not exist yet. The first start creates it, and so does deploy/supabase/role.sql.",
+            "The video_ingest schema does not exist yet. The server will create it when it first starts; deploy/supabase/role.sql also creates it.",
         ),
         Schema::NotCreatable => report.fail(
             "database.schema",
-            "The schema video_ingest does not exist, and our role may not create it. Run deploy/supabase/role.sql.",
+            "The video_ingest schema does not exist, and the server's role is not allowed to create it. Run deploy/supabase/role.sql.",
         ),
         Schema::Foreign => report.fail(
             "database.schema",
-            "The schema video_ingest, or a table in it, belongs to another role. Run deploy/supabase/role.sql.",
+            "The video_ingest schema, or a table in it, belongs to another role. Run deploy/supabase/role.sql.",
         ),
     }
     app(config, &facts, report);
@@ -119,14 +122,14 @@ async fn look(
 fn migrations(Migrated { applied, known }: Migrated, report: &mut Report) {
     let id = "database.migrations";
     match applied.cmp(&known) {
-        Ordering::Equal => report.ok(id, format!("Our tables are at version {known}.")),
+        Ordering::Equal => report.ok(id, format!("The video_ingest tables are at version {known}.")),
         Ordering::Less => report.warn(
             id,
-            format!("Our tables are at version {applied}. The next start or `video-ingest migrate` brings them to {known}."),
+            format!("The video_ingest tables are at version {applied}. Run `video-ingest migrate` or restart the server to upgrade them to version {known}."),
         ),
         Ordering::Greater => report.fail(
             id,
-            format!("Our tables are at version {applied}, but this program knows only {known}. Install the newer program."),
+            format!("The video_ingest tables are at version {applied}, but this program supports only version {known}. Install a newer version of video-ingest."),
         ),
     }
 }
@@ -136,7 +139,7 @@ fn app(config: &Config, facts: &AppFacts, report: &mut Report) {
     if !facts.has_table {
         report.fail(
             "database.columns",
-            "There is no table lesson_assets on the search_path. Check that DATABASE_URL is the app's database.",
+            "There is no lesson_assets table on the search_path. Check that DATABASE_URL points to the app's database.",
         );
         return;
     }
@@ -145,24 +148,26 @@ fn app(config: &Config, facts: &AppFacts, report: &mut Report) {
         "database.columns",
         &facts.columns,
         "lesson_assets has the required columns.",
-        "The columns of lesson_assets do not fit: {}. Run deploy/supabase/columns.sql.",
+        "lesson_assets has missing or incorrect columns: {}. Run deploy/supabase/columns.sql.",
     );
     each(
         report,
         "database.constraints",
         &facts.constraints,
-        "The constraints of lesson_assets allow our writes.",
-        "A constraint of lesson_assets forbids our writes: {}. Change the constraint.",
+        "The constraints on lesson_assets allow the server's writes.",
+        "A constraint on lesson_assets blocks the server's writes: {}. Change the constraint.",
     );
     each(
         report,
         "database.rights",
         &facts.missing_rights,
-        "Our role has the required privileges.",
+        "The server's role has the required privileges.",
         match config.missing_row {
-            MissingRow::Wait => "Our role lacks privileges: {}. Run deploy/supabase/role.sql.",
+            MissingRow::Wait => {
+                "The server's role lacks these privileges: {}. Run deploy/supabase/role.sql."
+            }
             MissingRow::Create => {
-                "Our role lacks privileges: {}. Run deploy/supabase/role.sql and missing_row_create.sql."
+                "The server's role lacks these privileges: {}. Run deploy/supabase/role.sql and missing_row_create.sql."
             }
         },
     );
@@ -170,15 +175,15 @@ fn app(config: &Config, facts: &AppFacts, report: &mut Report) {
         report,
         "database.policies",
         &facts.blocked,
-        "Row-level security lets our role read and update videos.",
-        "Row-level security of lesson_assets hides every row from our role for: {}. Run deploy/supabase/role.sql.",
+        "Row-level security allows the server's role to read and update videos.",
+        "Row-level security on lesson_assets hides every row from the server's role for these commands: {}. Run deploy/supabase/role.sql.",
     );
     each(
         report,
         "database.exposed",
         &facts.exposed_to,
-        "No role of Supabase's API can access the schema video_ingest.",
-        "Roles of Supabase's API can access the schema video_ingest: {}. Run deploy/supabase/role.sql.",
+        "No Supabase API role can access the video_ingest schema.",
+        "These Supabase API roles can access the video_ingest schema: {}. Run deploy/supabase/role.sql.",
     );
     if !facts.extra_rights.is_empty() {
         let rights = facts.extra_rights.join(", ");
@@ -191,15 +196,15 @@ fn app(config: &Config, facts: &AppFacts, report: &mut Report) {
     if facts.endless_statements {
         report.warn(
             "database.timeouts",
-            "Statements have no timeout. Run alter role … set statement_timeout = '10s' (see deploy/supabase/role.sql).",
+            "The server's role has no statement timeout. Run `alter role … set statement_timeout = '10s'` (see deploy/supabase/role.sql).",
         );
     }
     if facts.published || is_supabase(config) {
         report.expect(
             "database.publication",
             facts.published,
-            "Supabase Realtime publishes changes of lesson_assets.",
-            "lesson_assets is not in the publication supabase_realtime, so the app does not show new videos until it is reloaded. Run deploy/supabase/realtime.sql.",
+            "Supabase Realtime publishes changes to lesson_assets.",
+            "lesson_assets is not in the supabase_realtime publication, so the app does not show new videos until it is reloaded. Run deploy/supabase/realtime.sql.",
         );
     }
 }

@@ -62,9 +62,9 @@ pub(super) async fn examine(
         }
         Ok(false) if config.github.branch.is_some() => report.fail(
             "github.branch",
-            format!("The repository has no branch {branch}. Set GITHUB_BRANCH to the branch that videos are pushed to."),
+            format!("The repository has no branch named {branch}. Set GITHUB_BRANCH to the branch that videos are pushed to."),
         ),
-        Ok(false) => report.warn("github.branch", "The repository is empty. The first push creates its branch."),
+        Ok(false) => report.warn("github.branch", "The repository is empty. The first push will create its branch."),
         Err(failure) => trouble(failure, "github.branch", &mut report),
     }
     // Without a token GitHub shows no webhooks, and that was reported above.
@@ -74,9 +74,9 @@ pub(super) async fn examine(
     if let Some(limit) = github.rate_limit() {
         let id = "github.rate_limit";
         let (left, all) = (limit.remaining, limit.limit);
-        let text = format!("{left} of {all} requests are left in this hour.");
+        let text = format!("{left} of {all} API requests remain for this hour.");
         if left * 10 < all {
-            let text = format!("{text} Check whether something else uses the token.");
+            let text = format!("{text} Check whether something else is using the token.");
             report.warn(id, text);
         } else {
             report.ok(id, text);
@@ -96,13 +96,13 @@ async fn repository(
         Ok(None) => {
             let hint = match config.github.token {
                 Some(_) => {
-                    "Check GITHUB_REPOSITORY, and that GITHUB_TOKEN includes it (Contents: read)."
+                    "Check GITHUB_REPOSITORY, and check that GITHUB_TOKEN has access to the repository (Contents: read)."
                 }
-                None => "Check GITHUB_REPOSITORY; a private repository needs GITHUB_TOKEN.",
+                None => "Check GITHUB_REPOSITORY; a private repository requires GITHUB_TOKEN.",
             };
             report.fail(
                 "github.repository",
-                format!("GitHub returns no repository {name}. {hint}"),
+                format!("GitHub did not find the repository {name}. {hint}"),
             );
             return None;
         }
@@ -116,7 +116,7 @@ async fn repository(
         facts.full_name.eq_ignore_ascii_case(&name),
         &format!("{name} is readable."),
         format!(
-            "{name} was renamed, and its pushes carry the new name. Set GITHUB_REPOSITORY to {}.",
+            "{name} was renamed, so its pushes contain the new name. Set GITHUB_REPOSITORY to {}.",
             facts.full_name
         ),
     );
@@ -143,7 +143,7 @@ fn token(config: &Config, facts: &RepositoryFacts, clock: &Clock, report: &mut R
     if config.github.token.is_none() {
         report.warn(
             id,
-            "GITHUB_TOKEN is not set, so GitHub allows 60 requests an hour and the webhook cannot be checked.",
+            "GITHUB_TOKEN is not set, so GitHub allows only 60 requests per hour and the webhook cannot be checked.",
         );
         return;
     }
@@ -190,7 +190,7 @@ async fn videos(config: &Config, github: &Github, branch: &str, report: &mut Rep
     };
     let (count, ignored) = (listing.files.len(), listing.ignored.len());
     match (count, ignored) {
-        (0, 0) => report.warn("github.videos", format!("{dir}/ is empty. Check GITHUB_VIDEOS_DIR if videos were pushed already.")),
+        (0, 0) => report.warn("github.videos", format!("{dir}/ is empty. Check GITHUB_VIDEOS_DIR if videos have already been pushed.")),
         (_, 0) => report.ok("github.videos", format!("{dir}/ contains {count} video(s).")),
         _ => report.warn(
             "github.videos",
@@ -204,12 +204,12 @@ async fn videos(config: &Config, github: &Github, branch: &str, report: &mut Rep
     match download(github, &listing).await {
         Ok(None) => {}
         Ok(Some(kept)) => {
-            let text = format!("A video can be downloaded (stored in {kept}).");
+            let text = format!("Downloaded a video successfully (stored in {kept}).");
             report.ok("github.download", text);
             if tracked && kept == "git" {
                 report.warn(
                     "github.lfs",
-                    ".gitattributes puts videos into Git LFS, but they were pushed without it. Run git lfs install where the agent pushes.",
+                    ".gitattributes assigns videos to Git LFS, but they were pushed without it. Run `git lfs install` on the machine that the agent pushes from.",
                 );
             } else {
                 report.ok("github.lfs", "The pushed videos match .gitattributes.");
@@ -217,7 +217,7 @@ async fn videos(config: &Config, github: &Github, branch: &str, report: &mut Rep
         }
         Err(failure) => report.fail(
             "github.download",
-            format!("A video cannot be downloaded: {}", failure.message),
+            format!("Failed to download a video: {}", failure.message),
         ),
     }
 }
@@ -266,7 +266,7 @@ async fn hooks(github: &Github, receiver: Option<&Url>, report: &mut Report) {
         Ok(None) => {
             report.warn(
                 "hook.installed",
-                "GITHUB_TOKEN lacks access to webhooks (Webhooks: read). Check the webhook in the settings of the repository.",
+                "GITHUB_TOKEN does not have access to webhooks (Webhooks: read). Check the webhook in the repository's settings.",
             );
             return;
         }
@@ -274,18 +274,18 @@ async fn hooks(github: &Github, receiver: Option<&Url>, report: &mut Report) {
     };
     let ours: Vec<&Hook> = all.iter().filter(|hook| hook.is_ours()).collect();
     let Some(hook) = ours.iter().find(|hook| hook.active).or(ours.first()) else {
-        report.fail("hook.installed", "No webhook of the repository points to /webhooks/github. Run video-ingest webhook install --url https://YOUR-HOST.");
+        report.fail("hook.installed", "The repository has no webhook that points to /webhooks/github. Run `video-ingest webhook install --url https://YOUR-HOST`.");
         return;
     };
     match ours.len() {
         1 => report.ok(
             "hook.installed",
-            format!("GitHub delivers to {}.", hook.config.url),
+            format!("GitHub delivers webhooks to {}.", hook.config.url),
         ),
         n => report.warn(
             "hook.installed",
             format!(
-                "{n} webhooks point to /webhooks/github. The checks below are about {}.",
+                "{n} webhooks point to /webhooks/github. The checks below apply to {}.",
                 hook.config.url
             ),
         ),
@@ -298,7 +298,7 @@ async fn hooks(github: &Github, receiver: Option<&Url>, report: &mut Report) {
 }
 
 fn configuration(hook: &Hook, receiver: Option<&Url>, report: &mut Report) {
-    const FIX: &str = "Run video-ingest webhook install to fix it.";
+    const FIX: &str = "Run `video-ingest webhook install` to fix it.";
     if let Some(receiver) = receiver {
         let url = &hook.config.url;
         report.expect(
@@ -317,19 +317,23 @@ fn configuration(hook: &Hook, receiver: Option<&Url>, report: &mut Report) {
     let id = "hook.events";
     let has = |event: &str| hook.events.iter().any(|e| e == event);
     if has("push") && hook.events.len() == 1 {
-        report.ok(id, "The webhook delivers pushes.");
+        report.ok(id, "The webhook is subscribed to push events.");
     } else if has("push") || has("*") {
-        let text =
-            format!("The webhook delivers events other than pushes, which are ignored. {FIX}");
+        let text = format!(
+            "The webhook is subscribed to events other than pushes, which are ignored. {FIX}"
+        );
         report.warn(id, text);
     } else {
-        report.fail(id, format!("The webhook does not deliver pushes. {FIX}"));
+        report.fail(
+            id,
+            format!("The webhook is not subscribed to push events. {FIX}"),
+        );
     }
     let id = "hook.content_type";
     if hook.config.content_type == "json" {
         report.ok(id, "The webhook sends JSON.");
     } else {
-        let text = format!("The webhook sends forms, which are larger than JSON. {FIX}");
+        let text = format!("The webhook sends form data, which is larger than JSON. {FIX}");
         report.warn(id, text);
     }
     report.expect(
@@ -341,8 +345,8 @@ fn configuration(hook: &Hook, receiver: Option<&Url>, report: &mut Report) {
     report.expect(
         "hook.tls",
         hook.config.checks_certificates(),
-        "GitHub verifies our certificate.",
-        format!("GitHub does not verify our certificate. {FIX}"),
+        "GitHub verifies the server's certificate.",
+        format!("GitHub does not verify the server's certificate. {FIX}"),
     );
 }
 
@@ -352,10 +356,10 @@ fn outcomes(deliveries: &[HookDelivery], report: &mut Report) {
     if guids.is_empty() {
         let text = match deliveries.first() {
             Some(last) => format!(
-                "Every push of the last three days was delivered, the last at {}.",
+                "Every push from the last three days was delivered, most recently at {}.",
                 last.delivered_at
             ),
-            None => "GitHub has sent nothing in the last three days.".to_owned(),
+            None => "GitHub has not sent any deliveries in the last three days.".to_owned(),
         };
         report.ok(id, text);
         return;
@@ -375,12 +379,12 @@ fn outcomes(deliveries: &[HookDelivery], report: &mut Report) {
         .map(|d| format!("{} ({})", d.guid, d.status))
         .collect();
     let hint = if failed.iter().any(|d| d.status_code == 401) {
-        "Status 401 means that GitHub signs with another GITHUB_WEBHOOK_SECRET: first run video-ingest webhook install. "
+        "Status 401 means that GitHub's secret differs from GITHUB_WEBHOOK_SECRET: run `video-ingest webhook install` first. "
     } else {
         ""
     };
     let text = format!(
-        "{} push(es) were not delivered: {}. {hint}Run video-ingest webhook redeliver --failed.",
+        "{} push(es) were not delivered: {}. {hint}Run `video-ingest webhook redeliver --failed`.",
         guids.len(),
         named.join(", ")
     );

@@ -146,7 +146,7 @@ fn settings(config: &Config, report: &mut Report) {
         "settings.webhook_secret",
         config.webhook_secrets.iter().all(is_random),
         "GITHUB_WEBHOOK_SECRET is hard to guess.",
-        format!("GITHUB_WEBHOOK_SECRET (or the previous one) is easy to guess. {REPLACE}"),
+        format!("GITHUB_WEBHOOK_SECRET (or the previous secret) is easy to guess. {REPLACE}"),
     );
     let id = "settings.admin_token";
     match &config.admin_token {
@@ -158,13 +158,13 @@ fn settings(config: &Config, report: &mut Report) {
         ),
         None => report.warn(
             id,
-            "ADMIN_TOKEN is not set, so the page, /api and /reconcile return 404.",
+            "ADMIN_TOKEN is not set, so the status page, /api and /reconcile return 404.",
         ),
     }
     if config.workers == 0 {
         report.warn(
             "settings.workers",
-            "WORKERS is 0, so another process has to ingest the videos.",
+            "WORKERS is 0, so another process must ingest the videos.",
         );
     }
     if config.reconcile_interval.is_none() {
@@ -182,29 +182,29 @@ fn disk(config: &Config, report: &mut Report) -> bool {
     let writes = std::fs::create_dir_all(dir).and_then(|()| tempfile::tempfile_in(dir));
     if let Err(error) = writes {
         let text = format!(
-            "DATA_DIR {shown} is not writable ({error}). Make the user that runs the server its owner."
+            "DATA_DIR ({shown}) is not writable: {error}. Change its owner to the user that runs the server."
         );
         report.fail("disk.write", text);
         return false;
     }
-    report.ok("disk.write", format!("DATA_DIR {shown} is writable."));
+    report.ok("disk.write", format!("DATA_DIR ({shown}) is writable."));
     let id = "disk.space";
     let largest = config.max_video_bytes.unwrap_or(VIDEO_BYTES_MAX_DEFAULT);
     let all = largest.saturating_mul(config.workers.max(1) as u64);
     let Some(free) = free_bytes(dir) else {
-        report.warn(id, format!("The free space of {shown} is unknown."));
+        report.warn(id, format!("Failed to get the free space in {shown}."));
         return true;
     };
-    let text = format!("{shown} has {} free", size(free));
+    let text = format!("{shown} has {} of free space", size(free));
     if free < largest {
         let text = format!(
-            "{text}, but one video can take {}. Free some space or lower MAX_VIDEO_BYTES.",
+            "{text}, but one video can require {}. Free up some space or lower MAX_VIDEO_BYTES.",
             size(largest)
         );
         report.fail(id, text);
     } else if free < all {
         let text = format!(
-            "{text}, but {} videos at once can take {}. Free some space or lower WORKERS.",
+            "{text}, but {} concurrent videos can require {}. Free up some space or lower WORKERS.",
             config.workers,
             size(all)
         );
@@ -223,7 +223,7 @@ async fn openhands(agent: &anyhow::Result<Option<Arc<OpenHands>>>) -> Report {
         Ok(None) => {
             report.warn(
                 "openhands.key",
-                "OPENHANDS_API_KEY is not set, so a failed generation is noticed only after GENERATION_DEADLINE.",
+                "OPENHANDS_API_KEY is not set, so a failed generation is detected only after GENERATION_DEADLINE.",
             );
             return report;
         }
@@ -237,7 +237,7 @@ async fn openhands(agent: &anyhow::Result<Option<Arc<OpenHands>>>) -> Report {
         match error.code {
             "unauthorized" | "forbidden" => report.fail(
                 "openhands.key",
-                "OpenHands rejects OPENHANDS_API_KEY. Create a new key in the settings of OpenHands.",
+                "OpenHands rejected OPENHANDS_API_KEY. Create a new key in the OpenHands settings.",
             ),
             "html_answer" | "malformed" => report.fail(
                 "openhands.version",
@@ -245,11 +245,11 @@ async fn openhands(agent: &anyhow::Result<Option<Arc<OpenHands>>>) -> Report {
             ),
             "rate_limited" => report.warn(
                 "openhands.api",
-                "OpenHands limits the rate of requests. Try again in a minute.",
+                "The OpenHands rate limit was reached. Try again in a minute.",
             ),
             _ => report.fail(
                 "openhands.api",
-                "OpenHands does not respond. Check OPENHANDS_API_URL and the status page of OpenHands.",
+                "OpenHands did not respond. Check OPENHANDS_API_URL and the OpenHands status page.",
             ),
         }
     }
@@ -267,7 +267,7 @@ fn compare_clocks(report: &mut Report, id: &'static str, whose: &str, now_ms: i6
     let apart = (now_ms - theirs_ms).abs();
     let seconds = apart / 1000;
     let text = format!("This machine's clock and {whose} differ by {seconds} s.");
-    let fix = "Enable NTP: timedatectl set-ntp true.";
+    let fix = "Enable NTP: run `timedatectl set-ntp true`.";
     match apart {
         SKEW_MAX_MS.. => report.fail(id, format!("{text} {fix}")),
         SKEW_NOTED_MS.. => report.warn(id, format!("{text} {fix}")),

@@ -60,7 +60,7 @@ async fn accepts_videos(config: &Config, store: &Store, bucket: &str, report: &m
         "storage.private",
         !limits.public,
         "The bucket is private.",
-        format!("The bucket {bucket} is public, so anyone can read the videos. Make it private: deploy/supabase/bucket.sql."),
+        format!("The bucket {bucket} is public, so anyone can read the videos. Run deploy/supabase/bucket.sql to make it private."),
     );
     let id = "storage.size_limit";
     let wanted = config.max_video_bytes.unwrap_or(VIDEO_BYTES_MAX_DEFAULT);
@@ -68,20 +68,20 @@ async fn accepts_videos(config: &Config, store: &Store, bucket: &str, report: &m
         // In bytes, because that is what both settings are in.
         Some(max) if max < wanted && config.max_video_bytes.is_some() => report.fail(
             id,
-            format!("The bucket {bucket} accepts objects up to {max} bytes, but MAX_VIDEO_BYTES is {wanted}. Raise the limit of the bucket or lower MAX_VIDEO_BYTES."),
+            format!("The bucket {bucket} accepts objects of up to {max} bytes, but MAX_VIDEO_BYTES is {wanted}. Raise the bucket's limit or lower MAX_VIDEO_BYTES."),
         ),
         Some(max) if max < wanted => report.warn(
             id,
-            format!("The bucket {bucket} accepts objects up to {max} bytes only. Larger videos fail as too_large."),
+            format!("The bucket {bucket} accepts only objects of up to {max} bytes. Larger videos fail with too_large."),
         ),
-        Some(max) => report.ok(id, format!("The bucket accepts objects up to {max} bytes.")),
+        Some(max) => report.ok(id, format!("The bucket accepts objects of up to {max} bytes.")),
         None => report.ok(id, "The bucket has no size limit of its own; the project's limit applies."),
     }
     report.expect(
         "storage.mime",
         limits.mp4_allowed,
         "The bucket accepts video/mp4.",
-        format!("The bucket {bucket} does not accept video/mp4. Add it to the allowed MIME types: deploy/supabase/bucket.sql."),
+        format!("The bucket {bucket} does not accept video/mp4. Run deploy/supabase/bucket.sql to add it to the allowed MIME types."),
     );
     limits.mp4_allowed
 }
@@ -104,7 +104,7 @@ async fn round_trip(store: &Store, bucket: &str, report: &mut Report) {
         Ok(()) => report.ok(id, "A test object was stored, read back and deleted."),
         Err(failure) => {
             let text = format!(
-                "Storing a test object in {bucket} failed: {}",
+                "Failed to store a test object in {bucket}: {}",
                 failure.message
             );
             report.fail(id, text);
@@ -131,6 +131,6 @@ async fn store_and_read(store: &Store, path: &ObjectPath) -> Result<(), Failure>
     }
     Err(Failure::new(
         Code::StorageUnavailable,
-        "The stored object differs from the uploaded one. Try again, then look at the project's storage logs.",
+        "The stored object differs from the one that was uploaded. Try again; if the problem persists, check the project's storage logs.",
     ))
 }

@@ -294,7 +294,7 @@ impl Sweep {
         for (key, requested, failure) in writes.failed {
             debug_assert_eq!(failure.code.class(), Class::Expired);
             self.db.fail_pending(key, requested, &failure).await?;
-            tracing::warn!(video.id = %key.video_id, code = %failure.code, "failed: {}", failure.message);
+            tracing::warn!(video.id = %key.video_id, code = %failure.code, "video failed: {}", failure.message);
         }
         if !writes.requests.is_empty() {
             self.db.request(writes.requests).await?;

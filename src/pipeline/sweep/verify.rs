@@ -28,13 +28,13 @@ impl Sweep {
         let mut results = stream::iter(objects)
             .map(async |object| {
                 let Some(path) = ObjectPath::from_stored(&object.bucket, &object.path) else {
-                    return Ok(Some((object.key, "The storage path has an unknown format")));
+                    return Ok(Some((object.key, "The storage path is not recognized")));
                 };
                 let info = self.store.info(&path).await?;
                 Ok::<_, Failure>(match (info, object.size) {
-                    (None, _) => Some((object.key, "The object is missing in the storage")),
+                    (None, _) => Some((object.key, "The object is missing from storage")),
                     (Some(info), Some(size)) if info.size != size => {
-                        Some((object.key, "The object has another size in the storage"))
+                        Some((object.key, "The stored object has an unexpected size"))
                     }
                     _ => None,
                 })

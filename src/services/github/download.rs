@@ -152,7 +152,7 @@ impl Github {
             bytes.extend_from_slice(&chunk);
         }
         if GitSha::from_bytes(hash.finalize().into()) != sha {
-            let message = "The downloaded file differs from the pushed one.";
+            let message = "The downloaded file differs from the one that was pushed.";
             return Err(Failure::new(Code::CorruptDownload, message));
         }
         Ok(bytes)
@@ -168,14 +168,14 @@ impl Github {
             .ok()
             .filter(|href| self.is_allowed(href))
             .ok_or_else(|| {
-                unavailable("The LFS server named a download address that is not allowed.")
+                unavailable("The LFS server returned a download URL that is not allowed.")
             })?;
         let mut headers = HeaderMap::new();
         for (name, value) in action.header {
             // Sensitive, because it is the download's credential.
             let (Ok(name), Ok(value)) = (HeaderName::try_from(name), client::sensitive(&value))
             else {
-                return Err(unavailable("The LFS server named an invalid header."));
+                return Err(unavailable("The LFS server returned an invalid header."));
             };
             headers.insert(name, value);
         }
@@ -215,7 +215,7 @@ impl Github {
             401 | 403 | 404 => {
                 self.forget_clone_url();
                 return Err(denied(
-                    "The LFS server denied access; check that GITHUB_TOKEN can read the repository's contents, and the LFS quota.",
+                    "The LFS server denied access; check that GITHUB_TOKEN can read the repository's contents and that the LFS quota is not used up.",
                 ));
             }
             _ => {
@@ -227,7 +227,7 @@ impl Github {
         }
         let body = self.read(response, BATCH_BYTES_MAX).await?;
         let batch: BatchResponse = serde_json::from_slice(&body).map_err(|_| {
-            unavailable("The LFS server's response is not as its API documents it.")
+            unavailable("The LFS server's response does not match its API documentation.")
         })?;
         let object = batch.objects.into_iter().find(|object| object.oid == oid);
         let (actions, error) = object.map_or((None, None), |object| (object.actions, object.error));
@@ -241,7 +241,7 @@ impl Github {
             (Some(code), _) => Err(unavailable(format!(
                 "The LFS server returned error {code} for the object."
             ))),
-            (None, None) => Err(unavailable("The LFS server named no download address.")),
+            (None, None) => Err(unavailable("The LFS server did not return a download URL.")),
         }
     }
 
@@ -256,7 +256,7 @@ impl Github {
         let clone_url = Url::parse(&clone_url)
             .ok()
             .filter(|url| self.is_allowed(url))
-            .ok_or_else(|| unavailable("GitHub named a clone URL that is not allowed."))?;
+            .ok_or_else(|| unavailable("GitHub returned a clone URL that is not allowed."))?;
         *self.known_clone_url() = Some(clone_url.clone());
         Ok(clone_url)
     }
@@ -315,7 +315,7 @@ impl Github {
     /// rate limit of its own.
     fn refused_elsewhere(&self, response: &Response) -> Failure {
         let status = response.status().as_u16();
-        let message = format!("The file storage of GitHub returned status {status}.");
+        let message = format!("GitHub's file storage returned status {status}.");
         let wait = client::retry_after(response.headers(), self.clock.now_ms());
         match (status, wait) {
             (429, Some(wait)) => Failure::new(Code::RateLimited, message).after(wait),
@@ -335,19 +335,19 @@ async fn within<T>(
         Ok(Err(error)) => {
             // A signed address lets everyone who reads it download the file.
             let error = error.without_url();
-            tracing::debug!(error = causes(&error), "download from GitHub failed");
+            tracing::debug!(error = causes(&error), "failed to download from GitHub");
             Err(unavailable("The connection to GitHub failed."))
         }
-        Err(_) => Err(unavailable("GitHub sent nothing for too long.")),
+        Err(_) => Err(unavailable("Timed out waiting for data from GitHub.")),
     }
 }
 
 fn object_missing() -> Failure {
-    let message = "The file is a Git LFS pointer, and the LFS server does not have its object; push it with `git lfs push --all`.";
+    let message = "The file is a Git LFS pointer, but the LFS server does not have the object; push the object with `git lfs push --all`.";
     Failure::new(Code::LfsObjectMissing, message)
 }
 
 fn wrong_size() -> Failure {
-    let message = "The download is shorter or longer than the pushed file.";
+    let message = "The downloaded file is not the same size as the pushed file.";
     Failure::new(Code::CorruptDownload, message)
 }

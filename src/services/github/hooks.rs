@@ -25,7 +25,7 @@ const PAGE_ENTRIES: &str = "100";
 const DELIVERY_PAGES_MAX: usize = 20;
 
 /// The message for a 404, which GitHub returns to a token without access to webhooks.
-const HOOKS_DENIED: &str = "GITHUB_TOKEN may not manage this repository's webhooks; grant it \"Webhooks: read and write\" (classic: admin:repo_hook).";
+const HOOKS_DENIED: &str = "GITHUB_TOKEN is not allowed to manage this repository's webhooks; grant it the \"Webhooks: read and write\" permission (classic tokens: the admin:repo_hook scope).";
 
 /// The repository, and what GitHub's response headers say about the token.
 #[derive(Clone, Debug)]
@@ -267,7 +267,7 @@ impl Github {
         }
         let failed = |error: reqwest::Error| {
             let error = error.without_url();
-            tracing::debug!(error = causes(&error), "call to GitHub failed");
+            tracing::debug!(error = causes(&error), "request to GitHub failed");
             unreached()
         };
         let mut response = request.send().await.map_err(failed)?;

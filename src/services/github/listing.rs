@@ -189,7 +189,7 @@ impl Github {
             }
             (StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY, _) => {
                 return Err(denied(
-                    "GitHub shows no such repository or branch; check GITHUB_REPOSITORY, GITHUB_BRANCH, and that GITHUB_TOKEN can read the contents.",
+                    "GitHub did not find the repository or branch; check GITHUB_REPOSITORY and GITHUB_BRANCH, and check that GITHUB_TOKEN can read the repository's contents.",
                 ));
             }
             _ => {}
@@ -316,7 +316,7 @@ impl Github {
             "behind" => Freshness::Behind,
             _ => {
                 return Err(unavailable(
-                    "GitHub returned an unknown result of a comparison.",
+                    "GitHub returned an unrecognized comparison result.",
                 ));
             }
         };

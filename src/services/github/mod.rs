@@ -134,7 +134,7 @@ impl Github {
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
             .ok_or_else(|| {
-                let problem = "not a URL such as https://api.github.com";
+                let problem = "must be a valid URL, such as `https://api.github.com`";
                 invalid("GITHUB_API_URL", problem)
             })?;
         let authorization = token
@@ -142,17 +142,17 @@ impl Github {
             .map(|token| client::sensitive(&format!("Bearer {}", token.expose_secret())))
             .transpose()
             .map_err(|_| {
-                let problem = "has characters that no token has (a line break?)";
+                let problem = "contains invalid characters, such as a line break";
                 invalid("GITHUB_TOKEN", problem)
             })?;
         // octocrab gets no token: before sending one it compares host and port, but not the scheme.
         // Its `retry` feature is off, because the schedule of the videos is the only one.
         let json = Octocrab::builder()
             .base_uri(api.as_str())
-            .map_err(|_| invalid("GITHUB_API_URL", "not a URL that calls can be made to"))?
+            .map_err(|_| invalid("GITHUB_API_URL", "is not a valid URL"))?
             .set_connect_timeout(Some(CONNECT_MAX))
             .build()
-            .map_err(|_| invalid("GITHUB_API_URL", "no TLS certificates found on this system"))?;
+            .map_err(|_| invalid("GITHUB_API_URL", "requires TLS certificates on this system"))?;
         let bytes = client::build(client::direct(CONNECT_MAX), "GITHUB_API_URL")?;
         let folders = videos_dir.split('/').filter(|s| !matches!(*s, "" | "."));
         Ok(Self {
@@ -217,7 +217,7 @@ impl Github {
                 // octocrab prefixes the API's path to any other path, and the token must not leave
                 // the API's origin.
                 Some(next) if !self.is_api(&next) || !next.path().starts_with(self.api.path()) => {
-                    return Err(unavailable("GitHub redirected an API call out of the API."));
+                    return Err(unavailable("GitHub redirected an API request elsewhere."));
                 }
                 // Followed by hand, so that each step is checked. A renamed repository needs one.
                 Some(next) => url = next,
@@ -242,7 +242,7 @@ impl Github {
             ._get_with_headers(url.as_str(), Some(headers))
             .await
             .map_err(|error| {
-                tracing::debug!(error = causes(&error), "call to GitHub failed");
+                tracing::debug!(error = causes(&error), "request to GitHub failed");
                 unreached()
             })?;
         let (parts, body) = response.into_parts();
@@ -251,7 +251,7 @@ impl Github {
             .collect()
             .await
             .map_err(|error| {
-                tracing::debug!(%error, "response of GitHub incomplete");
+                tracing::debug!(%error, "incomplete response from GitHub");
                 bad_body()
             })?;
         Ok(ApiResponse {
@@ -277,7 +277,7 @@ impl Github {
         match next.filter(|next| self.is_allowed(next)) {
             Some(next) => Ok(Some(next)),
             None => Err(unavailable(
-                "GitHub redirected to an address that is not allowed.",
+                "GitHub redirected to a URL that is not allowed.",
             )),
         }
     }
@@ -310,7 +310,7 @@ impl Github {
         match status.as_u16() {
             200..=299 | 304 | 404 | 409 | 422 => Ok(()),
             401 => Err(denied(
-                "GitHub rejected the token; set GITHUB_TOKEN to a valid one.",
+                "GitHub rejected the token; set GITHUB_TOKEN to a valid token.",
             )),
             403 | 429 => Err(self.refused(status, headers, seen, body)),
             _ => Err(unexpected_status(status)),
@@ -356,13 +356,13 @@ impl Github {
 
     fn rate_limited(&self, wait: Duration) -> Failure {
         let advice = if self.token.is_none() {
-            " Set GITHUB_TOKEN for a far higher limit."
+            " Set GITHUB_TOKEN for a much higher limit."
         } else {
             ""
         };
         let seconds = wait.as_secs().max(1);
         let message = format!(
-            "GitHub's rate limit is reached; the next call is possible in {seconds} s.{advice}"
+            "GitHub's rate limit was reached; the next request is possible in {seconds} s.{advice}"
         );
         Failure::new(Code::RateLimited, message).after(wait)
     }
@@ -375,8 +375,8 @@ impl ApiResponse {
             return Err(unexpected_status(self.status));
         }
         serde_json::from_slice(&self.body).map_err(|error| {
-            tracing::debug!(%error, "unexpected response of GitHub");
-            unavailable("GitHub's response is not as its API documents it.")
+            tracing::debug!(%error, "unexpected response from GitHub");
+            unavailable("GitHub's response does not match its API documentation.")
         })
     }
 }
@@ -390,7 +390,7 @@ fn unreached() -> Failure {
 }
 
 fn bad_body() -> Failure {
-    unavailable("GitHub's response was incomplete or too long.")
+    unavailable("GitHub's response was incomplete or too large.")
 }
 
 fn unexpected_status(status: StatusCode) -> Failure {

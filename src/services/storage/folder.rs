@@ -91,7 +91,7 @@ impl FolderStore {
         if written != size {
             return Err(Failure::new(
                 Code::Internal,
-                "The downloaded copy changed its size while it was stored.",
+                "The size of the downloaded copy changed while it was being stored.",
             ));
         }
         // tokio reports an error of the last write at the next flush; syncing would hide it.
@@ -120,7 +120,7 @@ impl FolderStore {
             Ok(done) => done.map_err(failure),
             Err(_) => Err(Failure::new(
                 Code::Internal,
-                "Storing the video failed unexpectedly; see the log.",
+                "An unexpected error occurred while storing the video; see the server's log.",
             )),
         }
     }
@@ -193,7 +193,7 @@ fn is_plain(path: &Path, wanted: fn(&fs::FileType) -> bool) -> io::Result<bool> 
         Ok(found) if wanted(&found.file_type()) => Ok(true),
         Ok(_) => Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
-            "a link or another type of file is in the way",
+            "a link or another type of file already exists at this path",
         )),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
@@ -253,19 +253,19 @@ fn read_info(mut file: File) -> io::Result<ObjectInfo> {
 
 fn failure(error: io::Error) -> Failure {
     use io::ErrorKind as K;
-    tracing::warn!(%error, "folder store failed");
+    tracing::warn!(%error, "folder store operation failed");
     let (code, message) = match error.kind() {
         K::StorageFull | K::QuotaExceeded => (
             Code::DiskFull,
-            "The disk of DATA_DIR is full; free some space.",
+            "The disk that contains DATA_DIR is full; free up some space.",
         ),
         K::PermissionDenied | K::ReadOnlyFilesystem => (
             Code::StorageDenied,
-            "The folder in DATA_DIR cannot be written; check its owner and mode, and that it contains no link.",
+            "The store in DATA_DIR is not writable; check its owner and mode, and check that it contains no links.",
         ),
         _ => (
             Code::StorageUnavailable,
-            "The folder in DATA_DIR could not be read or written; see the log.",
+            "The store in DATA_DIR could not be read or written; see the server's log.",
         ),
     };
     Failure::new(code, message)

@@ -92,7 +92,7 @@ impl SupabaseStore {
         base.path_segments_mut()
             .map_err(|()| InvalidSetting {
                 name: "SUPABASE_URL",
-                problem: "not an http(s) URL",
+                problem: "must be an HTTP or HTTPS URL",
             })?
             .pop_if_empty()
             .extend(["storage", "v1"]);
@@ -102,7 +102,7 @@ impl SupabaseStore {
         let sensitive = |text: &str| {
             client::sensitive(text).map_err(|_| InvalidSetting {
                 name: "SUPABASE_SERVICE_ROLE_KEY",
-                problem: "has characters that no key has (a line break?)",
+                problem: "contains invalid characters, such as a line break",
             })
         };
         let secret_key = key.starts_with("sb_");
@@ -272,7 +272,7 @@ impl SupabaseStore {
             .await
             .unwrap_or_else(|_| {
                 Err(unavailable(
-                    "Supabase Storage did not complete its response.",
+                    "The response from Supabase Storage was incomplete.",
                 ))
             })?
             .ok_or_else(|| unavailable("Supabase Storage returned \"not found\" for an upload."))?;
@@ -289,8 +289,8 @@ impl SupabaseStore {
             return Ok(None);
         };
         serde_json::from_slice(&body).map(Some).map_err(|error| {
-            tracing::warn!(%error, "unexpected response of Supabase Storage");
-            unavailable("The response is not from Supabase Storage; check SUPABASE_URL.")
+            tracing::warn!(%error, "unexpected response from Supabase Storage");
+            unavailable("The response did not come from Supabase Storage; check SUPABASE_URL.")
         })
     }
 
@@ -330,11 +330,11 @@ impl SupabaseStore {
             ),
             Refusal::TooLarge => (
                 Code::TooLarge,
-                "The video exceeds the storage's size limit; raise the limit of the bucket (and of the project), or render it smaller.",
+                "The video exceeds the storage size limit; raise the limit of the bucket (and of the project), or render a smaller video.",
             ),
             Refusal::UnknownKey if self.secret_key => (
                 Code::StorageDenied,
-                "Supabase rejected the sb_ key: it belongs to another project, or the gateway does not translate sb_ keys; then set SUPABASE_SERVICE_ROLE_KEY to the service_role JWT.",
+                "Supabase rejected the sb_ key: either it belongs to another project, or the gateway does not translate sb_ keys; in the latter case, set SUPABASE_SERVICE_ROLE_KEY to the service_role JWT.",
             ),
             Refusal::Denied | Refusal::UnknownKey => (
                 Code::StorageDenied,
@@ -342,7 +342,7 @@ impl SupabaseStore {
             ),
             Refusal::NoRoute => (
                 Code::StorageUnavailable,
-                "Supabase Storage is not at the configured address; check SUPABASE_URL.",
+                "Supabase Storage was not found at the configured URL; check SUPABASE_URL.",
             ),
             Refusal::NoObject | Refusal::Transient => {
                 let failure = unavailable(&format!(
@@ -445,7 +445,7 @@ fn unreached(error: &reqwest::Error) -> Failure {
     } else if error.is_connect() {
         "Supabase Storage could not be reached; check SUPABASE_URL if this persists."
     } else {
-        "The connection to Supabase Storage broke."
+        "The connection to Supabase Storage was lost."
     })
 }
 
@@ -456,7 +456,7 @@ fn unavailable(message: &str) -> Failure {
 fn bucket_missing() -> Failure {
     Failure::new(
         Code::BucketMissing,
-        "The storage bucket of this video does not exist; create it, or correct the row's storage_bucket.",
+        "This video's storage bucket does not exist; create it, or correct the row's storage_bucket.",
     )
 }
 
