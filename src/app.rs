@@ -169,6 +169,17 @@ impl App {
         })
     }
 
+    /// Serves until SIGTERM or SIGINT, see [`App::serve`].
+    pub async fn serve_until_signal(self, listener: TcpListener) {
+        let stop = CancellationToken::new();
+        let stop_on_signal = stop.clone();
+        tokio::spawn(async move {
+            stop_signal().await;
+            stop_on_signal.cancel();
+        });
+        self.serve(listener, stop).await;
+    }
+
     /// Serves until `stop`, then finishes or hands back the running videos and returns.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
         let tasks = TaskTracker::new();

@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use crate::app::{self, App, Injected};
 use crate::clock::Clock;
@@ -184,13 +183,7 @@ async fn serve(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     if app.config.admin_token.is_none() {
         tracing::info!("ADMIN_TOKEN is not set: /reconcile, /api and the status page return 404");
     }
-    let stop = CancellationToken::new();
-    let stop_on_signal = stop.clone();
-    tokio::spawn(async move {
-        app::stop_signal().await;
-        stop_on_signal.cancel();
-    });
-    app.serve(listener, stop).await;
+    app.serve_until_signal(listener).await;
     Ok(ExitCode::SUCCESS)
 }
 

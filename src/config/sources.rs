@@ -1,4 +1,5 @@
-//! The sources of settings, and the lookup of one setting.
+//! The sources of settings (flags of the parsed command line, environment, `.env`, files of secrets), and the
+//! lookup of one setting in them.
 
 use std::collections::HashMap;
 use std::io::Read;

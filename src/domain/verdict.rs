@@ -1,5 +1,5 @@
-//! The verdict of a sweep or scan about a video: a pure function of the listing, the app's row, our record
-//! and the generation status.
+//! What a sweep or scan has read (listing, records, pending and ready rows), and its verdict about each video:
+//! a pure function of the listing, the app's row, our record and the generation status.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;

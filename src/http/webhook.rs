@@ -1,5 +1,5 @@
-//! `POST /webhooks/github`: reads a delivery, verifies its signature, records it and responds. No
-//! network call is made before the response.
+//! `POST /webhooks/github`: reads a delivery, verifies its signature, records it and responds with the requested
+//! videos. No network call is made before the response.
 
 use std::time::{Duration, Instant};
 
