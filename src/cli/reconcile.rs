@@ -41,7 +41,7 @@ pub(crate) fn command() -> Command {
         .about("Run a sweep on a running server to ingest videos whose webhooks were lost")
         .after_help(
             "ADMIN_TOKEN is read from the environment, .env or the file specified by ADMIN_TOKEN_FILE.\n\
-             Exit codes: 0 success, 1 failure of the sweep or of a video, 2 invalid usage or configuration.",
+             Exit codes: 0 success, 1 the sweep or a video failed, 2 invalid usage or configuration.",
         )
         .args([url_flag(), json_flag().conflicts_with("watch")])
         .arg(
@@ -62,7 +62,7 @@ pub(crate) fn command() -> Command {
             Arg::new("verify")
                 .long("verify")
                 .action(ArgAction::SetTrue)
-                .help("Also compare the sizes of ready videos with the stored objects, and re-ingest videos that differ"),
+                .help("Also compare the sizes of ready videos with those of the stored objects, and re-ingest videos that differ"),
         )
         .arg(
             Arg::new("video")

@@ -68,7 +68,7 @@ settings! {
     DATA_DIR = plain, Value("./data"),
         "directory for the embedded database, locally stored videos and large downloads in progress";
     DATABASE_URL = secret, Words("none"),
-        "connection string of the app's Postgres database; set it together with both `SUPABASE_` settings for Supabase mode, or set none of the three for embedded mode";
+        "connection string for the app's Postgres database; set it together with both `SUPABASE_` settings for Supabase mode, or set none of the three for embedded mode";
     SUPABASE_URL = plain, Words("none"),
         "URL of the Supabase project, used to access Storage";
     SUPABASE_SERVICE_ROLE_KEY = secret, Words("none"),

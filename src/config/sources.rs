@@ -255,11 +255,11 @@ impl<'a> Reader<'a> {
             (None, path) => {
                 // The path is not repeated: it may be the secret itself, pasted into this variable.
                 let text = read_text(&self.sources.dir.join(path?), SECRET_FILE_MAX_BYTES)
-                    .map_err(|error| format!("must be the path of a readable file: {error}"));
+                    .map_err(|error| format!("must be the path to a readable file: {error}"));
                 let text = self.check(&file, text)?;
                 let secret = text.trim_end_matches(['\r', '\n']);
                 if secret.is_empty() {
-                    return self.refuse(&file, "must be the path of a file that is not empty");
+                    return self.refuse(&file, "must be the path to a non-empty file");
                 }
                 Some(secret.into())
             }

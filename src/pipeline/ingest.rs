@@ -292,7 +292,7 @@ impl Ingest {
                 return Err(Failure::new(
                     Code::RowMismatch,
                     format!(
-                        "The row {} is not accessible; it may not be a video row.",
+                        "Row {} is not accessible; it might not be a video row.",
                         key.video_id
                     ),
                 ));
@@ -302,14 +302,14 @@ impl Ingest {
             Some(row) if row.lesson_id != key.lesson_id => Err(Failure::new(
                 Code::RowMismatch,
                 format!(
-                    "The row {} belongs to a different lesson than the one in the file name.",
+                    "Row {} belongs to a different lesson than the one in the file name.",
                     key.video_id
                 ),
             )),
             Some(row) if row.kind != "video" => Err(Failure::new(
                 Code::RowMismatch,
                 format!(
-                    "The row {} is of kind '{}', not 'video'.",
+                    "Row {} is of kind '{}', not 'video'.",
                     key.video_id, row.kind
                 ),
             )),

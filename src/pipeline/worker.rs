@@ -201,7 +201,7 @@ impl Worker {
     /// worker. The video is therefore requested again, and the next attempt compares the object with the
     /// branch.
     async fn lost(&self, claim: &Claim, uploading: bool) {
-        tracing::warn!(video.id = %claim.key.video_id, attempt = claim.history.attempts + 1, uploading, "lost the lease, stopped the attempt");
+        tracing::warn!(video.id = %claim.key.video_id, attempt = claim.history.attempts + 1, uploading, "lost the lease, aborted the attempt");
         if uploading {
             let repair = Request::new(
                 claim.key,

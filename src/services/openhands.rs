@@ -380,7 +380,7 @@ impl<'a> ProbeRun<'a> {
         tracing::debug!(
             path,
             code = error.code(),
-            "failed to get a status from OpenHands"
+            "failed to get the status from OpenHands"
         );
         self.errors.insert(error);
         self.consecutive_failures += 1;
