@@ -49,7 +49,7 @@ pub fn command() -> Command {
         arg.value_parser(receiver).help(help)
     };
     Command::new("webhook")
-        .about("Install, inspect and test the repository's webhook, and redeliver failed pushes")
+        .about("Install, inspect and test the repository's webhook, and redeliver failed push deliveries")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(with_settings(
@@ -67,7 +67,7 @@ pub fn command() -> Command {
         ))
         .subcommand(with_settings(
             Command::new("redeliver")
-                .about("Ask GitHub to redeliver failed pushes")
+                .about("Ask GitHub to redeliver failed push deliveries")
                 .arg(
                     Arg::new("failed")
                         .long("failed")

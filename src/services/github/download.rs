@@ -215,7 +215,7 @@ impl Github {
             401 | 403 | 404 => {
                 self.forget_clone_url();
                 return Err(denied(
-                    "The LFS server denied access; check that GITHUB_TOKEN can read the repository's contents and that the LFS quota is not used up.",
+                    "The LFS server denied access; check that GITHUB_TOKEN can read the repository's contents and that the LFS quota has not been exceeded.",
                 ));
             }
             _ => {
