@@ -1,15 +1,20 @@
 //! The states of a video and the transitions between them.
 //!
 //! ```text
-//!                     request                 claim
-//!  generating ───────────────────▶ queued ◀──────────▶ running ──▶ ready
-//!   │  (a row, nothing pushed)      ▲ ▲    retry, hand   │ │ │
-//!   │                               │ │    back, or a    │ │ └────▶ failed ──┐ claim, for a
-//!   │ adopted ─▶ ready              │ │    new request   │ └──────▶ waiting ─┤ configuration
-//!   │                               │ │                  └─ expired lease ───┤ failure; claim,
-//!   └ verdict ─▶ failed             │ └── request, from ready, failed, ──────┘ when the waiting
-//!                                   └──── waiting, queued                      period is over
+//!               request              claim
+//!  generating ───────────▶ queued ───────────▶ running ───────────▶ ready
+//!       │                   ▲  ▲                │ ▲ │ confirmed
+//!       │ adopted           │  └────────────────┘ │ ├──────────────▶ waiting
+//!       ├────────▶ ready    │   retry, hand-back, │ │ file or row    │
+//!       │                   │   new request       │ │ missing        │
+//!       │ verdict           │                     │ └──────────────▶ failed
+//!       └────────▶ failed   │                     │                  │
+//!                           │                     └── claim when due ┘
+//!                           └──────── request: from waiting, ready or failed
 //! ```
+//!
+//! Not drawn: an expired lease is claimed again (running to running), a queued video can be requested again,
+//! and a verdict can fail a waiting, ready or failed video whose row is pending.
 //!
 //! [`VideoState::may_become`] contains the same transitions as a table. Each statement of `db` that writes
 //! a state makes one of them, and the scenarios check that no other transition occurs.
