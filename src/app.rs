@@ -296,12 +296,9 @@ async fn connect(config: &Config, clock: Clock) -> Result<Db, DbError> {
     }
 }
 
-/// Everything that [`crate::pipeline::checks`] asks. Creates no file, unlike [`App::build`]: an embedded
-/// database that does not exist yet is `None`.
-pub async fn services(config: &Config, injected: &Injected) -> Services {
+/// The clients that [`crate::pipeline::checks`] needs. Creates no file, unlike [`App::build`].
+pub fn services(config: &Config, injected: &Injected) -> Services {
     let clock = injected.clock.clone();
-    let is_new = matches!(config.database, Database::Sqlite)
-        && !Db::embedded_file(&config.data_dir).exists();
     Services {
         github: github(config, &clock),
         storage: match config.store {
@@ -311,13 +308,22 @@ pub async fn services(config: &Config, injected: &Injected) -> Services {
             }
         },
         openhands: openhands(config, &clock, injected.openhands_pacing).map_err(Into::into),
-        database: if is_new {
-            Ok(None)
-        } else {
-            connect(config, clock.clone()).await.map(Some)
-        },
         clock,
     }
+}
+
+/// Connects to the configured database for the checks; `None` if it is the embedded one and does not exist
+/// yet, because the checks do not create it.
+///
+/// # Errors
+/// Fails if the database cannot be opened or reached.
+pub async fn existing_database(config: &Config, clock: Clock) -> Result<Option<Db>, DbError> {
+    let is_new = matches!(config.database, Database::Sqlite)
+        && !Db::embedded_file(&config.data_dir).exists();
+    if is_new {
+        return Ok(None);
+    }
+    connect(config, clock).await.map(Some)
 }
 
 /// A client for the configured repository.

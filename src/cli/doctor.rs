@@ -43,8 +43,10 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
             (report, EXIT_USAGE)
         }
         Ok(config) => {
-            let services = app::services(&config, &Injected::default()).await;
-            let report = checks::examine(&config, &services, matches.get_one::<Url>("url")).await;
+            let services = app::services(&config, &Injected::default());
+            let database = app::existing_database(&config, services.clock.clone());
+            let receiver = matches.get_one::<Url>("url");
+            let report = checks::examine(&config, &services, database, receiver).await;
             let code = u8::from(report.has_failed());
             (report, code)
         }

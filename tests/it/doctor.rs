@@ -133,9 +133,10 @@ impl SetUp {
             },
             ..Injected::default()
         };
-        let services = app::services(&self.config, &injected).await;
+        let services = app::services(&self.config, &injected);
+        let database = app::existing_database(&self.config, self.clock.clone());
         let receiver = RECEIVER.parse().unwrap();
-        let report = checks::examine(&self.config, &services, Some(&receiver)).await;
+        let report = checks::examine(&self.config, &services, database, Some(&receiver)).await;
         let shown = serde_json::to_string(&report).unwrap();
         let url = self.database.as_ref().map(|d| d.service_url.as_str());
         let secrets = [

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::{Report, Services, compare_clocks, is_supabase};
+use super::{Report, compare_clocks, is_supabase};
 use crate::clock::Clock;
 use crate::config::{Config, Database, MissingRow};
 use crate::db::{AppFacts, Db, DbError, Migrated, Schema, Tls};
@@ -10,7 +10,8 @@ use crate::db::{AppFacts, Db, DbError, Migrated, Schema, Tls};
 /// The findings, and the buckets that pending rows name.
 pub(super) async fn examine(
     config: &Config,
-    services: &Services,
+    clock: &Clock,
+    connected: Result<Option<Db>, DbError>,
     is_writable: bool,
 ) -> (Report, Vec<String>) {
     let mut report = Report::default();
@@ -27,13 +28,13 @@ pub(super) async fn examine(
         }
     };
     let id = "database.connect";
-    match &services.database {
+    match connected {
         Ok(None) => report.ok(
             id,
             "The embedded database will be created when the server first starts.",
         ),
         Ok(Some(db)) => {
-            let result = look(config, &services.clock, db, &mut report, &mut buckets).await;
+            let result = look(config, clock, &db, &mut report, &mut buckets).await;
             db.close().await;
             if let Err(error) = result {
                 report.fail(id, format!("{setting} failed: {}.", error.reason()));

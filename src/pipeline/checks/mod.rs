@@ -108,22 +108,29 @@ pub struct Services {
     pub storage: anyhow::Result<Option<Store>>,
     /// OpenHands; `None` without a key.
     pub openhands: anyhow::Result<Option<Arc<OpenHands>>>,
-    /// The database; `None` while the embedded one does not exist.
-    pub database: Result<Option<Db>, DbError>,
     /// This machine's clock.
     pub clock: Clock,
 }
 
 /// Checks every setting. `receiver` is the URL at which GitHub should reach this server; `None`
-/// accepts the URL of the repository's webhook.
-pub async fn examine(config: &Config, services: &Services, receiver: Option<&Url>) -> Report {
+/// accepts the URL of the repository's webhook. `connecting` opens the database, beside the checks that do
+/// not need it; `None` while the embedded one does not exist.
+pub async fn examine(
+    config: &Config,
+    services: &Services,
+    connecting: impl Future<Output = Result<Option<Db>, DbError>>,
+    receiver: Option<&Url>,
+) -> Report {
     let mut report = Report::default();
     settings(config, &mut report);
     let is_writable = disk(config, &mut report);
     let (github, data, openhands) = tokio::join!(
         github::examine(config, services, receiver),
         async {
-            let (mut found, buckets) = database::examine(config, services, is_writable).await;
+            let connected = connecting.await;
+            let clock = &services.clock;
+            let (mut found, buckets) =
+                database::examine(config, clock, connected, is_writable).await;
             let storage = storage::examine(config, &services.storage, buckets).await;
             found.findings.extend(storage.findings);
             found
