@@ -316,9 +316,10 @@ impl Sweep {
             tokio::time::sleep(WAIT_POLL).await;
         }
         let records = self.db.records().await?;
-        for video in &mut report.videos {
+        let queued = report.videos.iter_mut();
+        for video in queued.filter(|video| video.outcome == Outcome::Queued) {
             let key = video.key();
-            let Some(record) = records.get(&key).filter(|_| queued.contains(&key)) else {
+            let Some(record) = records.get(&key) else {
                 continue;
             };
             (video.outcome, video.detail) = match record.state {
