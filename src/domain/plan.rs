@@ -8,12 +8,45 @@ use uuid::Uuid;
 use super::failure::{
     CONFIGURATION_RETRY, Class, Code, Failure, GIVE_UP_AFTER, jittered, retry_delay,
 };
-use super::ids::GitSha;
+use super::ids::{FileKind, GitSha};
 use super::state::VideoState;
 use super::timeline::Step;
 
 /// The blobs of the two files of a video: the MP4 and the JSON.
 pub type Blobs = (Option<GitSha>, Option<GitSha>);
+
+/// One file at the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The blob's SHA, against which its bytes can be verified.
+    pub sha: GitSha,
+    /// The blob's size in bytes; for a file in LFS, the pointer's.
+    pub size: u64,
+}
+
+/// The two files of a video at the head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pair {
+    /// `<lesson_id>_<video_id>.mp4`
+    pub mp4: Option<Entry>,
+    /// `<lesson_id>_<video_id>.json`
+    pub json: Option<Entry>,
+}
+
+impl Pair {
+    /// The names of both blobs.
+    pub fn blobs(&self) -> Blobs {
+        (self.mp4.map(|e| e.sha), self.json.map(|e| e.sha))
+    }
+
+    /// The place of the file of this kind.
+    pub(crate) fn slot(&mut self, kind: FileKind) -> &mut Option<Entry> {
+        match kind {
+            FileKind::Video => &mut self.mp4,
+            FileKind::Metadata => &mut self.json,
+        }
+    }
+}
 
 /// The results of earlier attempts.
 #[derive(Clone, Debug, Default)]
@@ -183,7 +216,7 @@ pub struct Waits {
 #[derive(Debug)]
 pub enum Plan {
     /// Download, check, store and publish this MP4.
-    Ingest(GitSha),
+    Ingest(Entry),
     /// End without a download.
     End(End),
     /// Fail without a download.
@@ -192,13 +225,12 @@ pub enum Plan {
 
 /// Plans an attempt. `ready_path`: the object's path in the row, `None` if the row is pending. `listed`: the
 /// files in the branch.
-pub fn plan(history: &History, ready_path: Option<&str>, listed: Blobs, waits: Waits) -> Plan {
-    let (mp4, json) = listed;
-    let Some(mp4) = mp4 else {
-        return without_mp4(history, ready_path.is_some(), json.is_some(), waits);
+pub fn plan(history: &History, ready_path: Option<&str>, listed: Pair, waits: Waits) -> Plan {
+    let Some(mp4) = listed.mp4 else {
+        return without_mp4(history, ready_path.is_some(), listed.json.is_some(), waits);
     };
     // The last attempt found the same files and this one is not forced, so its result is still valid.
-    let settled = !history.forced && listed == history.observed;
+    let settled = !history.forced && listed.blobs() == history.observed;
     if settled
         && let Some(code) = history.code
         && code.class() == Class::Invalid
@@ -208,15 +240,14 @@ pub fn plan(history: &History, ready_path: Option<&str>, listed: Blobs, waits: W
         let message = history.message.clone().unwrap_or_default();
         return Plan::Fail(Failure::new(code, message));
     }
-    let is_published = history
-        .stored
-        .as_ref()
-        .is_some_and(|stored| stored.blob_sha == mp4 && Some(&*stored.storage_path) == ready_path);
+    let is_published = history.stored.as_ref().is_some_and(|stored| {
+        stored.blob_sha == mp4.sha && Some(&*stored.storage_path) == ready_path
+    });
     if settled && history.code.is_none() && is_published {
         return Plan::End(End::Unchanged);
     }
     let waited = history.waited_for(Code::MetadataMissing);
-    if json.is_none() && waited < waits.metadata_grace {
+    if listed.json.is_none() && waited < waits.metadata_grace {
         return Plan::End(End::Waiting {
             code: Code::MetadataMissing,
             message: "The JSON file has not been pushed yet; if it does not arrive in time, the video will be ingested without it."
@@ -325,6 +356,14 @@ mod tests {
         Some(GitSha::from_bytes([byte; 20]))
     }
 
+    fn listed(blobs: Blobs) -> Pair {
+        let entry = |sha| Entry { sha, size: 1 };
+        Pair {
+            mp4: blobs.0.map(entry),
+            json: blobs.1.map(entry),
+        }
+    }
+
     fn failed(code: Code) -> History {
         History {
             code: Some(code),
@@ -338,25 +377,31 @@ mod tests {
         let history = failed(Code::Truncated);
         let both = (sha(1), sha(2));
         assert!(
-            matches!(plan(&history, None, both, WAITS), Plan::Fail(f) if f.code == Code::Truncated)
+            matches!(plan(&history, None, listed(both), WAITS), Plan::Fail(f) if f.code == Code::Truncated)
         );
         assert!(matches!(
-            plan(&history, None, (sha(3), sha(2)), WAITS),
+            plan(&history, None, listed((sha(3), sha(2))), WAITS),
             Plan::Ingest(_)
         ));
         let forced = History {
             forced: true,
             ..history
         };
-        assert!(matches!(plan(&forced, None, both, WAITS), Plan::Ingest(_)));
+        assert!(matches!(
+            plan(&forced, None, listed(both), WAITS),
+            Plan::Ingest(_)
+        ));
         let row = failed(Code::RowMismatch);
-        assert!(matches!(plan(&row, None, both, WAITS), Plan::Ingest(_)));
+        assert!(matches!(
+            plan(&row, None, listed(both), WAITS),
+            Plan::Ingest(_)
+        ));
     }
 
     #[test]
     fn a_ready_video_stays_ready_without_its_files() {
-        for listed in [(None, None), (None, sha(2))] {
-            let planned = plan(&History::default(), Some("a/b/c.mp4"), listed, WAITS);
+        for blobs in [(None, None), (None, sha(2))] {
+            let planned = plan(&History::default(), Some("a/b/c.mp4"), listed(blobs), WAITS);
             assert!(matches!(planned, Plan::End(End::Unchanged)));
         }
     }
@@ -368,10 +413,11 @@ mod tests {
             waited: Duration::from_secs(minutes * 60),
             ..History::default()
         };
-        let recheck_in = |history: &History| match plan(history, None, (sha(1), None), WAITS) {
-            Plan::End(end) => end.recheck_in(),
-            _ => None,
-        };
+        let recheck_in =
+            |history: &History| match plan(history, None, listed((sha(1), None)), WAITS) {
+                Plan::End(end) => end.recheck_in(),
+                _ => None,
+            };
         let minutes = |n: u64| Some(Duration::from_secs(n * 60));
         assert_eq!(recheck_in(&history(Code::MetadataMissing, 4)), minutes(6));
         assert_eq!(

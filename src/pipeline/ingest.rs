@@ -166,15 +166,10 @@ impl Ingest {
         self.fail.at("listed").await?;
 
         let ready_path = row.storage_path.as_deref();
-        let mp4 = match plan(&claim.history, ready_path, pair.blobs(), self.rules.waits) {
+        let mp4 = match plan(&claim.history, ready_path, pair, self.rules.waits) {
             Plan::End(end) => return Ok(end),
             Plan::Fail(failure) => return Err(failure),
-            Plan::Ingest(_) => pair.mp4.ok_or_else(|| {
-                Failure::new(
-                    Code::Internal,
-                    "Internal server error (this is a bug): the plan contains a video that is not listed.",
-                )
-            })?,
+            Plan::Ingest(mp4) => mp4,
         };
         let object = ObjectPath::new(&row.bucket, row.user_id, claim.key)?;
         if claim

@@ -12,38 +12,13 @@ use tokio::time::Instant;
 use super::{Github, denied, says, unavailable};
 use crate::domain::failure::Failure;
 use crate::domain::ids::{FileKind, GitSha, VideoKey};
-use crate::domain::plan::Blobs;
+use crate::domain::plan::{Entry, Pair};
 
 /// The most names of files kept that do not belong to a video.
 const IGNORED_MAX: usize = 100;
 
 /// The most comparisons of two commits that are remembered.
 const COMPARED_MAX: usize = 1024;
-
-/// One file at the head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The blob's SHA, against which its bytes can be verified.
-    pub sha: GitSha,
-    /// The blob's size in bytes; for a file in LFS, the pointer's.
-    pub size: u64,
-}
-
-/// The two files of a video at the head.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pair {
-    /// `<lesson_id>_<video_id>.mp4`
-    pub mp4: Option<Entry>,
-    /// `<lesson_id>_<video_id>.json`
-    pub json: Option<Entry>,
-}
-
-impl Pair {
-    /// The names of both blobs.
-    pub fn blobs(&self) -> Blobs {
-        (self.mp4.map(|e| e.sha), self.json.map(|e| e.sha))
-    }
-}
 
 /// The videos folder as it was at one commit.
 #[derive(Debug)]
@@ -378,14 +353,5 @@ impl<'de> Deserialize<'de> for Listing {
             ignored: ignored.into(),
             ..Listing::empty()
         })
-    }
-}
-
-impl Pair {
-    fn slot(&mut self, kind: FileKind) -> &mut Option<Entry> {
-        match kind {
-            FileKind::Video => &mut self.mp4,
-            FileKind::Metadata => &mut self.json,
-        }
     }
 }

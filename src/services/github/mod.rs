@@ -29,7 +29,9 @@ use crate::services::client::{self, InvalidSetting, number};
 
 pub use download::Download;
 pub use hooks::{Hook, HookDelivery, RECEIVER_PATH, RepositoryFacts, failed_guids};
-pub use listing::{Entry, Freshness, Listing, Pair};
+pub use listing::{Freshness, Listing};
+
+pub use crate::domain::plan::{Entry, Pair};
 
 /// The longest JSON response that is read, in bytes: the trees API stops at about 7 MB.
 const JSON_BYTES_MAX: usize = 16 << 20;
