@@ -90,12 +90,20 @@ const TOKENS: [(&str, &str, &str); 7] = [
     ("video_ingest.", "", "video_ingest."),
 ];
 
-const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    both: include_str!("migrations/0001_init.sql"),
-    embedded: include_str!("migrations/0001_embedded.sql"),
-    postgres: include_str!("migrations/0001_postgres.sql"),
-}];
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        both: include_str!("migrations/0001_init.sql"),
+        embedded: include_str!("migrations/0001_embedded.sql"),
+        postgres: include_str!("migrations/0001_postgres.sql"),
+    },
+    Migration {
+        version: 2,
+        both: include_str!("migrations/0002_init.sql"),
+        embedded: "",
+        postgres: "",
+    },
+];
 
 struct Migration {
     version: i64,

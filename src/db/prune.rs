@@ -12,9 +12,9 @@ impl Db {
     /// generation statuses of rows that are ready or were deleted.
     pub async fn prune(&self, retention: Duration) -> Result<(), DbError> {
         // The table `events` has no primary key. The name of the physical row id differs.
-        let (events_id, readings_where) = match self.dialect {
-            Dialect::Sqlite => ("rowid", "lesson_assets.id = readings.video_id"),
-            Dialect::Postgres => ("ctid", "lesson_assets.id = readings.video_id::uuid"),
+        let (events_id, statuses_where) = match self.dialect {
+            Dialect::Sqlite => ("rowid", "lesson_assets.id = statuses.video_id"),
+            Dialect::Postgres => ("ctid", "lesson_assets.id = statuses.video_id::uuid"),
         };
         let events = format!(
             "delete from video_ingest.events where {events_id} in (
@@ -25,9 +25,9 @@ impl Db {
                 where received_at < {now} - $1 and scan_due_at is null limit $2)";
         let hours = "delete from video_ingest.hours where (hour, what, bucket) in (
                 select hour, what, bucket from video_ingest.hours where hour < {now} - $1 limit $2)";
-        let readings = format!(
-            "delete from video_ingest.readings where not exists (
-                select 1 from lesson_assets where {readings_where} and storage_path is null)"
+        let statuses = format!(
+            "delete from video_ingest.statuses where not exists (
+                select 1 from lesson_assets where {statuses_where} and storage_path is null)"
         );
         for statement in [events.as_str(), deliveries, hours] {
             loop {
@@ -40,7 +40,7 @@ impl Db {
                 }
             }
         }
-        self.execute(self.query(&readings)).await?;
+        self.execute(self.query(&statuses)).await?;
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The generation statuses that OpenHands last reported for pending rows. The table is called `readings`.
+//! The generation statuses that OpenHands last reported for pending rows.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -26,13 +26,13 @@ pub struct StoredStatus {
 impl Db {
     /// The last reported statuses, by video.
     pub async fn statuses(&self) -> Result<HashMap<Uuid, StoredStatus>, DbError> {
-        let statement = "select video_id, reading, detail, conversation_id, {now} - first_at as since from video_ingest.readings";
+        let statement = "select video_id, status, detail, conversation_id, {now} - first_at as since from video_ingest.statuses";
         let rows = self.fetch_all(self.query(statement)).await?;
         Ok(rows
             .iter()
             .filter_map(|row| {
                 let id: Uuid = row.get::<String, _>("video_id").parse().ok()?;
-                let kind: String = row.get("reading");
+                let kind: String = row.get("status");
                 let stored = StoredStatus {
                     status: GenerationStatus::from_stored(&kind, row.get("detail")),
                     conversation_id: row.get("conversation_id"),
@@ -54,24 +54,24 @@ impl Db {
         // `first_at` survives a new reason, but not a new status or conversation: a failure must be
         // reported twice for the same conversation before it counts. The last `where` avoids a write
         // where nothing has changed, which is the common case.
-        let statement = "insert into video_ingest.readings as readings
-                (video_id, conversation_id, reading, detail, first_at, at)
-            select k.value ->> 'video_id', k.value ->> 'conversation_id', k.value ->> 'reading',
+        let statement = "insert into video_ingest.statuses as statuses
+                (video_id, conversation_id, status, detail, first_at, at)
+            select k.value ->> 'video_id', k.value ->> 'conversation_id', k.value ->> 'status',
                 k.value ->> 'detail', {now}, {now}
             from {each}($1{jsonb}) as k where true
             on conflict (video_id) do update set
-                conversation_id = excluded.conversation_id, reading = excluded.reading,
+                conversation_id = excluded.conversation_id, status = excluded.status,
                 detail = excluded.detail, at = excluded.at,
-                first_at = case when readings.reading = excluded.reading
-                    and readings.conversation_id = excluded.conversation_id
-                    then readings.first_at else excluded.first_at end
-            where readings.reading <> excluded.reading or readings.detail <> excluded.detail
-                or readings.conversation_id <> excluded.conversation_id";
+                first_at = case when statuses.status = excluded.status
+                    and statuses.conversation_id = excluded.conversation_id
+                    then statuses.first_at else excluded.first_at end
+            where statuses.status <> excluded.status or statuses.detail <> excluded.detail
+                or statuses.conversation_id <> excluded.conversation_id";
         let rows: serde_json::Value = statuses
             .iter()
             .map(|(key, conversation, status)| {
                 json!({"video_id": key.video_id, "conversation_id": conversation,
-                    "reading": status.as_str(), "detail": status.reason()})
+                    "status": status.as_str(), "detail": status.reason()})
             })
             .collect();
         self.execute(self.query(statement).bind(rows.to_string()))

@@ -226,12 +226,12 @@ impl Db {
         format!(
             "select * from (
                 select a.id{{text}} as video_id, a.lesson_id{{text}} as lesson_id, 'generating' as state,
-                    r.reading as code, r.detail as message,
+                    r.status as code, r.detail as message,
                     cast(null as text) as source, cast(0 as bigint) as attempts,
                     cast(null as bigint) as size_bytes, cast(null as bigint) as duration_ms,
                     cast(null as text) as storage_path, cast(null as text) as commit_sha,
                     {created} as updated_at, {created} as created_at, {created_us} as sorted_at
-                from lesson_assets as a left join video_ingest.readings as r on r.video_id = a.id{{text}}
+                from lesson_assets as a left join video_ingest.statuses as r on r.video_id = a.id{{text}}
                 where a.kind = 'video' and a.storage_path is null and a.mime_type not like 'error:%'
                     and {before} and {matches}
                     and not exists (select 1 from video_ingest.videos as v

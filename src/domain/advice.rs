@@ -20,6 +20,8 @@ pub const fn advice(code: Code) -> &'static str {
         Code::StorageDenied => {
             "Set SUPABASE_SERVICE_ROLE_KEY to the project's current secret key, then restart the server."
         }
+        Code::StorageQuota => "Raise the project's quota or spend cap in Supabase, then retry.",
+        Code::StoragePaused => "Restore the paused project in Supabase's dashboard, then retry.",
         Code::GithubDenied => {
             "Check GITHUB_REPOSITORY and GITHUB_TOKEN's read access to the repository, then restart the server."
         }
@@ -28,6 +30,10 @@ pub const fn advice(code: Code) -> &'static str {
         }
         Code::LfsObjectMissing => {
             "Run `git lfs push --all origin` on the machine that rendered the video, then retry."
+        }
+        Code::LfsQuota => "Raise the Git LFS budget in GitHub's billing settings, then retry.",
+        Code::RowDenied => {
+            "Run deploy/supabase/role.sql, which grants the missing rights and policies, then retry."
         }
         Code::CorruptDownload => {
             "Wait for the automatic retry; if retries fail, push the video again."

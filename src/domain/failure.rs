@@ -43,12 +43,20 @@ string_enum! {
         MimeNotAllowed = "mime_not_allowed",
         /// The storage rejects our key.
         StorageDenied = "storage_denied",
+        /// The project's storage or billing quota is used up (402).
+        StorageQuota = "storage_quota",
+        /// The Supabase project is paused (540).
+        StoragePaused = "storage_paused",
         /// GitHub rejects our token, or the repository is not visible to it.
         GithubDenied = "github_denied",
         /// The video exceeds the bucket's limit or `MAX_VIDEO_BYTES`.
         TooLarge = "too_large",
         /// The branch contains an LFS pointer whose object does not exist.
         LfsObjectMissing = "lfs_object_missing",
+        /// The repository's LFS bandwidth or budget is used up.
+        LfsQuota = "lfs_quota",
+        /// The row exists, but our database role cannot read or update it.
+        RowDenied = "row_denied",
         /// The downloaded bytes differ from the pushed ones.
         CorruptDownload = "corrupt_download",
         /// GitHub or its LFS storage is unavailable or returned an unexpected response.
@@ -95,9 +103,13 @@ impl Code {
             Self::BucketMissing
             | Self::MimeNotAllowed
             | Self::StorageDenied
+            | Self::StorageQuota
+            | Self::StoragePaused
             | Self::GithubDenied
             | Self::TooLarge
-            | Self::LfsObjectMissing => Class::Configuration,
+            | Self::LfsObjectMissing
+            | Self::LfsQuota
+            | Self::RowDenied => Class::Configuration,
             Self::CorruptDownload
             | Self::GithubUnavailable
             | Self::RateLimited

@@ -57,14 +57,14 @@ scenario! {
         let guids = ["first", "refused", "last"];
         let recorded = join_all(guids.map(|guid| intake.record(delivery(guid)))).await;
         assert_eq!(recorded.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
-        assert_eq!(t.counts().await, "deliveries 2, videos 2, events 2, readings 0");
+        assert_eq!(t.counts().await, "deliveries 2, videos 2, events 2, statuses 0");
     }
 
     a_disconnected_client_does_not_affect_the_others(t) {
         let (intake, _writer) = Intake::start(t.db.clone(), Arc::default());
         assert!(intake.record(delivery("gone")).now_or_never().is_none());
         intake.record(delivery("stays")).await.unwrap();
-        assert_eq!(t.counts().await, "deliveries 1, videos 1, events 1, readings 0");
+        assert_eq!(t.counts().await, "deliveries 1, videos 1, events 1, statuses 0");
     }
 
     waiting_deliveries_are_recorded_on_shutdown(t) {
@@ -72,7 +72,7 @@ scenario! {
         let waiting = tokio::spawn(async move { intake.record(delivery("last")).await });
         writer.await.unwrap();
         waiting.await.unwrap().unwrap();
-        assert_eq!(t.counts().await, "deliveries 1, videos 1, events 1, readings 0");
+        assert_eq!(t.counts().await, "deliveries 1, videos 1, events 1, statuses 0");
     }
 }
 

@@ -666,11 +666,11 @@ scenario! {
         let (video, conversation) = generating(t).await;
         t.agent.conversation(conversation, "RUNNING", Some("running"));
         sweep(t, "").await;
-        assert!(t.counts().await.contains("readings 1"));
+        assert!(t.counts().await.contains("statuses 1"));
         t.push(&video).await;
         t.work().await;
         sweep(t, "").await;
-        assert!(t.counts().await.contains("readings 0"));
+        assert!(t.counts().await.contains("statuses 0"));
     }
 }
 

@@ -223,7 +223,7 @@ fn fill(videos: u32) -> String {
             '[]'
         from generate_series(1, {videos}) as n;
 
-        insert into video_ingest.readings (video_id, conversation_id, reading, detail, first_at, at)
+        insert into video_ingest.statuses (video_id, conversation_id, status, detail, first_at, at)
         select md5('video' || n)::uuid::text, md5('conversation' || n), 'running', 'it is at work', {at}, {at}
         from generate_series({videos} + 1, {last}) as n;
 

@@ -493,7 +493,7 @@ impl Scenario {
     /// The service's rows, counted by table.
     pub async fn counts(&self) -> String {
         let mut counts = Vec::new();
-        for table in ["deliveries", "videos", "events", "readings"] {
+        for table in ["deliveries", "videos", "events", "statuses"] {
             let query = format!("select cast(count(*) as text) from video_ingest.{table}");
             counts.push(format!("{table} {}", self.text(&query).await.unwrap()));
         }
@@ -507,7 +507,7 @@ impl Scenario {
             "deliveries",
             "videos",
             "events",
-            "readings",
+            "statuses",
             "marks",
             "lesson_assets",
         ] {
