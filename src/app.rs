@@ -17,6 +17,7 @@ use crate::config::{Config, Database, MissingRow, OpenHandsConfig, StoreConfig};
 use crate::db::{Db, DbError, RowOwner};
 use crate::domain::plan::Waits;
 use crate::http::{self, AppState, STREAMS_MAX};
+use crate::pipeline::branch::Branch;
 use crate::pipeline::checks::Services;
 use crate::pipeline::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
 use crate::pipeline::intake::Intake;
@@ -88,9 +89,11 @@ impl App {
         let client = Arc::new(client.with_timeouts(github_timeouts));
         let wake = Arc::new(Notify::new());
         let videos_dir: Arc<str> = github.videos_dir.as_str().into();
+        let branch = Arc::new(Branch::new(db.clone(), client.clone(), clock.clone()));
         let sweep = Sweep {
             db: db.clone(),
             github: client.clone(),
+            branch: branch.clone(),
             store: store.clone(),
             openhands: openhands(&config, &clock, openhands_pacing)?,
             videos_dir: videos_dir.clone(),
@@ -103,6 +106,7 @@ impl App {
         let ingest = Ingest {
             db: db.clone(),
             github: client,
+            branch,
             store: store.clone(),
             breakers: Arc::default(),
             rules: Arc::new(Rules {

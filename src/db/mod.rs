@@ -11,9 +11,11 @@
 mod checks;
 mod deliveries;
 mod events;
+mod heads;
 mod marks;
 mod prune;
 mod rows;
+mod scan;
 mod stats;
 mod statuses;
 mod videos;
@@ -36,8 +38,9 @@ use crate::domain::state::VideoState;
 use crate::format::causes;
 
 pub use checks::{AppFacts, Migrated, Schema, Tls};
-pub use deliveries::{Delivery, Scan};
+pub use deliveries::Delivery;
 pub use rows::{ReadyObject, Row, RowOwner};
+pub use scan::{SCAN_DISTANCE, SCAN_TIMEOUT, Scan};
 pub use stats::{Day, Hour, Overview};
 pub use statuses::StoredStatus;
 pub use videos::{Claim, ClaimError};
@@ -429,6 +432,7 @@ impl Db {
             Dialect::Postgres => "(extract(epoch from statement_timestamp()) * 1000)::bigint",
         };
         let mut text = text.replace("{now}", &format!("({now} + {})", self.clock.offset_ms()));
+        text = text.replace("{distance}", &SCAN_DISTANCE.as_millis().to_string());
         for (token, sqlite, postgres) in TOKENS {
             text = match self.dialect {
                 Dialect::Sqlite => text.replace(token, sqlite),

@@ -8,8 +8,8 @@ use super::{Db, DbError, Dialect};
 const PRUNE_ROWS: i64 = 5000;
 
 impl Db {
-    /// Deletes deliveries, timeline entries and hourly counts that are older than `retention`, and the
-    /// generation statuses of rows that are ready or were deleted.
+    /// Deletes deliveries, timeline entries, hourly counts and former heads that are older than `retention`,
+    /// and the generation statuses of rows that are ready or were deleted.
     pub async fn prune(&self, retention: Duration) -> Result<(), DbError> {
         // The table `events` has no primary key. The name of the physical row id differs.
         let (events_id, statuses_where) = match self.dialect {
@@ -22,14 +22,19 @@ impl Db {
         );
         let deliveries = "delete from video_ingest.deliveries where guid in (
                 select guid from video_ingest.deliveries
-                where received_at < {now} - $1 and scan_due_at is null limit $2)";
+                where received_at < {now} - $1 limit $2)";
         let hours = "delete from video_ingest.hours where (hour, what, bucket) in (
                 select hour, what, bucket from video_ingest.hours where hour < {now} - $1 limit $2)";
+        let heads = "delete from video_ingest.heads where sha in (
+                select sha from video_ingest.heads where first_seen_at < {now} - $1
+                    and coalesce(accepted_at, 0) < (
+                        select coalesce(max(accepted_at), 1) from video_ingest.heads)
+                limit $2)";
         let statuses = format!(
             "delete from video_ingest.statuses where not exists (
                 select 1 from lesson_assets where {statuses_where} and storage_path is null)"
         );
-        for statement in [events.as_str(), deliveries, hours] {
+        for statement in [events.as_str(), deliveries, heads, hours] {
             loop {
                 let query = self
                     .query(statement)

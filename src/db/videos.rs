@@ -18,26 +18,19 @@ use super::{BATCH_ROWS, Db, DbError, RowOwner, Unit};
 use crate::domain::failure::{Code, Failure};
 use crate::domain::ids::{GitSha, VideoKey};
 use crate::domain::plan::{Blobs, End, History, Published};
-use crate::domain::request::Request;
+use crate::domain::request::{Request, Source};
 use crate::domain::state::VideoState;
 use crate::domain::timeline::Entry;
 use crate::domain::verdict::Record;
 
-/// The longest `wanted`, in characters: the newest eight commits, separated by spaces. If more
-/// pushes of one video arrive within the two minutes for which a worker waits for a commit, the worker
-/// does not wait for the oldest ones.
-const WANTED_CHARS_MAX: usize = 8 * 41 - 1;
-
 /// Upserts requests. `$2`: an array of [`to_json`]. `{recorded}`: the deliveries that request the videos.
 ///
 /// - `forced` is set by a redelivery, and is kept until an attempt has served it.
-/// - `wanted` collects the commits of all requests that no attempt has served yet.
 /// - A running video keeps its state and lease. The end of its attempt sees the increased `requested`.
 /// - Otherwise, the request starts the retry schedule from the beginning.
 pub(super) const UPSERT_REQUESTS: &str = "insert into video_ingest.videos as videos
-        (video_id, lesson_id, state, source, due_at, requested, requested_at, wanted, forced, created_at, updated_at)
+        (video_id, lesson_id, state, source, due_at, requested, requested_at, forced, created_at, updated_at)
     select k.value ->> 'video_id', k.value ->> 'lesson_id', 'queued', k.value ->> 'source', {now}, 1, {now},
-        k.value ->> 'wanted',
         case when cast(k.value ->> 'forced' as bigint) = 1 or exists (
             select 1 from {each}(k.value -> 'deliveries') as g
             join {recorded} as recorded on recorded.guid = g.value ->> 'guid'
@@ -49,10 +42,6 @@ pub(super) const UPSERT_REQUESTS: &str = "insert into video_ingest.videos as vid
         requested = videos.requested + 1,
         requested_at = excluded.requested_at,
         source = excluded.source,
-        wanted = case
-            when videos.requested = videos.observed then excluded.wanted
-            when videos.wanted like '%' || excluded.wanted || '%' then videos.wanted
-            else substr(excluded.wanted || ' ' || videos.wanted, 1, 327) end,
         forced = case when videos.forced + excluded.forced > 0 then 1 else 0 end,
         attempts = case when videos.state = 'running' then videos.attempts else 0 end,
         failing_since = case when videos.state = 'running' then videos.failing_since end,
@@ -63,9 +52,6 @@ pub(super) const UPSERT_REQUESTS: &str = "insert into video_ingest.videos as vid
 /// A request in the form that [`UPSERT_REQUESTS`] and [`INSERT_REQUESTS`](super::events::INSERT_REQUESTS)
 /// read.
 pub(super) fn to_json(request: &Request) -> serde_json::Value {
-    let wanted = request.required_commits.iter().map(GitSha::to_string);
-    let mut wanted = wanted.collect::<Vec<_>>().join(" ");
-    wanted.truncate(WANTED_CHARS_MAX);
     let deliveries = request.deliveries.iter();
     let deliveries: serde_json::Value = deliveries.map(|guid| json!({"guid": guid})).collect();
     json!({
@@ -73,7 +59,6 @@ pub(super) fn to_json(request: &Request) -> serde_json::Value {
         "lesson_id": request.key.lesson_id,
         "source": request.source.as_str(),
         "detail": request.detail,
-        "wanted": wanted,
         "forced": i64::from(request.forced),
         "deliveries": deliveries,
     })
@@ -89,12 +74,10 @@ pub struct Claim {
     pub expired: bool,
     /// The count of requests that this attempt serves.
     requested: i64,
-    /// The time since the last request.
-    pub requested_ago: Duration,
     /// The time of the last request, or slightly later. A listing must have begun after it.
     pub requested_at: Instant,
-    /// The commits that the branch must contain.
-    pub required_commits: Vec<GitSha>,
+    /// The origin of the last request.
+    pub source: Source,
     /// The results of earlier attempts.
     pub history: History,
 }
@@ -133,7 +116,7 @@ impl Db {
                 where due_at <= {now}
                 order by due_at limit 1 {skip_locked})
             returning video_id, lesson_id, lease_token, requested, {now} - requested_at as requested_ago,
-                wanted, forced, attempts, {now} - failing_since as failing, code, message,
+                source, forced, attempts, {now} - failing_since as failing, code, message,
                 {now} - waiting_since as waited, mp4_sha, json_sha, stored_sha, commit_sha, sha256,
                 size_bytes, duration_ms, width, height, storage_path, metadata, warnings";
         let token = uuid::Uuid::new_v4().simple().to_string();
@@ -507,7 +490,6 @@ fn claimed(row: &AnyRow, token_if_expired: &str) -> Result<Claim, sqlx::Error> {
         _ => None,
     };
     let token: String = row.try_get("lease_token")?;
-    let wanted: String = row.try_get("wanted")?;
     let requested_ago = ago("requested_ago")?.unwrap_or_default();
     let now = Instant::now();
     Ok(Claim {
@@ -515,12 +497,8 @@ fn claimed(row: &AnyRow, token_if_expired: &str) -> Result<Claim, sqlx::Error> {
         expired: token == token_if_expired,
         token,
         requested: row.try_get("requested")?,
-        requested_ago,
         requested_at: now.checked_sub(requested_ago).unwrap_or(now),
-        required_commits: wanted
-            .split(' ')
-            .filter_map(|sha| sha.parse().ok())
-            .collect(),
+        source: Source::parse(row.try_get("source")?).unwrap_or(Source::Sweep),
         history: History {
             forced: row.try_get::<i64, _>("forced")? == 1,
             attempts: row.try_get::<i64, _>("attempts")? as u32,

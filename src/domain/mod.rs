@@ -3,6 +3,7 @@
 pub mod advice;
 pub mod failure;
 pub mod generation;
+pub mod head;
 pub mod ids;
 pub mod lfs;
 pub mod metadata;

@@ -29,8 +29,6 @@ pub struct Request {
     pub source: Source,
     /// The reason, for the timeline.
     pub detail: String,
-    /// The commits that the listing must contain. GitHub's API can lag behind its webhooks.
-    pub required_commits: Vec<GitSha>,
     /// Whether blobs that were rejected before are ingested again.
     pub forced: bool,
     /// The GUIDs of the deliveries that request the video. A redelivery sets `forced`.
@@ -41,7 +39,6 @@ impl Request {
     /// Creates a request for a video that a push named.
     pub fn pushed(key: VideoKey, after: GitSha, guid: &str) -> Self {
         Self {
-            required_commits: vec![after],
             deliveries: vec![guid.to_owned()],
             ..Self::new(key, Source::Push, format!("pushed with {}", after.short()))
         }
@@ -53,14 +50,12 @@ impl Request {
             key,
             source,
             detail: detail.into(),
-            required_commits: Vec::new(),
             forced: matches!(source, Source::Retry | Source::Repair),
             deliveries: Vec::new(),
         }
     }
 
-    /// Merges the requests for each video, because an SQL statement must not upsert a row twice. The
-    /// newest commits come first.
+    /// Merges the requests for each video, because an SQL statement must not upsert a row twice.
     pub fn merged(requests: impl IntoIterator<Item = Self>) -> BTreeMap<VideoKey, Self> {
         let mut by_video: BTreeMap<VideoKey, Self> = BTreeMap::new();
         for request in requests {
@@ -69,11 +64,6 @@ impl Request {
                 .and_modify(|known| {
                     known.forced |= request.forced;
                     known.deliveries.extend_from_slice(&request.deliveries);
-                    for sha in &request.required_commits {
-                        if !known.required_commits.contains(sha) {
-                            known.required_commits.insert(0, *sha);
-                        }
-                    }
                 })
                 .or_insert(request);
         }

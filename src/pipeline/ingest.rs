@@ -20,21 +20,12 @@ use crate::domain::plan::{Blobs, End, Plan, Published, Waits, plan, wait_for_row
 use crate::domain::timeline::{self, Step};
 use crate::failpoint::FailPoints;
 use crate::format::causes;
+use crate::pipeline::branch::Branch;
 use crate::pipeline::breaker::Breaker;
 use crate::pipeline::spool::{Kind, Spool, Spooled};
-use crate::services::github::{Download, Entry, Freshness, Github, Listing, Pair};
+use crate::services::github::{Download, Entry, Github, Pair};
 use crate::services::storage::{Digests, ObjectPath, Store};
 use crate::telemetry::metrics;
-
-/// The maximum age of a listing that is used for an attempt.
-const LISTING_AGE_MAX: Duration = Duration::from_secs(5);
-
-/// The longest wait for a pushed commit that GitHub's API does not serve yet. After that, the listing is
-/// accepted without it.
-pub const PUSH_LAG_MAX: Duration = Duration::from_secs(120);
-
-/// The interval at which a commit that GitHub's API does not serve yet is requested.
-const PUSH_LAG_WAIT: Duration = Duration::from_secs(2);
 
 /// The size limit if neither the settings nor the bucket contain one, in bytes.
 pub const VIDEO_BYTES_MAX_DEFAULT: u64 = 52_428_800;
@@ -89,6 +80,8 @@ pub struct Ingest {
     pub db: Db,
     /// The source of the videos.
     pub github: Arc<Github>,
+    /// The listings of the branch.
+    pub branch: Arc<Branch>,
     /// The destination of the videos.
     pub store: Arc<Store>,
     /// The circuit breakers.
@@ -155,7 +148,7 @@ impl Ingest {
         let Some(row) = self.row(claim).await? else {
             return Ok(wait_for_row(&claim.history));
         };
-        let listing = self.fresh_listing(claim).await?;
+        let listing = self.branch.listing(claim.requested_at).await?;
         let pair = if listing.complete {
             listing.files.get(&claim.key).copied().unwrap_or_default()
         } else {
@@ -310,34 +303,6 @@ impl Ingest {
             )),
             row => Ok(row),
         }
-    }
-
-    /// A listing that began after the last request and contains all required commits.
-    ///
-    /// The first condition alone is not sufficient, because GitHub's API may serve an old head for some
-    /// seconds after a webhook. After [`PUSH_LAG_MAX`], the listing is accepted, because a force push can
-    /// remove a commit from the branch.
-    async fn fresh_listing(&self, claim: &Claim) -> Result<Arc<Listing>, Failure> {
-        let oldest = Instant::now()
-            .checked_sub(LISTING_AGE_MAX)
-            .unwrap_or(claim.requested_at);
-        let mut listing = self.github.listing(claim.requested_at.max(oldest)).await?;
-        let mut fresh = self
-            .github
-            .freshness(&listing, &claim.required_commits)
-            .await?;
-        // A shared listing may be up to LISTING_AGE_MAX old. Retry with a new one before waiting.
-        if fresh == Freshness::Behind && claim.requested_ago < PUSH_LAG_MAX {
-            listing = self.github.listing(Instant::now()).await?;
-            fresh = self
-                .github
-                .freshness(&listing, &claim.required_commits)
-                .await?;
-        }
-        if fresh == Freshness::Behind && claim.requested_ago < PUSH_LAG_MAX {
-            return Err(push_not_served());
-        }
-        Ok(listing)
     }
 
     async fn metadata(
@@ -507,11 +472,4 @@ fn corrupt(message: &str) -> Failure {
         Code::CorruptDownload,
         format!("{message}; the download will be retried automatically."),
     )
-}
-
-/// The failure if GitHub's API does not serve a pushed commit yet. Webhooks can arrive before all replicas of
-/// GitHub are up to date.
-pub(super) fn push_not_served() -> Failure {
-    let message = "GitHub's API does not return the pushed commit yet; the video will be retried automatically.";
-    Failure::new(Code::GithubUnavailable, message).after(PUSH_LAG_WAIT)
 }

@@ -1,6 +1,7 @@
 //! The path of a video: [`intake`] records deliveries, a [`worker`] claims the video and [`ingest`]s it.
 //! A [`sweep`] finds videos whose webhooks were lost.
 
+pub mod branch;
 pub mod breaker;
 pub mod checks;
 pub mod ingest;

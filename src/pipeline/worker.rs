@@ -59,7 +59,7 @@ impl Worker {
             let woken = self.wake.notified();
             let wait = match self.run_once().await {
                 Ok(true) => continue,
-                Ok(false) => IDLE_POLL,
+                Ok(false) => self.ingest.branch.lag().unwrap_or(IDLE_POLL),
                 Err(error) => {
                     tracing::warn!(error = causes(&error), "database unavailable, retrying");
                     DATABASE_RETRY
@@ -72,9 +72,13 @@ impl Worker {
         }
     }
 
-    /// Processes one scan or video. Returns `false` if none is due.
+    /// Processes one scan or video. Returns `false` if none is due, or if none can be processed because
+    /// GitHub's API lags behind.
     pub async fn run_once(&self) -> Result<bool, DbError> {
         let db = &self.db;
+        if self.ingest.branch.lag().is_some() {
+            return Ok(false);
+        }
         if let Some(scan) = db.claim_scan().await? {
             self.sweep.scan(&scan).await?;
             return Ok(true);

@@ -16,10 +16,9 @@ use tokio::time::Instant;
 
 use video_ingest::clock::Clock;
 use video_ingest::domain::failure::{Code, Failure};
+use video_ingest::domain::head::Relation;
 use video_ingest::domain::ids::{GitSha, RepoName, VideoKey};
-use video_ingest::services::github::{
-    Entry, Freshness, Github, Listing, Pair, RateLimit, Timeouts,
-};
+use video_ingest::services::github::{Entry, Github, Listing, Pair, RateLimit, Timeouts};
 
 const TOKEN: &str = "ghp_made-up-for-tests";
 const STEM: &str = "7d5c1f0e-3b52-4a6e-9a0f-2c64be1d8a11_0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d";
@@ -360,12 +359,12 @@ async fn an_enterprise_path_a_branch_and_nested_folders_are_kept() {
 }
 
 #[tokio::test]
-async fn freshness_follows_the_history() {
-    for (status_text, fresh) in [
-        ("identical", Freshness::Fresh),
-        ("ahead", Freshness::Fresh),
-        ("diverged", Freshness::Fresh),
-        ("behind", Freshness::Behind),
+async fn a_comparison_is_made_once() {
+    for (status_text, expected) in [
+        ("identical", Relation::Ahead),
+        ("ahead", Relation::Ahead),
+        ("diverged", Relation::Diverged),
+        ("behind", Relation::Behind),
     ] {
         let server = Server::start(move |call: &Call| {
             if call.path.contains("compare") {
@@ -376,30 +375,23 @@ async fn freshness_follows_the_history() {
         })
         .await;
         let github = server.github();
-        let listing = listing(&github).await.unwrap();
         for _ in 0..2 {
-            let wanted = [sha(HEAD), sha(BLOB)];
-            assert_eq!(github.freshness(&listing, &wanted).await.unwrap(), fresh);
+            assert_eq!(github.relation(sha(BLOB), sha(HEAD)).await, expected);
         }
         let compare = format!("{REPO}/compare/{BLOB}...{HEAD}?per_page=1");
-        assert_eq!(
-            server.paths()[3..],
-            [compare],
-            "requested once, then cached"
-        );
+        assert_eq!(server.paths(), [compare], "requested once, then cached");
     }
 }
 
 #[tokio::test]
-async fn a_commit_that_is_not_served_yet_is_requested_again() {
+async fn a_commit_that_cannot_be_compared_yet_is_compared_again() {
     let server = Server::start(repository).await;
     let github = server.github();
-    let listing = listing(&github).await.unwrap();
     for _ in 0..2 {
-        let freshness = github.freshness(&listing, &[sha(BLOB)]).await.unwrap();
-        assert_eq!(freshness, Freshness::Behind);
+        let relation = github.relation(sha(BLOB), sha(HEAD)).await;
+        assert_eq!(relation, Relation::Unknown);
     }
-    assert_eq!(server.calls().len(), 5);
+    assert_eq!(server.calls().len(), 2);
 }
 
 #[tokio::test]

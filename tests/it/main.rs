@@ -23,6 +23,7 @@ mod page;
 mod process;
 mod races;
 mod readme;
+mod stale;
 mod storage;
 mod supabase;
 mod support;

@@ -2,12 +2,15 @@
 -- a successor, or until two minutes have passed.
 create table video_ingest.heads (
     sha           text   primary key,
+    parent        text,                       -- the head before it, according to the first push that named it
     first_seen_at bigint not null,            -- when a push named it, or GitHub's API served it
     settled       bigint not null default 0,  -- 1: not awaited: served, or known to be older than another head
-    accepted_at   bigint                      -- when a listing of it was last accepted; null: never
+    accepted_at   bigint,                     -- when a listing of it became the accepted one; null: never
+    served_since  bigint                      -- since when it is served although a newer head is known
 );
 create index heads_awaited on video_ingest.heads (first_seen_at) where settled = 0;
 create index heads_accepted on video_ingest.heads (accepted_at) where accepted_at is not null;
+create index heads_doubted on video_ingest.heads (served_since) where served_since is not null;
 
 -- The scan, one for all pushes that require one. Like a video, it is its own job.
 create table video_ingest.scan (
@@ -17,12 +20,14 @@ create table video_ingest.scan (
     requested_at bigint not null default 0,
     forced       bigint not null default 0,   -- 1: for a redelivery, so rejected blobs are requested again
     due_at       bigint,                      -- running: the end of the lease; null: not required
+    ended_at     bigint not null default 0,   -- when the last one ended
     lease_token  text
 );
 insert into video_ingest.scan (id) values (1);
 update video_ingest.scan set requested = 1, due_at = 0
     where exists (select 1 from video_ingest.deliveries where scan_due_at is not null);
 drop index video_ingest.deliveries_to_scan;
+alter table video_ingest.deliveries drop column scan_due_at;
 
 alter table video_ingest.readings rename to statuses;
 alter table video_ingest.statuses rename column reading to status;
@@ -37,3 +42,5 @@ alter table video_ingest.videos add column look_again_at bigint;
 alter table video_ingest.videos add column cause text;
 -- 1: this server inserted the app's row.
 alter table video_ingest.videos add column created_row bigint not null default 0;
+-- Freshness belongs to the branch now, see `heads`.
+alter table video_ingest.videos drop column wanted;

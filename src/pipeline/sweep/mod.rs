@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::db::{Db, DbError, Scan};
-use crate::domain::failure::{Class, Failure};
+use crate::db::{Db, DbError, SCAN_TIMEOUT, Scan};
+use crate::domain::failure::{Class, Code, Failure};
 use crate::domain::ids::{FileKind, VideoKey};
 use crate::domain::plan::Blobs;
 use crate::domain::report::{Outcome, SweepReport, SweptVideo};
@@ -22,8 +22,8 @@ use crate::domain::request::{Request, Source};
 use crate::domain::state::VideoState;
 use crate::domain::verdict::{AgentStatus, Snapshot, Verdict};
 use crate::format::causes;
-use crate::pipeline::ingest::{PUSH_LAG_MAX, push_not_served};
-use crate::services::github::{Freshness, Github};
+use crate::pipeline::branch::Branch;
+use crate::services::github::Github;
 use crate::services::openhands::OpenHands;
 use crate::services::storage::Store;
 use crate::telemetry::metrics;
@@ -39,8 +39,10 @@ const SCAN_RETRY: Duration = Duration::from_secs(5);
 pub struct Sweep {
     /// The records and the app's rows.
     pub db: Db,
-    /// The source of the listing.
+    /// The source of single files, for truncated listings.
     pub github: Arc<Github>,
+    /// The listings of the branch.
+    pub branch: Arc<Branch>,
     /// The storage, for `verify`.
     pub store: Arc<Store>,
     /// The source of generation statuses; `None` if there is no API key.
@@ -84,13 +86,14 @@ impl Sweep {
     /// # Errors
     /// The database is unavailable.
     pub async fn scan(&self, scan: &Scan) -> Result<(), DbError> {
-        let result = self.scan_once(scan).await;
+        let result = timeout(SCAN_TIMEOUT, self.scan_once(scan)).await;
+        let result = result.unwrap_or_else(|_| Err(slow_scan().into()));
         let retry_in = match &result {
             Ok(()) => None,
             Err(SweepError::Db(_)) => Some(SCAN_RETRY),
             Err(SweepError::Failure(failure)) => {
-                tracing::warn!(delivery.id = scan.guid, code = %failure.code, "scan failed, will retry: {}", failure.message);
-                Some(failure.retry_after.unwrap_or(SCAN_RETRY))
+                tracing::warn!(code = %failure.code, "scan failed, will retry: {}", failure.message);
+                failure.retry_after.max(Some(SCAN_RETRY))
             }
         };
         self.db.settle_scan(scan, retry_in).await?;
@@ -101,11 +104,7 @@ impl Sweep {
     }
 
     async fn scan_once(&self, scan: &Scan) -> Result<(), SweepError> {
-        let listing = self.github.listing(Instant::now()).await?;
-        let fresh = self.github.freshness(&listing, &[scan.after]).await?;
-        if fresh == Freshness::Behind && scan.age < PUSH_LAG_MAX {
-            return Err(push_not_served().into());
-        }
+        let listing = self.branch.listing(scan.requested_at).await?;
         let snapshot = self.snapshot(&listing, true).await?;
         let mut writes = Writes::default();
         for (key, verdict) in
@@ -126,7 +125,7 @@ impl Sweep {
         }
         self.write(writes).await?;
         let listed = snapshot.listed.len();
-        tracing::info!(delivery.id = scan.guid, listed, "scan completed");
+        tracing::info!(listed, "scan completed");
         Ok(())
     }
 
@@ -156,7 +155,7 @@ impl Sweep {
 
     async fn run_once(&self, options: &SweepOptions) -> Result<SweepReport, SweepError> {
         let one_at_a_time = self.running.lock().await;
-        let listing = self.github.listing(Instant::now()).await?;
+        let listing = self.branch.latest().await?;
         let snapshot = self.snapshot(&listing, !options.dry_run).await?;
         if !options.dry_run {
             // Before the requests to OpenHands and the storage, which may be slow.
@@ -336,6 +335,12 @@ impl Sweep {
         }
         Ok(())
     }
+}
+
+/// The failure of a scan that was aborted. The next one continues with the look-ups.
+fn slow_scan() -> Failure {
+    let message = "The scan took too long; it will be continued automatically.";
+    Failure::new(Code::GithubUnavailable, message)
 }
 
 /// The writes of a sweep or scan.

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{Github, denied, says, unavailable};
 use crate::domain::failure::Failure;
+use crate::domain::head::Relation;
 use crate::domain::ids::{FileKind, GitSha, VideoKey};
 use crate::domain::plan::{Entry, Pair};
 
@@ -34,16 +35,7 @@ pub struct Listing {
     pub ignored: Arc<[String]>,
 }
 
-/// Whether a listing is as new as the pushes that caused it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freshness {
-    /// It is, or the branch was force-pushed since: then the head is the truth.
-    Fresh,
-    /// GitHub does not serve the pushed commit yet.
-    Behind,
-}
-
-/// The pushed commit and the head.
+/// Two commits: another one and a head.
 pub(super) type Comparison = (GitSha, GitSha);
 
 /// The result of the last fetch. The caller that holds its lock does the next one.
@@ -119,8 +111,7 @@ impl Github {
     /// The folder at the head, fetched at or after `not_before`.
     ///
     /// Callers share a fetch that began late enough for them. While an earlier fetch runs they wait,
-    /// and the first of them starts the next one for all. After [`Freshness::Behind`], call again with
-    /// the current time. Dropping the future of one caller does not affect the others.
+    /// and the first of them starts the next one for all. Dropping the future of one caller does not affect the others.
     ///
     /// # Errors
     /// GitHub is unavailable, limits the rate, or denies access.
@@ -251,60 +242,52 @@ impl Github {
         Ok((kind == "file").then_some(Entry { sha, size }))
     }
 
-    /// Whether `listing` is as new as all `wanted` commits.
-    ///
-    /// # Errors
-    /// As for [`Github::listing`].
-    pub async fn freshness(
-        &self,
-        listing: &Listing,
-        wanted: &[GitSha],
-    ) -> Result<Freshness, Failure> {
-        for &wanted in wanted {
-            if self.compare(wanted, listing.head).await? == Freshness::Behind {
-                return Ok(Freshness::Behind);
-            }
+    /// How `head` relates to another commit. [`Relation::Unknown`] if GitHub cannot tell, for any reason.
+    pub async fn relation(&self, commit: GitSha, head: GitSha) -> Relation {
+        if let Some(&known) = self.compared().get(&(commit, head)) {
+            return known;
         }
-        Ok(Freshness::Fresh)
+        let relation = match self.compare(commit, head).await {
+            Ok(relation) => relation,
+            Err(failure) => {
+                tracing::warn!(code = %failure.code, "failed to compare commits: {}", failure.message);
+                Relation::Unknown
+            }
+        };
+        // What is unknown may become known: GitHub does not serve a pushed commit yet, or is unavailable.
+        if relation != Relation::Unknown {
+            let mut compared = self.compared();
+            // Cleared at once: few of the pairs will be compared again, at one call each.
+            if compared.len() >= COMPARED_MAX {
+                compared.clear();
+            }
+            compared.insert((commit, head), relation);
+        }
+        relation
     }
 
-    async fn compare(&self, wanted: GitSha, head: GitSha) -> Result<Freshness, Failure> {
-        if wanted == head {
-            return Ok(Freshness::Fresh);
-        }
-        if let Some(&known) = self.compared().get(&(wanted, head)) {
-            return Ok(known);
-        }
-        let mut url = self.endpoint(["compare", &format!("{wanted}...{head}")]);
+    async fn compare(&self, commit: GitSha, head: GitSha) -> Result<Relation, Failure> {
+        let mut url = self.endpoint(["compare", &format!("{commit}...{head}")]);
         url.set_query(Some("per_page=1"));
         let response = self.get(url, HeaderMap::new()).await?;
         if matches!(
             response.status,
             StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY
         ) {
-            // GitHub does not serve the pushed commit yet. Not remembered, because it will.
-            return Ok(Freshness::Behind);
+            return Ok(Relation::Unknown);
         }
         let Compare { status } = response.json()?;
-        let freshness = match &*status {
-            "identical" | "ahead" | "diverged" => Freshness::Fresh,
-            "behind" => Freshness::Behind,
-            _ => {
-                return Err(unavailable(
-                    "GitHub returned an unrecognized comparison result.",
-                ));
-            }
-        };
-        let mut compared = self.compared();
-        // Cleared at once: few of the pairs will be compared again, at one call each.
-        if compared.len() >= COMPARED_MAX {
-            compared.clear();
+        match &*status {
+            "identical" | "ahead" => Ok(Relation::Ahead),
+            "diverged" => Ok(Relation::Diverged),
+            "behind" => Ok(Relation::Behind),
+            _ => Err(unavailable(
+                "GitHub returned an unrecognized comparison result.",
+            )),
         }
-        compared.insert((wanted, head), freshness);
-        Ok(freshness)
     }
 
-    fn compared(&self) -> std::sync::MutexGuard<'_, HashMap<Comparison, Freshness>> {
+    fn compared(&self) -> std::sync::MutexGuard<'_, HashMap<Comparison, Relation>> {
         self.compared.lock().expect("no panic while held")
     }
 }

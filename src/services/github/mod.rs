@@ -23,13 +23,14 @@ use serde::Deserialize;
 
 use crate::clock::Clock;
 use crate::domain::failure::{Code, Failure, clamp_retry_after};
+use crate::domain::head::Relation;
 use crate::domain::ids::RepoName;
 use crate::format::causes;
 use crate::services::client::{self, InvalidSetting, number};
 
 pub use download::Download;
 pub use hooks::{Hook, HookDelivery, RECEIVER_PATH, RepositoryFacts, failed_guids};
-pub use listing::{Freshness, Listing};
+pub use listing::Listing;
 
 pub use crate::domain::plan::{Entry, Pair};
 
@@ -86,7 +87,7 @@ pub struct Github {
     timeouts: Timeouts,
     rate: Mutex<RateState>,
     shared: tokio::sync::Mutex<listing::Shared>,
-    compared: Mutex<HashMap<listing::Comparison, listing::Freshness>>,
+    compared: Mutex<HashMap<listing::Comparison, Relation>>,
     clone_url: Mutex<Option<Url>>,
 }
 

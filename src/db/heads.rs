@@ -1,0 +1,167 @@
+//! The table `heads`: the commits that the branch's head is known to have been. What follows from them is in
+//! [`crate::domain::head`].
+
+use serde_json::json;
+use sqlx::Row as _;
+
+use super::{Db, DbError, Dialect, duration};
+use crate::domain::head::{AWAITED_FOR, Awaited, Heads};
+use crate::domain::ids::GitSha;
+
+/// The most awaited heads that a served head is compared with, the newest first. Consecutive pushes leave only
+/// the last one awaited, so more of them require as many forced pushes within [`AWAITED_FOR`].
+const AWAITED_MAX: i64 = 8;
+
+/// The most pushes between the accepted head and an awaited one that are followed.
+const PUSHES_FOLLOWED_MAX: i64 = 64;
+
+/// The key of the advisory lock that serializes acceptances. The value is arbitrary, but must be the same in
+/// all releases.
+const ACCEPT_LOCK: i64 = 0x7669_6465_6f68_6561;
+
+/// The head that was accepted last.
+const ACCEPTED: &str = "select sha from video_ingest.heads
+    where accepted_at is not null order by accepted_at desc limit 1";
+
+/// Inserts the heads that deliveries name. `$1`: an array of deliveries.
+///
+/// Naming a known head again does not reopen it, so that a replayed delivery has no effect. A head that a
+/// push has replaced is not awaited any more.
+pub(super) const INSERT_HEADS: &str = "insert into video_ingest.heads as heads
+        (sha, parent, first_seen_at, settled)
+    select named.sha, max(named.parent), {now}, max(named.settled) from (
+        select d.value ->> 'after' as sha, d.value ->> 'before' as parent, 0 as settled
+        from {each}($1{jsonb}) as d
+        union all
+        select d.value ->> 'before', null, 1 from {each}($1{jsonb}) as d
+        where d.value ->> 'before' <> '0000000000000000000000000000000000000000') as named
+    where true
+    group by named.sha order by named.sha
+    on conflict (sha) do update set settled = 1
+        where excluded.settled = 1 and heads.settled = 0";
+
+impl Db {
+    /// What is known about the head `served`, and about the heads that should be served instead.
+    pub async fn heads(&self, served: GitSha) -> Result<Heads, DbError> {
+        // A time in the future means that the clock was set back. Such a head is not awaited, because that
+        // could take any time.
+        let is_awaited = "settled = 0 and first_seen_at between {now} - $2 and {now} + $2";
+        let statement = format!(
+            "select sha, parent, settled, {{now}} - served_since as served_for,
+                case when {is_awaited} then 1 else 0 end as awaited,
+                case when sha = ({ACCEPTED}) then 1 else 0 end as accepted
+            from video_ingest.heads
+            where sha = $1 or sha = ({ACCEPTED}) or served_since is not null or sha in (
+                select sha from video_ingest.heads where {is_awaited}
+                order by first_seen_at desc limit $3)"
+        );
+        let query = self
+            .query(&statement)
+            .bind(served.to_string())
+            .bind(AWAITED_FOR.as_millis() as i64)
+            .bind(AWAITED_MAX);
+        let mut heads = Heads::default();
+        for row in self.fetch_all(query).await? {
+            let Ok(sha) = row.get::<String, _>("sha").parse() else {
+                continue;
+            };
+            if row.get::<i64, _>("accepted") == 1 {
+                heads.accepted = Some(sha);
+            }
+            if row.get::<i64, _>("awaited") == 1 {
+                heads.awaited.push(Awaited {
+                    sha,
+                    follows_accepted: false,
+                });
+            }
+            let is_doubted = row.get::<Option<i64>, _>("served_for").is_some();
+            heads.is_any_doubted |= is_doubted;
+            if sha == served {
+                heads.is_settled = row.get::<i64, _>("settled") == 1;
+                if is_doubted {
+                    heads.served_for = duration(&row, "served_for");
+                }
+            }
+        }
+        if let Some(accepted) = heads.accepted
+            && let Some(awaited) = heads.awaited.iter_mut().find(|a| a.sha == served)
+        {
+            awaited.follows_accepted = self.follows(served, accepted).await?;
+        }
+        Ok(heads)
+    }
+
+    /// Whether pushes led from the head `older` to `newer`, according to the deliveries.
+    async fn follows(&self, newer: GitSha, older: GitSha) -> Result<bool, DbError> {
+        let statement = "with recursive line (sha, pushes) as (
+                select parent, 1 from video_ingest.heads where sha = $1
+                union all
+                select h.parent, line.pushes + 1 from video_ingest.heads as h
+                join line on h.sha = line.sha where line.pushes < $3)
+            select sha from line where sha = $2 limit 1";
+        let query = self
+            .query(statement)
+            .bind(newer.to_string())
+            .bind(older.to_string())
+            .bind(PUSHES_FOLLOWED_MAX);
+        Ok(self.fetch_optional(query).await?.is_some())
+    }
+
+    /// Accepts `served` as the branch's head. The awaited ones that it was compared with are settled.
+    ///
+    /// Returns `false`, without an effect, if another head was accepted since `heads` was read.
+    pub async fn accept_head(&self, served: GitSha, heads: &Heads) -> Result<bool, DbError> {
+        let mut tx = self.transaction().await?;
+        if self.dialect == Dialect::Postgres {
+            // Replicas accept heads one after the other, so that all agree on the last one.
+            self.query("select pg_advisory_xact_lock($1)::text")
+                .bind(ACCEPT_LOCK)
+                .execute(tx.connection())
+                .await?;
+        }
+        let accepted = self.query(ACCEPTED).fetch_optional(tx.connection()).await?;
+        let accepted = accepted.map(|row| row.get::<String, _>("sha"));
+        if accepted != heads.accepted.map(|sha| sha.to_string()) {
+            return Ok(false);
+        }
+        // Later than all others even if the clock was set back.
+        let accept =
+            "insert into video_ingest.heads as heads (sha, first_seen_at, settled, accepted_at)
+            select $1, {now}, 1,
+                case when max(accepted_at) >= {now} then max(accepted_at) + 1 else {now} end
+            from video_ingest.heads where true
+            on conflict (sha) do update set settled = 1, accepted_at = excluded.accepted_at";
+        self.query(accept)
+            .bind(served.to_string())
+            .execute(tx.connection())
+            .await?;
+        let settle = "update video_ingest.heads set settled = 1, served_since = null
+            where served_since is not null
+                or sha in (select a.value ->> 'sha' from {each}($1{jsonb}) as a)";
+        let awaited = heads.awaited.iter();
+        let awaited: serde_json::Value = awaited.map(|head| json!({"sha": head.sha})).collect();
+        self.query(settle)
+            .bind(awaited.to_string())
+            .execute(tx.connection())
+            .await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Records that `served` is served although it is not newer than the accepted head. The time begins
+    /// again when another head is served.
+    pub async fn doubt_head(&self, served: GitSha) -> Result<(), DbError> {
+        let others = "update video_ingest.heads set served_since = null
+            where served_since is not null and sha <> $1";
+        let doubt = "insert into video_ingest.heads as heads (sha, first_seen_at, served_since)
+            values ($1, {now}, {now})
+            on conflict (sha) do update set served_since = case
+                when heads.served_since <= excluded.served_since then heads.served_since
+                else excluded.served_since end";
+        for statement in [others, doubt] {
+            self.execute(self.query(statement).bind(served.to_string()))
+                .await?;
+        }
+        Ok(())
+    }
+}

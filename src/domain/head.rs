@@ -1,0 +1,198 @@
+//! Whether the head that GitHub's API serves is the branch's head, or an older one.
+//!
+//! GitHub's API can lag behind its webhooks for some time, and two reads in a row can be served by
+//! different replicas. An older head must not replace a newer one, unless the branch really was moved back.
+
+use std::time::Duration;
+
+use super::ids::GitSha;
+
+/// A pushed commit that GitHub's API does not serve is awaited for this long. After that, the served head is
+/// accepted, and so is an older head that is served for this long.
+pub const AWAITED_FOR: Duration = Duration::from_secs(120);
+
+/// What is known about the branch's head, when one is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heads {
+    /// The head that was accepted last.
+    pub accepted: Option<GitSha>,
+    /// The heads of recent pushes that no accepted head contains yet.
+    pub awaited: Vec<Awaited>,
+    /// Whether the served head was accepted before, or another push has replaced it.
+    pub is_settled: bool,
+    /// For how long the served head has been served although it is not newer than `accepted`.
+    pub served_for: Duration,
+    /// Whether a head was served that was not accepted, since the last acceptance.
+    pub is_any_doubted: bool,
+}
+
+/// A pushed commit that GitHub's API did not serve yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    /// The commit.
+    pub sha: GitSha,
+    /// Whether pushes led to it from the accepted head, so that it is newer without a comparison.
+    pub follows_accepted: bool,
+}
+
+/// How the served head relates to another commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relation {
+    /// The served head is the commit, or contains it.
+    Ahead,
+    /// Neither contains the other: the branch was force-pushed.
+    Diverged,
+    /// The commit contains the served head.
+    Behind,
+    /// GitHub cannot compare them, for example because it does not serve the commit yet.
+    Unknown,
+}
+
+impl Heads {
+    /// The commits with which the served head must be compared before [`Self::is_current`].
+    pub fn to_compare(&self, served: GitSha) -> Vec<GitSha> {
+        let awaited = self.awaited.iter().map(|awaited| awaited.sha);
+        let mut commits: Vec<GitSha> = awaited.filter(|sha| *sha != served).collect();
+        let follows = |awaited: &Awaited| awaited.follows_accepted && awaited.sha == served;
+        if let Some(accepted) = self.accepted
+            && accepted != served
+            && self.served_for < AWAITED_FOR
+            && !self.awaited.iter().any(follows)
+        {
+            commits.push(accepted);
+        }
+        commits
+    }
+
+    /// Whether accepting the served head would change nothing.
+    pub fn is_known(&self, served: GitSha) -> bool {
+        self.accepted == Some(served) && self.awaited.is_empty() && !self.is_any_doubted
+    }
+
+    /// Whether the served head is accepted as the branch's head. `relation`: of the served head to each
+    /// commit of [`Self::to_compare`].
+    pub fn is_current(&self, served: GitSha, relation: impl Fn(GitSha) -> Relation) -> bool {
+        // A head that diverged is the result of a forced push, unless it is the one that was replaced.
+        let is_newer = |than: GitSha| match relation(than) {
+            Relation::Ahead => true,
+            Relation::Diverged => !self.is_settled,
+            Relation::Behind | Relation::Unknown => false,
+        };
+        let mut awaited = self.awaited.iter();
+        if !awaited.all(|awaited| awaited.sha == served || is_newer(awaited.sha)) {
+            return false;
+        }
+        let follows = |awaited: &Awaited| awaited.follows_accepted && awaited.sha == served;
+        match self.accepted {
+            None => true,
+            Some(accepted) => {
+                accepted == served
+                    || self.served_for >= AWAITED_FOR
+                    || self.awaited.iter().any(follows)
+                    || is_newer(accepted)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sha(byte: u8) -> GitSha {
+        GitSha::from_bytes([byte; 20])
+    }
+
+    fn awaited(byte: u8, follows_accepted: bool) -> Awaited {
+        Awaited {
+            sha: sha(byte),
+            follows_accepted,
+        }
+    }
+
+    /// The decision about the head 1 with the accepted head 2 and the awaited head 3.
+    fn is_current(heads: &Heads, to_accepted: Relation, to_awaited: Relation) -> bool {
+        heads.is_current(sha(1), |commit| {
+            assert!(heads.to_compare(sha(1)).contains(&commit));
+            if commit == sha(2) {
+                to_accepted
+            } else {
+                to_awaited
+            }
+        })
+    }
+
+    #[test]
+    fn a_head_must_be_newer_than_all_others_or_result_from_a_forced_push() {
+        use Relation::{Ahead, Behind, Diverged, Unknown};
+        let fresh = Heads {
+            accepted: Some(sha(2)),
+            awaited: vec![awaited(3, true)],
+            ..Heads::default()
+        };
+        let settled = Heads {
+            is_settled: true,
+            ..fresh.clone()
+        };
+        for relation in [Ahead, Diverged, Behind, Unknown] {
+            let expected = relation == Ahead || relation == Diverged;
+            assert_eq!(is_current(&fresh, Ahead, relation), expected);
+            assert_eq!(is_current(&fresh, relation, Ahead), expected);
+            assert_eq!(is_current(&settled, Ahead, relation), relation == Ahead);
+            assert_eq!(is_current(&settled, relation, Ahead), relation == Ahead);
+        }
+    }
+
+    #[test]
+    fn the_accepted_head_is_current_unless_another_one_is_awaited() {
+        let heads = Heads {
+            accepted: Some(sha(1)),
+            is_settled: true,
+            ..Heads::default()
+        };
+        assert_eq!(heads.to_compare(sha(1)), []);
+        assert!(is_current(&heads, Relation::Unknown, Relation::Unknown));
+        let replaced = Heads {
+            awaited: vec![awaited(3, true)],
+            ..heads
+        };
+        assert!(!is_current(
+            &replaced,
+            Relation::Unknown,
+            Relation::Diverged
+        ));
+    }
+
+    #[test]
+    fn a_pushed_successor_of_the_accepted_head_needs_no_comparison() {
+        let heads = Heads {
+            accepted: Some(sha(2)),
+            awaited: vec![awaited(1, true)],
+            ..Heads::default()
+        };
+        assert_eq!(heads.to_compare(sha(1)), []);
+        assert!(is_current(&heads, Relation::Unknown, Relation::Unknown));
+        let late = Heads {
+            awaited: vec![awaited(1, false)],
+            ..heads
+        };
+        assert_eq!(late.to_compare(sha(1)), [sha(2)]);
+        assert!(!is_current(&late, Relation::Behind, Relation::Unknown));
+    }
+
+    #[test]
+    fn an_older_head_is_accepted_once_it_was_served_long_enough() {
+        let heads = Heads {
+            accepted: Some(sha(2)),
+            is_settled: true,
+            served_for: AWAITED_FOR,
+            ..Heads::default()
+        };
+        assert!(is_current(&heads, Relation::Behind, Relation::Unknown));
+        let pushed = Heads {
+            awaited: vec![awaited(3, true)],
+            ..heads
+        };
+        assert!(!is_current(&pushed, Relation::Behind, Relation::Behind));
+    }
+}

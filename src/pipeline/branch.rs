@@ -1,0 +1,134 @@
+//! The branch as all attempts, sweeps and scans see it: a listing whose head is not older than one that was
+//! accepted or pushed before.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::db::Db;
+use crate::domain::failure::{Code, Failure};
+use crate::domain::head::Relation;
+use crate::services::github::{Github, Listing};
+
+/// The maximum age of a listing that is shared by several videos.
+const LISTING_AGE_MAX: Duration = Duration::from_secs(5);
+
+/// The interval at which the head is requested again while GitHub's API serves an older one. The answer is
+/// shared: however many videos wait, GitHub is asked once per interval.
+const LAG_WAIT: Duration = Duration::from_secs(2);
+
+/// Listings of the branch. Share it behind an `Arc`.
+pub struct Branch {
+    db: Db,
+    github: Arc<Github>,
+    clock: Clock,
+    seen: Mutex<Seen>,
+    /// GitHub is not asked again before this, in milliseconds since the Unix epoch.
+    asked_again_at_ms: AtomicI64,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// The last accepted listing.
+    accepted: Option<Arc<Listing>>,
+    /// When a listing was last found to be too old. The next one must be newer.
+    rejected_at: Option<Instant>,
+}
+
+impl Branch {
+    /// Creates a view of the branch that `github` reads.
+    pub fn new(db: Db, github: Arc<Github>, clock: Clock) -> Self {
+        Self {
+            db,
+            github,
+            clock,
+            seen: Mutex::default(),
+            asked_again_at_ms: AtomicI64::new(0),
+        }
+    }
+
+    /// How long GitHub is not asked again because its API serves an older head than the branch has.
+    /// Attempts before that are useless.
+    pub fn lag(&self) -> Option<Duration> {
+        let left_ms = self.asked_again_at_ms.load(Ordering::Relaxed) - self.clock.now_ms();
+        let left = Duration::from_millis(u64::try_from(left_ms).ok()?);
+        // A longer time means that the clock was set back.
+        (left > Duration::ZERO && left <= LAG_WAIT).then_some(left)
+    }
+
+    /// A listing that began at or after `not_before`, which is the time of the request that it serves.
+    ///
+    /// # Errors
+    /// GitHub is unavailable, limits the rate or denies access; or its API serves an older head than the
+    /// branch has, see [`crate::domain::head`]. The database is unavailable.
+    pub async fn listing(&self, not_before: Instant) -> Result<Arc<Listing>, Failure> {
+        let mut seen = self.seen.lock().await;
+        if let Some(lag) = self.lag() {
+            return Err(not_served(lag));
+        }
+        let oldest = Instant::now().checked_sub(LISTING_AGE_MAX);
+        let bounds = [oldest, seen.rejected_at].into_iter().flatten();
+        let listing = self
+            .github
+            .listing(bounds.fold(not_before, Instant::max))
+            .await?;
+        if self.is_current(&listing).await? {
+            seen.accepted = Some(Arc::clone(&listing));
+            return Ok(listing);
+        }
+        seen.rejected_at = Some(Instant::now());
+        let again_at_ms = self.clock.now_ms() + LAG_WAIT.as_millis() as i64;
+        self.asked_again_at_ms.store(again_at_ms, Ordering::Relaxed);
+        Err(not_served(LAG_WAIT))
+    }
+
+    /// [`Self::listing`] as of now; while GitHub's API serves an older head, the last accepted listing of
+    /// this process instead. For sweeps, whose requests lead to listings of their own.
+    ///
+    /// # Errors
+    /// As for [`Self::listing`].
+    pub async fn latest(&self) -> Result<Arc<Listing>, Failure> {
+        let failure = match self.listing(Instant::now()).await {
+            Ok(listing) => return Ok(listing),
+            Err(failure) => failure,
+        };
+        let accepted = self.seen.lock().await.accepted.clone();
+        accepted.filter(|_| self.lag().is_some()).ok_or(failure)
+    }
+
+    /// Whether the head of a listing is the branch's. If it is, it is recorded, so that no older one is
+    /// accepted after it.
+    async fn is_current(&self, listing: &Listing) -> Result<bool, Failure> {
+        let served = listing.head;
+        let heads = self.db.heads(served).await?;
+        // An empty repository has no commit to compare.
+        if served.is_zero() && heads.accepted.is_none() {
+            return Ok(heads.awaited.is_empty());
+        }
+        let mut relations = HashMap::new();
+        for commit in heads.to_compare(served) {
+            relations.insert(commit, self.github.relation(commit, served).await);
+        }
+        let relation = |commit| relations.get(&commit).copied();
+        if heads.is_current(served, |commit| {
+            relation(commit).unwrap_or(Relation::Unknown)
+        }) {
+            return Ok(heads.is_known(served) || self.db.accept_head(served, &heads).await?);
+        }
+        if heads.accepted != Some(served) {
+            self.db.doubt_head(served).await?;
+        }
+        Ok(false)
+    }
+}
+
+/// The failure while GitHub's API serves an older head than the branch has. It does not count as an attempt.
+fn not_served(wait: Duration) -> Failure {
+    let message = "GitHub's API does not return the pushed commit yet; the video will be retried automatically.";
+    Failure::new(Code::GithubUnavailable, message).after(wait)
+}
