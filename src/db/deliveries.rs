@@ -80,12 +80,15 @@ impl Db {
         let deliveries: serde_json::Value = deliveries.into_iter().map(to_json).collect();
         let (statement, mut unit) = match self.dialect {
             // All parts of one statement see the same snapshot, so the upsert of the requests cannot read
-            // the inserted deliveries from their table. It reads them from `recorded`.
+            // the inserted deliveries from their table. It reads them from `recorded`. Postgres executes the
+            // parts from the last to the first. Those with rows that all pushes share come first here, so
+            // that a delivery which waits for the lock of another row does not hold theirs.
             Dialect::Postgres => (
                 format!(
-                    "with recorded as ({INSERT_DELIVERIES} returning guid, redeliveries),
-                    requested as ({UPSERT_REQUESTS}), noted as ({INSERT_REQUESTS}), named as ({INSERT_HEADS}),
-                    scanned as ({REQUEST_SCAN})
+                    "with named as ({INSERT_HEADS}),
+                    recorded as ({INSERT_DELIVERIES} returning guid, redeliveries),
+                    scanned as ({REQUEST_SCAN}),
+                    requested as ({UPSERT_REQUESTS}), noted as ({INSERT_REQUESTS})
                     select pg_notify('{WAKE_CHANNEL}', '')::text"
                 ),
                 self.unit(&self.write).await?,

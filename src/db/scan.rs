@@ -74,7 +74,7 @@ impl Db {
         }))
     }
 
-    /// Ends a scan, or schedules it again after `retry_in`, at most two minutes. If it was requested meanwhile, it is due again
+    /// Ends a scan, or schedules it again after `retry_in`, at most two minutes. If it was requested since it began, it is due again
     /// after [`SCAN_DISTANCE`].
     ///
     /// Has no effect if the claim is no longer valid.

@@ -19,6 +19,33 @@ string_enum! {
     }
 }
 
+string_enum! {
+    /// Why GitHub is called.
+    pub enum Purpose {
+        /// A video that a push named.
+        Push = "push",
+        /// A sweep, or a video that it found.
+        Sweep = "sweep",
+        /// A video that an operator retries, or a repair.
+        Retry = "retry",
+        /// A scan.
+        Scan = "scan",
+        /// A check or a command.
+        Other = "other",
+    }
+}
+
+impl Source {
+    /// The purpose of the calls for a request of this origin.
+    pub const fn purpose(self) -> Purpose {
+        match self {
+            Self::Push => Purpose::Push,
+            Self::Sweep => Purpose::Sweep,
+            Self::Retry | Self::Repair => Purpose::Retry,
+        }
+    }
+}
+
 /// A request to process a video: compare its files in the branch with the storage and ingest them if they
 /// differ.
 #[derive(Clone, Debug)]

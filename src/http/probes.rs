@@ -78,7 +78,7 @@ pub(super) async fn readyz(State(app): State<AppState>) -> Result<&'static str, 
 pub(super) async fn metrics(State(app): State<AppState>) -> impl IntoResponse {
     let overview = timeout(OVERVIEW_TIMEOUT, app.overview.get(&app.db)).await;
     let overview = overview.ok().and_then(Result::ok);
-    let text = metrics::render(overview.as_ref(), app.github.rate_limit());
+    let text = metrics::render(overview.as_ref(), &app.github);
     ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text)
 }
 

@@ -19,6 +19,7 @@ use crate::domain::request::{Request, Source};
 use crate::format::causes;
 use crate::pipeline::ingest::{Attempt, Ingest};
 use crate::pipeline::sweep::Sweep;
+use crate::services::github::for_purpose;
 use crate::telemetry::metrics;
 
 /// The interval at which idle workers poll the database.
@@ -124,7 +125,8 @@ impl Worker {
     async fn work(&self, claim: &Claim) {
         let mut attempt = Attempt::new(claim, self.clock.clone());
         let uploading = attempt.uploading.clone();
-        let run = AssertUnwindSafe(self.ingest.run(&mut attempt)).catch_unwind();
+        let run = for_purpose(claim.source.purpose(), self.ingest.run(&mut attempt));
+        let run = AssertUnwindSafe(run).catch_unwind();
         let ended = tokio::select! {
             result = run => Some(result.unwrap_or_else(|_| {
                 tracing::error!(video.id = %claim.key.video_id, attempt = claim.history.attempts + 1, "attempt panicked");

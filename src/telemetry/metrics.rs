@@ -15,7 +15,7 @@ use crate::domain::plan::End;
 use crate::domain::report::{Outcome, SweepReport};
 use crate::domain::state::VideoState;
 use crate::domain::timeline::Step;
-use crate::services::github::RateLimit;
+use crate::services::github::Github;
 
 const DELIVERIES: &str = "video_ingest_deliveries_total";
 const ACCEPT: &str = "video_ingest_accept_seconds";
@@ -31,6 +31,7 @@ const SWEPT_AT: &str = "video_ingest_last_sweep_timestamp_seconds";
 const RATE_LIMIT: &str = "video_ingest_github_rate_limit";
 const RATE_REMAINING: &str = "video_ingest_github_rate_limit_remaining";
 const RATE_RESET: &str = "video_ingest_github_rate_limit_reset_timestamp_seconds";
+const CALLS: &str = "video_ingest_github_calls_total";
 const BUILD: &str = "video_ingest_build_info";
 
 /// Bucket bounds of short durations, in seconds.
@@ -96,6 +97,10 @@ fn describe_all() {
     describe_gauge!(RATE_LIMIT, "GitHub API requests per window");
     describe_gauge!(RATE_REMAINING, "Remaining GitHub API requests");
     describe_gauge!(RATE_RESET, Unit::Seconds, "Time when the window ends");
+    describe_counter!(
+        CALLS,
+        "Calls to GitHub that count towards its rate limit, by purpose"
+    );
     describe_gauge!(BUILD, "Always 1, with the version as a label");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     for result in RESULTS {
@@ -154,8 +159,8 @@ pub fn swept(report: Option<&SweepReport>) {
     }
 }
 
-/// Renders all metrics in Prometheus's text format, with the current counts and rate limit.
-pub fn render(overview: Option<&Overview>, rate_limit: Option<RateLimit>) -> String {
+/// Renders all metrics in Prometheus's text format, with the current counts and GitHub's rate limit.
+pub fn render(overview: Option<&Overview>, github: &Github) -> String {
     let recorder = recorder();
     if let Some(overview) = overview {
         for state in [
@@ -171,7 +176,10 @@ pub fn render(overview: Option<&Overview>, rate_limit: Option<RateLimit>) -> Str
             gauge!(SWEPT_AT).set(at_ms as f64 / 1000.0);
         }
     }
-    if let Some(rate) = rate_limit {
+    for (purpose, calls) in github.calls() {
+        counter!(CALLS, "purpose" => purpose.as_str()).absolute(calls);
+    }
+    if let Some(rate) = github.rate_limit() {
         gauge!(RATE_LIMIT).set(rate.limit as f64);
         gauge!(RATE_REMAINING).set(rate.remaining as f64);
         gauge!(RATE_RESET).set(rate.reset as f64);

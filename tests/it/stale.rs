@@ -1,9 +1,11 @@
 //! GitHub's API serves an older head for a while, to pushes, sweeps and scans. The branch is the source of
 //! truth, so a newer video is never replaced by an older one.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::json;
+use video_ingest::domain::request::Purpose;
 use video_ingest::pipeline::sweep::SweepOptions;
 
 use crate::scenario;
@@ -121,30 +123,6 @@ scenario! {
         t.expect_ready(&other).await;
     }
 
-    a_branch_that_was_moved_back_is_believed_after_two_minutes(t) {
-        let v1 = Video::good();
-        let v2 = v1.rerendered(SECOND);
-        t.row(&v1).await;
-        t.push(&v1).await;
-        let first = t.github.head();
-        t.work().await;
-        t.push(&v2).await;
-        let second = t.github.head();
-        t.work().await;
-        t.expect_ready(&v2).await;
-        t.github.force_to(first);
-        t.deliver(&t.github.push(second, first)).await.expect_accepted();
-        t.work().await;
-        assert_eq!(t.stored(&v2).as_deref(), Some(SECOND));
-        t.later(TWO_MINUTES);
-        t.work().await;
-        t.expect_ready(&v1).await;
-        // It is believed at once that the branch moves on.
-        t.push(&v1.rerendered(THIRD)).await;
-        t.work().await;
-        t.expect_ready(&v1.rerendered(THIRD)).await;
-    }
-
     a_branch_that_was_moved_back_without_a_webhook_is_found_by_sweeps(t) {
         let v1 = Video::good();
         t.row(&v1).await;
@@ -159,6 +137,10 @@ scenario! {
         sweep(t).await;
         t.work().await;
         t.expect_ready(&v1).await;
+        // That the branch moves on again is believed at once.
+        t.push(&v1.rerendered(THIRD)).await;
+        t.work().await;
+        t.expect_ready(&v1.rerendered(THIRD)).await;
     }
 
     a_failing_comparison_delays_a_video_by_two_minutes(t) {
@@ -228,5 +210,27 @@ scenario! {
         let calls = t.github.take_calls().len();
         assert!(calls <= 12, "{calls}");
                 assert_eq!(GOOD, t.stored(&pushed).unwrap());
+    }
+
+    sweeps_leave_a_part_of_the_rate_limit_to_pushes(t) {
+        let (swept, pushed) = (Video::good(), Video::good());
+        t.row(&swept).await;
+        t.row(&pushed).await;
+        t.commit(&swept);
+        // GitHub's limit is 5,000 calls an hour.
+        t.github.quota(900, t.clock.now().as_second() as u64 + 600);
+        sweep(t).await;
+        t.work().await;
+        t.expect_state(&swept, "queued", "rate_limited").await;
+        assert_eq!(t.video(&swept).await["attempts"], 0);
+        t.push(&pushed).await;
+        t.work().await;
+        t.expect_ready(&pushed).await;
+        let calls: HashMap<_, _> = t.worker.ingest.github.calls().collect();
+        assert_eq!((calls[&Purpose::Push], calls[&Purpose::Sweep]), (5, 3));
+        t.github.no_quota();
+        t.later(Duration::from_secs(601));
+        t.work().await;
+        t.expect_ready(&swept).await;
     }
 }

@@ -32,7 +32,7 @@ alter table video_ingest.deliveries drop column scan_due_at;
 alter table video_ingest.readings rename to statuses;
 alter table video_ingest.statuses rename column reading to status;
 
--- Since when the video waits for its row, its JSON and its MP4, whatever else failed in between.
+-- Since when the video waits for its row, its JSON and its MP4, regardless of what failed in between.
 alter table video_ingest.videos add column row_since bigint;
 alter table video_ingest.videos add column json_since bigint;
 alter table video_ingest.videos add column mp4_since bigint;

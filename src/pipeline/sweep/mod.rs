@@ -18,12 +18,12 @@ use crate::domain::failure::{Class, Code, Failure};
 use crate::domain::ids::{FileKind, VideoKey};
 use crate::domain::plan::Blobs;
 use crate::domain::report::{Outcome, SweepReport, SweptVideo};
-use crate::domain::request::{Request, Source};
+use crate::domain::request::{Purpose, Request, Source};
 use crate::domain::state::VideoState;
 use crate::domain::verdict::{AgentStatus, Snapshot, Verdict};
 use crate::format::causes;
 use crate::pipeline::branch::Branch;
-use crate::services::github::Github;
+use crate::services::github::{Github, for_purpose};
 use crate::services::openhands::OpenHands;
 use crate::services::storage::Store;
 use crate::telemetry::metrics;
@@ -86,7 +86,8 @@ impl Sweep {
     /// # Errors
     /// The database is unavailable.
     pub async fn scan(&self, scan: &Scan) -> Result<(), DbError> {
-        let result = timeout(SCAN_TIMEOUT, self.scan_once(scan)).await;
+        let scanned = for_purpose(Purpose::Scan, self.scan_once(scan));
+        let result = timeout(SCAN_TIMEOUT, scanned).await;
         let result = result.unwrap_or_else(|_| Err(slow_scan().into()));
         let retry_in = match &result {
             Ok(()) => None,
@@ -134,7 +135,7 @@ impl Sweep {
     /// # Errors
     /// The branch cannot be listed, or the database is unavailable.
     pub async fn run(&self, options: &SweepOptions) -> Result<SweepReport, SweepError> {
-        let result = self.run_once(options).await;
+        let result = for_purpose(Purpose::Sweep, self.run_once(options)).await;
         if !options.dry_run {
             metrics::swept(result.as_ref().ok());
         }

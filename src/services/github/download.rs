@@ -119,6 +119,7 @@ impl Github {
     /// GitHub is unavailable, limits the rate, or denies access.
     pub async fn blob(&self, sha: GitSha, size: u64) -> Result<Download, Failure> {
         self.check_pause()?;
+        self.keep_reserve()?;
         let url = self.endpoint(["git", "blobs", &sha.to_string()]);
         let accept = HeaderValue::from_static("application/vnd.github.raw+json");
         let headers = HeaderMap::from_iter([(ACCEPT, accept)]);

@@ -214,6 +214,7 @@ impl Github {
     /// # Errors
     /// As for [`Github::listing`].
     pub async fn lookup(&self, key: VideoKey, head: GitSha) -> Result<Pair, Failure> {
+        self.keep_reserve()?;
         Ok(Pair {
             mp4: self.lookup_file(key, FileKind::Video, head).await?,
             json: self.lookup_file(key, FileKind::Metadata, head).await?,

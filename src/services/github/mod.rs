@@ -8,6 +8,7 @@
 mod download;
 mod hooks;
 mod listing;
+mod quota;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -31,6 +32,7 @@ use crate::services::client::{self, InvalidSetting, number};
 pub use download::Download;
 pub use hooks::{Hook, HookDelivery, RECEIVER_PATH, RepositoryFacts, failed_guids};
 pub use listing::Listing;
+pub use quota::for_purpose;
 
 pub use crate::domain::plan::{Entry, Pair};
 
@@ -86,6 +88,7 @@ pub struct Github {
     clock: Clock,
     timeouts: Timeouts,
     rate: Mutex<RateState>,
+    calls: quota::Calls,
     shared: tokio::sync::Mutex<listing::Shared>,
     compared: Mutex<HashMap<listing::Comparison, Relation>>,
     clone_url: Mutex<Option<Url>>,
@@ -170,6 +173,7 @@ impl Github {
             clock,
             timeouts: Timeouts::default(),
             rate: Mutex::default(),
+            calls: quota::Calls::default(),
             shared: tokio::sync::Mutex::default(),
             compared: Mutex::default(),
             clone_url: Mutex::default(),
@@ -303,6 +307,10 @@ impl Github {
     /// Records the rate limit of a response and fails if its status is a failure for every caller.
     fn judge(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Result<(), Failure> {
         let seen = rate_limit(headers);
+        // GitHub does not count an unchanged response towards the rate limit.
+        if status != StatusCode::NOT_MODIFIED {
+            self.calls.count();
+        }
         {
             let mut rate = self.rate();
             rate.last_seen = seen.or(rate.last_seen);
