@@ -26,14 +26,15 @@
 //!   `storage_path`.
 //! - **Record:** our own row for a video, in `video_ingest.videos`. The record is also the job.
 //! - **Delivery:** one webhook request, identified by the GUID that GitHub assigned to it.
-//! - **Head:** the commit that the branch points to.
+//! - **Head:** the commit that the branch points to. It is *accepted* if it is newer than all heads that were
+//!   pushed or accepted before, or if GitHub's API has served it for two minutes.
 //! - **Listing:** the head and the files of the videos folder at that commit, each with its blob SHA and
 //!   size.
 //! - **Sweep:** a comparison of the listing with all records and rows. It requests missing and changed
 //!   videos and fails overdue rows. To *reconcile* is to request a sweep, over HTTP or from the command
 //!   line.
-//! - **Scan:** a look at the whole listing because one delivery's file list may be incomplete. It
-//!   requests videos like a sweep does, but never fails a row.
+//! - **Scan:** a look at the whole listing because the file lists of some deliveries may be incomplete. It
+//!   requests videos like a sweep does, but never fails a row. One scan serves all deliveries before it.
 //! - **Verdict:** the decision of a sweep or scan about one video, a pure function of listing, record,
 //!   row and generation status.
 //! - **Claim:** the exclusive right of one worker to process a video, identified by a random token.
@@ -48,7 +49,7 @@
 //! | [`cli`] | every command with its flags and its output, and the client of a running server | |
 //! | [`app`] | wiring, startup and shutdown | the only module that constructs clients, connection pools and the clock |
 //! | [`http`] | router, webhook, API, OpenAPI document, status page with its sign-in, server-sent events, probes, connection limits | |
-//! | [`pipeline`] | intake of deliveries; worker (claim, lease, retry); ingest of one video, with the spool that hashes a download; sweep; the checks of `doctor` | only `ingest` orders the steps of a video; only `worker` decides whether and when to retry |
+//! | [`pipeline`] | intake of deliveries; the branch (whether a listing is current); worker (claim, lease, retry); ingest of one video, with the spool that hashes a download; sweep; the checks of `doctor` | only `ingest` orders the steps of a video; only `worker` decides whether and when to retry |
 //! | [`telemetry`] | logs, and every metric | |
 //! | [`services`] | outbound: the shared HTTP client, GitHub (listing, download, LFS, webhooks), storage (Supabase or a folder), OpenHands | the only module that calls other hosts |
 //! | [`db`] | one file per table, pages of videos and deliveries, statistics, migrations | the only module that contains SQL |
@@ -66,7 +67,7 @@
 //! 4. Every write after a claim is fenced by its lease.
 //! 5. A row becomes ready only after the storage has confirmed the object.
 //! 6. The branch is the source of truth: a replayed, late or reordered delivery never restores older
-//!    content.
+//!    content, nor does an older head that GitHub's API serves.
 //! 7. Every step can run twice and can stop at any point.
 //! 8. Every buffer, queue, body, wait and retry has a named limit with a unit.
 //!
@@ -118,6 +119,11 @@
 //! **Why are jobs keyed by video and not by push?** The branch decides which content is current. Ten
 //! pushes of the same video need one attempt, for the newest content. A request that arrives during an
 //! attempt queues the video again.
+//!
+//! **Why is a head not simply believed?** GitHub's API can serve an older head for some seconds after a
+//! push, and two reads in a row can be served by different replicas. The table `heads` knows which commits
+//! were the head; [`domain::head`] decides whether a served one is newer. A branch that was really moved
+//! back is therefore noticed two minutes later.
 //!
 //! **Why is there no leader election?** Every operation is safe to run twice. Two sweeps at the same time
 //! request the same videos, and a claim belongs to exactly one worker.

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::db::Db;
+use crate::db::{Db, DbError};
 use crate::domain::failure::{Code, Failure};
 use crate::domain::head::Relation;
 use crate::services::github::{Github, Listing};
@@ -21,6 +21,9 @@ const LISTING_AGE_MAX: Duration = Duration::from_secs(5);
 /// The interval at which the head is requested again while GitHub's API serves an older one. The answer is
 /// shared: however many videos wait, GitHub is asked once per interval.
 const LAG_WAIT: Duration = Duration::from_secs(2);
+
+/// How often a head is compared with the known ones if other replicas accept heads at the same time.
+const ACCEPT_TRIES_MAX: usize = 3;
 
 /// Listings of the branch. Share it behind an `Arc`.
 pub struct Branch {
@@ -66,10 +69,10 @@ impl Branch {
     /// # Errors
     /// GitHub is unavailable, limits the rate or denies access; or its API serves an older head than the
     /// branch has, see [`crate::domain::head`]. The database is unavailable.
-    pub async fn listing(&self, not_before: Instant) -> Result<Arc<Listing>, Failure> {
+    pub async fn listing(&self, not_before: Instant) -> Result<Arc<Listing>, ListingError> {
         let mut seen = self.seen.lock().await;
         if let Some(lag) = self.lag() {
-            return Err(not_served(lag));
+            return Err(not_served(lag).into());
         }
         let oldest = Instant::now().checked_sub(LISTING_AGE_MAX);
         let bounds = [oldest, seen.rejected_at].into_iter().flatten();
@@ -84,7 +87,7 @@ impl Branch {
         seen.rejected_at = Some(Instant::now());
         let again_at_ms = self.clock.now_ms() + LAG_WAIT.as_millis() as i64;
         self.asked_again_at_ms.store(again_at_ms, Ordering::Relaxed);
-        Err(not_served(LAG_WAIT))
+        Err(not_served(LAG_WAIT).into())
     }
 
     /// [`Self::listing`] as of now; while GitHub's API serves an older head, the last accepted listing of
@@ -92,7 +95,7 @@ impl Branch {
     ///
     /// # Errors
     /// As for [`Self::listing`].
-    pub async fn latest(&self) -> Result<Arc<Listing>, Failure> {
+    pub async fn latest(&self) -> Result<Arc<Listing>, ListingError> {
         let failure = match self.listing(Instant::now()).await {
             Ok(listing) => return Ok(listing),
             Err(failure) => failure,
@@ -103,27 +106,53 @@ impl Branch {
 
     /// Whether the head of a listing is the branch's. If it is, it is recorded, so that no older one is
     /// accepted after it.
-    async fn is_current(&self, listing: &Listing) -> Result<bool, Failure> {
+    async fn is_current(&self, listing: &Listing) -> Result<bool, DbError> {
         let served = listing.head;
-        let heads = self.db.heads(served).await?;
-        // An empty repository has no commit to compare.
-        if served.is_zero() && heads.accepted.is_none() {
-            return Ok(heads.awaited.is_empty());
-        }
-        let mut relations = HashMap::new();
-        for commit in heads.to_compare(served) {
-            relations.insert(commit, self.github.relation(commit, served).await);
-        }
-        let relation = |commit| relations.get(&commit).copied();
-        if heads.is_current(served, |commit| {
-            relation(commit).unwrap_or(Relation::Unknown)
-        }) {
-            return Ok(heads.is_known(served) || self.db.accept_head(served, &heads).await?);
-        }
-        if heads.accepted != Some(served) {
-            self.db.doubt_head(served).await?;
+        for _ in 0..ACCEPT_TRIES_MAX {
+            let heads = self.db.heads(served).await?;
+            // An empty repository has no commit to compare.
+            if served.is_zero() && heads.accepted.is_none() {
+                return Ok(heads.awaited.is_empty());
+            }
+            let mut relations = HashMap::new();
+            for commit in heads.to_compare(served) {
+                relations.insert(commit, self.github.relation(commit, served).await);
+            }
+            let relation = |commit| relations.get(&commit).copied();
+            if !heads.is_current(served, |commit| {
+                relation(commit).unwrap_or(Relation::Unknown)
+            }) {
+                if heads.accepted != Some(served) {
+                    self.db.doubt_head(served).await?;
+                }
+                return Ok(false);
+            }
+            // Otherwise, another replica has accepted a head since, usually the same one.
+            if heads.is_known(served) || self.db.accept_head(served, &heads).await? {
+                return Ok(true);
+            }
         }
         Ok(false)
+    }
+}
+
+/// Why there is no listing.
+#[derive(Debug, thiserror::Error)]
+pub enum ListingError {
+    /// The database is unavailable.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// GitHub is unavailable, limits the rate, denies access or serves an older head.
+    #[error(transparent)]
+    Failure(#[from] Failure),
+}
+
+impl From<ListingError> for Failure {
+    fn from(error: ListingError) -> Self {
+        match error {
+            ListingError::Db(error) => error.into(),
+            ListingError::Failure(failure) => failure,
+        }
     }
 }
 

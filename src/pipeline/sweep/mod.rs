@@ -22,7 +22,7 @@ use crate::domain::request::{Purpose, Request, Source};
 use crate::domain::state::VideoState;
 use crate::domain::verdict::{AgentStatus, Snapshot, Verdict};
 use crate::format::causes;
-use crate::pipeline::branch::Branch;
+use crate::pipeline::branch::{Branch, ListingError};
 use crate::services::github::{Github, for_purpose};
 use crate::services::openhands::OpenHands;
 use crate::services::storage::Store;
@@ -369,4 +369,13 @@ pub enum SweepError {
     /// The branch cannot be listed.
     #[error(transparent)]
     Failure(#[from] Failure),
+}
+
+impl From<ListingError> for SweepError {
+    fn from(error: ListingError) -> Self {
+        match error {
+            ListingError::Db(error) => Self::Db(error),
+            ListingError::Failure(failure) => Self::Failure(failure),
+        }
+    }
 }
