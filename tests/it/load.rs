@@ -310,3 +310,43 @@ async fn a_burst_of_deliveries_is_accepted_in_time() {
         server.peak_kib()
     );
 }
+
+/// A captured delivery that requires a scan is replayed with a new GUID each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn replayed_scans_delay_no_video() {
+    const REPLAYS: usize = 5000;
+    const DELAY_MAX: Duration = Duration::from_secs(10);
+    let (_dir, github, server, push) = serving().await;
+    let client = client();
+    let mut captured = push.clone();
+    captured.payload["commits"] = serde_json::json!([]);
+    let replays = stream::iter(0..REPLAYS).map(|n| {
+        let (client, server, captured) = (&client, &server, &captured);
+        async move { deliver(client, server, captured, &format!("replay-{n}")).await }
+    });
+    let replays = replays.buffer_unordered(50).collect::<Vec<_>>();
+    let genuine = async {
+        // In the middle of the replays.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let (video, before) = (Video::good(), github.head());
+        github.commit(|c| video.write(c));
+        let pushed = Instant::now();
+        let push = github.push(before, github.head());
+        assert_eq!(server.deliver(&client, &push).await, Some(202));
+        let url = format!("{}/api/videos/{}", server.url, video.id());
+        loop {
+            let shown = client.get(&url).bearer_auth(ADMIN_TOKEN).send().await;
+            let shown: serde_json::Value = shown.unwrap().json().await.unwrap();
+            if shown["state"] == "ready" || pushed.elapsed() > DELAY_MAX {
+                return (pushed.elapsed(), shown);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let (answers, (delay, shown)) = tokio::join!(replays, genuine);
+    println!(
+        "{REPLAYS} replayed scans; a video that was pushed during them was ready after {delay:?}"
+    );
+    assert!(answers.iter().all(|(status, _)| *status == Some(202)));
+    assert_eq!(shown["state"], "ready", "after {delay:?}: {shown:#}");
+}
