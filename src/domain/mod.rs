@@ -2,6 +2,7 @@
 
 pub mod advice;
 pub mod failure;
+mod file_lists;
 pub mod generation;
 pub mod head;
 pub mod ids;

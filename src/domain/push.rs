@@ -4,44 +4,35 @@
 //! content of the videos is always read from the branch.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
-use super::ids::{GitSha, NOT_A_VIDEO_NAME, VideoKey};
-
-/// The maximum number of commits that GitHub lists in a push. With this many, some may be missing.
-/// Source: GitHub's webhook documentation of `push` (`commits`).
-const COMMITS_MAX: usize = 2048;
-
-/// The maximum number of changed files that GitHub lists per commit. Source: as above.
-const COMMIT_FILES_MAX: usize = 3000;
-
-/// The maximum number of entries in [`Intake::ignored`], without the final one that counts the rest.
-pub const IGNORED_MAX: usize = 100;
-
-/// The longest text of a payload that is repeated in a response or stored, in characters.
-pub const ECHO_CHARS_MAX: usize = 200;
+pub use super::file_lists::{ECHO_CHARS_MAX, IGNORED_MAX, IgnoredPath, VIDEOS_MAX};
+use super::file_lists::{FileLists, echo};
+use super::ids::{GitSha, VideoKey};
 
 /// A string of the payload, borrowed unless it contains escape sequences.
 #[derive(Debug, Deserialize)]
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
+/// Members are raw where an error would quote their value, which may be as long as the body.
 #[derive(Deserialize)]
 struct Payload<'a> {
     #[serde(borrow, rename = "ref")]
     git_ref: Text<'a>,
     before: Option<GitSha>,
     after: GitSha,
-    #[serde(default)]
-    forced: Option<bool>,
-    #[serde(default)]
-    deleted: Option<bool>,
-    #[serde(borrow)]
-    repository: Repository<'a>,
     #[serde(borrow, default)]
-    commits: Option<Vec<Commit<'a>>>,
+    forced: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    deleted: Option<&'a RawValue>,
+    #[serde(borrow)]
+    repository: &'a RawValue,
+    /// Read once it is known that the push concerns this server.
+    #[serde(borrow, default)]
+    commits: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -52,33 +43,25 @@ struct Repository<'a> {
     default_branch: Option<Text<'a>>,
 }
 
-#[derive(Deserialize)]
-struct Commit<'a> {
-    id: Option<GitSha>,
-    #[serde(borrow)]
-    added: Option<Vec<Text<'a>>>,
-    #[serde(borrow)]
-    modified: Option<Vec<Text<'a>>>,
-    #[serde(borrow)]
-    removed: Option<Vec<Text<'a>>>,
-}
-
-impl Commit<'_> {
-    /// Whether changed files may be missing from the lists.
-    fn is_incomplete(&self) -> bool {
-        let lists = [&self.added, &self.modified, &self.removed];
-        let files: usize = lists.iter().copied().flatten().map(Vec::len).sum();
-        lists.iter().any(|list| list.is_none()) || files >= COMMIT_FILES_MAX
-    }
-}
-
 /// A parsed `push` payload, borrowing from its body.
-pub struct Push<'a>(Payload<'a>);
+pub struct Push<'a> {
+    payload: Payload<'a>,
+    repository: Repository<'a>,
+}
 
 /// The body is neither a `push` payload nor a form that contains one.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Malformed(String);
+
+impl From<serde_json::Error> for Malformed {
+    fn from(error: serde_json::Error) -> Self {
+        Self(format!(
+            "The request body is not a valid push payload: {}.",
+            echo(&error.to_string())
+        ))
+    }
+}
 
 impl<'a> Push<'a> {
     /// Parses a JSON body. Unused fields may be missing, null or of any type.
@@ -86,66 +69,58 @@ impl<'a> Push<'a> {
     /// # Errors
     /// The body is not JSON, or lacks `ref`, `after` or `repository.full_name`.
     pub fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
-        let payload = serde_json::from_slice(body).map_err(|error| {
-            // serde_json quotes unexpected values, which may be as long as the body.
-            Malformed(format!(
-                "The request body is not a valid push payload: {}.",
-                echo(&error.to_string())
-            ))
-        })?;
-        Ok(Self(payload))
+        let payload: Payload<'a> = object(body)?;
+        let repository = object(payload.repository.get().as_bytes())?;
+        Ok(Self {
+            payload,
+            repository,
+        })
     }
 
     /// The branch's head before the push; `None` if the branch is new.
     pub fn before(&self) -> Option<GitSha> {
-        self.0.before.filter(|sha| !sha.is_zero())
-    }
-
-    /// Whether the file lists may be incomplete, so that a scan is required.
-    fn must_scan(&self) -> bool {
-        let commits = self.0.commits.as_deref().unwrap_or_default();
-        self.before().is_none()
-            || self.0.forced == Some(true)
-            || commits.is_empty()
-            || commits.len() >= COMMITS_MAX
-            || commits.iter().any(Commit::is_incomplete)
-    }
-
-    /// The listed paths under `prefix`, and whether they should exist after the push.
-    ///
-    /// A removal counts only if the order of the commits is certain, because the last one is the new head.
-    /// An unnecessary request is harmless, a missing one is not.
-    fn changed(&self, prefix: &str) -> BTreeMap<&str, bool> {
-        let commits = self.0.commits.as_deref().unwrap_or_default();
-        let in_order = commits
-            .last()
-            .is_some_and(|last| last.id == Some(self.0.after));
-        let mut changed = BTreeMap::new();
-        for commit in commits {
-            for Text(path) in commit.removed.iter().flatten() {
-                if path.starts_with(prefix) {
-                    let exists = changed.entry(&**path).or_insert(false);
-                    *exists &= !in_order;
-                }
-            }
-            for Text(path) in commit.added.iter().chain(&commit.modified).flatten() {
-                if path.starts_with(prefix) {
-                    changed.insert(&**path, true);
-                }
-            }
-        }
-        changed
+        self.payload.before.filter(|sha| !sha.is_zero())
     }
 }
 
-/// The JSON in a form body, which is the default content type of GitHub's webhooks.
+/// Parses a JSON object.
+fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Malformed> {
+    if json.trim_ascii_start().starts_with(b"{") {
+        return Ok(serde_json::from_slice(json)?);
+    }
+    Err(Malformed(
+        "The request body is not a valid push payload: expected an object.".to_owned(),
+    ))
+}
+
+fn is_true(value: Option<&RawValue>) -> bool {
+    value.is_some_and(|value| value.get() == "true")
+}
+
+/// The JSON in a form body, which is the default content type of GitHub's webhooks. It is decoded into a
+/// single buffer, because it can be as long as the longest body.
 ///
 /// # Errors
 /// The form has no field `payload`.
-pub fn payload_of_form(body: &[u8]) -> Result<Cow<'_, str>, Malformed> {
-    form_urlencoded::parse(body)
-        .find_map(|(name, value)| (name == "payload").then_some(value))
-        .ok_or_else(|| Malformed("The form has no `payload` field.".to_owned()))
+pub fn payload_of_form(body: &[u8]) -> Result<Vec<u8>, Malformed> {
+    let mut fields = body.split(|byte| *byte == b'&');
+    let encoded = fields
+        .find_map(|field| field.strip_prefix(b"payload="))
+        .ok_or_else(|| Malformed("The form has no `payload` field.".to_owned()))?;
+    let mut json = Vec::with_capacity(encoded.len());
+    let mut rest = encoded;
+    while let [first, after @ ..] = rest {
+        let mut byte = [0];
+        let digits = after.get(..2).unwrap_or_default();
+        if *first == b'%' && hex::decode_to_slice(digits, &mut byte).is_ok() {
+            json.push(byte[0]);
+            rest = &after[2..];
+        } else {
+            json.push(if *first == b'+' { b' ' } else { *first });
+            rest = after;
+        }
+    }
+    Ok(json)
 }
 
 /// The decision about a push.
@@ -167,49 +142,58 @@ pub struct Intake {
     pub before: Option<GitSha>,
     /// The branch's head after the push. The listing must contain it.
     pub after: GitSha,
-    /// Whether a scan is required, because the file lists may be incomplete.
+    /// Whether a scan is required, because the file lists may be incomplete, or are too long.
     pub scan: bool,
-    /// The videos in the file lists, sorted and without duplicates.
+    /// The videos in the file lists, sorted and without duplicates: at most [`VIDEOS_MAX`], and none if
+    /// there were more.
     pub videos: Vec<VideoKey>,
-    /// Other files of the videos folder, sorted by path: at most [`IGNORED_MAX`], and one more entry with
-    /// the number of omitted files.
+    /// Other files of the videos folder, sorted by path: at most [`IGNORED_MAX`], and one more entry if
+    /// files were omitted.
     pub ignored: Vec<IgnoredPath>,
-}
-
-/// A file of the videos folder that is ignored.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct IgnoredPath {
-    /// The path, limited to [`ECHO_CHARS_MAX`] characters.
-    pub path: String,
-    /// The reason, for people.
-    pub reason: String,
 }
 
 /// Decides about a push. This server watches `branch` (by default, the default branch) of `repository`
 /// (`owner/name`), and there the files directly in `videos_dir`.
+///
+/// # Errors
+/// The push concerns this server, but its commits are not valid.
 pub fn decide(
     push: &Push<'_>,
     repository: &str,
     branch: Option<&str>,
     videos_dir: &str,
-) -> Decision {
-    match accept(push, repository, branch, videos_dir) {
-        Ok(intake) => Decision::Accepted(intake),
-        Err(reason) => Decision::Ignored { reason },
+) -> Result<Decision, Malformed> {
+    if let Some(reason) = not_ours(push, repository, branch) {
+        return Ok(Decision::Ignored { reason });
     }
+    let prefix = folder_prefix(videos_dir);
+    let payload = &push.payload;
+    let lists = match payload.commits {
+        Some(commits) => FileLists::read(commits.get(), &prefix)?,
+        None => FileLists::default(),
+    };
+    let is_empty = lists.is_empty();
+    let (videos, ignored, unclear) = lists.settle(&prefix, payload.after);
+    let scan = unclear || push.before().is_none() || is_true(payload.forced);
+    if is_empty && !scan {
+        let reason = format!("no files in {prefix} were changed");
+        return Ok(Decision::Ignored { reason });
+    }
+    Ok(Decision::Accepted(Intake {
+        before: push.before(),
+        after: payload.after,
+        scan,
+        videos,
+        ignored,
+    }))
 }
 
-/// The intake, or the reason why the push is ignored.
-fn accept(
-    push: &Push<'_>,
-    repository: &str,
-    branch: Option<&str>,
-    videos_dir: &str,
-) -> Result<Intake, String> {
-    let payload = &push.0;
-    let full_name = &payload.repository.full_name.0;
+/// The reason why a push does not concern this server.
+fn not_ours(push: &Push<'_>, repository: &str, branch: Option<&str>) -> Option<String> {
+    let payload = &push.payload;
+    let full_name = &push.repository.full_name.0;
     if !full_name.eq_ignore_ascii_case(repository) {
-        return Err(format!(
+        return Some(format!(
             "repository {}; this server watches {repository}",
             echo(full_name)
         ));
@@ -220,67 +204,21 @@ fn accept(
             Some(tag) => format!("tag {}", echo(tag)),
             None => echo(git_ref),
         };
-        return Err(format!("{kind}; only pushes to a branch are processed"));
+        return Some(format!("{kind}; only pushes to a branch are processed"));
     };
-    let default_branch = payload.repository.default_branch.as_ref();
+    let default_branch = push.repository.default_branch.as_ref();
     let Some(branch) = branch.or(default_branch.map(|text| &*text.0)) else {
-        return Err("the payload has no default branch; set GITHUB_BRANCH".to_owned());
+        return Some("the payload has no default branch; set GITHUB_BRANCH".to_owned());
     };
     if pushed != branch {
-        return Err(format!(
+        return Some(format!(
             "branch {}; this server watches {}",
             echo(pushed),
             echo(branch)
         ));
     }
-    if payload.deleted == Some(true) || payload.after.is_zero() {
-        return Err(format!("branch {} was deleted", echo(pushed)));
-    }
-
-    let prefix = folder_prefix(videos_dir);
-    let changed = push.changed(&prefix);
-    let scan = push.must_scan();
-    if changed.is_empty() && !scan {
-        return Err(format!("no files in {prefix} were changed"));
-    }
-
-    let mut videos = BTreeSet::new();
-    let mut ignored = Vec::new();
-    let mut omitted = 0_usize;
-    for (path, exists) in changed {
-        let reason = match path.strip_prefix(&prefix) {
-            _ if !exists => "removed".to_owned(),
-            Some(name) if name.contains('/') => format!("in a subfolder of {prefix}"),
-            name => match name.and_then(VideoKey::parse_file_name) {
-                Some((key, _)) => {
-                    videos.insert(key);
-                    continue;
-                }
-                None => NOT_A_VIDEO_NAME.to_owned(),
-            },
-        };
-        if ignored.len() < IGNORED_MAX {
-            ignored.push(IgnoredPath {
-                path: echo(path),
-                reason,
-            });
-        } else {
-            omitted += 1;
-        }
-    }
-    if omitted > 0 {
-        ignored.push(IgnoredPath {
-            path: format!("{prefix}…"),
-            reason: format!("and {omitted} more"),
-        });
-    }
-    Ok(Intake {
-        before: push.before(),
-        after: payload.after,
-        scan,
-        videos: videos.into_iter().collect(),
-        ignored,
-    })
+    let is_deleted = is_true(payload.deleted) || payload.after.is_zero();
+    is_deleted.then(|| format!("branch {} was deleted", echo(pushed)))
 }
 
 /// The common prefix of the paths in the folder: `videos/`, or nothing for the root.
@@ -291,18 +229,10 @@ fn folder_prefix(videos_dir: &str) -> String {
     }
 }
 
-/// Sanitizes a text of the payload: at most [`ECHO_CHARS_MAX`] characters, and no NUL, which Postgres
-/// rejects.
-fn echo(text: &str) -> String {
-    let text = text.replace('\0', "\u{fffd}");
-    match text.char_indices().nth(ECHO_CHARS_MAX) {
-        None => text,
-        Some(_) => text.chars().take(ECHO_CHARS_MAX - 1).chain(['…']).collect(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::file_lists::{COMMIT_FILES_MAX, COMMITS_MAX};
+    use super::super::ids::NOT_A_VIDEO_NAME;
     use super::*;
     use proptest::prelude::*;
 
@@ -326,7 +256,7 @@ mod tests {
     }
 
     fn decision(body: &[u8]) -> Decision {
-        decide(&Push::parse(body).unwrap(), REPOSITORY, None, "videos")
+        decide(&Push::parse(body).unwrap(), REPOSITORY, None, "videos").unwrap()
     }
 
     fn accepted(body: &[u8]) -> Intake {
@@ -426,7 +356,8 @@ mod tests {
             "no files in videos/ were changed"
         );
         let push = Push::parse(fixture!("push_added.json")).unwrap();
-        let reason = |repository, branch| match decide(&push, repository, branch, "videos") {
+        let reason = |repository, branch| match decide(&push, repository, branch, "videos").unwrap()
+        {
             Decision::Ignored { reason } => Some(reason),
             Decision::Accepted(_) => None,
         };
@@ -460,7 +391,30 @@ mod tests {
     }
 
     #[test]
-    fn a_removal_counts_only_in_a_certain_order() {
+    fn only_a_removal_by_the_head_counts() {
+        let name = || file(FIRST, "mp4");
+        let added = || [vec![name()], vec![], vec![]];
+        let removed = || [vec![], vec![], vec![name()]];
+        let other = || [vec!["src/x.ts".to_owned()], vec![], vec![]];
+
+        // The other commit may be a merge that kept the file.
+        let unclear = accepted(&push_of(&[removed(), other()]));
+        assert!(unclear.scan && unclear.videos.is_empty());
+        let unclear = accepted(&push_of(&[added(), removed(), other()]));
+        assert!(unclear.scan);
+        assert_eq!(unclear.videos, [key(FIRST)]);
+
+        let undone = accepted(&push_of(&[removed(), added(), other()]));
+        assert!(!undone.scan);
+        assert_eq!(undone.videos, [key(FIRST)]);
+        let gone = accepted(&push_of(&[added(), removed(), other(), removed()]));
+        assert!(!gone.scan && gone.videos.is_empty());
+        let notes = [vec![], vec![], vec!["videos/notes.txt".to_owned()]];
+        assert!(!accepted(&push_of(&[notes, other()])).scan);
+    }
+
+    #[test]
+    fn without_the_head_as_last_commit_no_removal_counts() {
         let name = || file(FIRST, "mp4");
         let body = push_of(&[
             [vec![name()], vec![], vec![]],
@@ -471,7 +425,28 @@ mod tests {
             &format!("{:040x}", 9),
             1,
         );
-        assert_eq!(accepted(reversed.as_bytes()).videos, [key(FIRST)]);
+        let intake = accepted(reversed.as_bytes());
+        assert!(intake.scan);
+        assert_eq!(intake.videos, [key(FIRST)]);
+    }
+
+    #[test]
+    fn the_order_of_the_members_does_not_matter() {
+        let push = push_of(&[
+            [vec![file(FIRST, "mp4")], vec![], vec![]],
+            [vec![file(SECOND, "mp4")], vec![], vec![file(FIRST, "mp4")]],
+        ]);
+        let expected = accepted(&push);
+        let members: serde_json::Map<_, _> = serde_json::from_slice(&push).unwrap();
+        let mut members: Vec<_> = members.iter().collect();
+        for _ in 0..members.len() {
+            members.rotate_left(1);
+            let written = members
+                .iter()
+                .map(|(name, value)| format!("\"{name}\":{value}"));
+            let body = format!("{{{}}}", written.collect::<Vec<_>>().join(","));
+            assert_eq!(accepted(body.as_bytes()), expected, "{body}");
+        }
     }
 
     #[test]
@@ -498,24 +473,54 @@ mod tests {
         let intake = accepted(&push_of(&[[vec![long], vec![], vec![]]]));
         assert_eq!(intake.ignored[0].path.chars().count(), ECHO_CHARS_MAX);
         assert!(intake.ignored[0].path.ends_with('…'));
+        // A folder whose name is longer than what is shown of a path.
+        let folder = "я".repeat(ECHO_CHARS_MAX);
+        let paths = vec![format!("{folder}/notes.txt"), format!("{folder}/a/b.txt")];
+        let body = push_of(&[[paths, vec![], vec![]]]);
+        assert!(decide(&Push::parse(&body).unwrap(), REPOSITORY, None, &folder).is_ok());
+    }
+
+    /// Of the same lesson, with these numbers.
+    fn files(numbers: std::ops::Range<usize>) -> Vec<String> {
+        let video = |n| format!("{n:08x}-4e5f-4a6b-8c7d-9e0f1a2b3c4d");
+        numbers.map(|n| file(&video(n), "mp4")).collect()
     }
 
     #[test]
-    fn videos_are_never_capped_and_ignored_files_are_counted() {
-        let videos =
-            (0..5000).map(|n| file(&format!("{n:08x}-4e5f-4a6b-8c7d-9e0f1a2b3c4d"), "mp4"));
-        let others = (0..IGNORED_MAX + 37).map(|n| format!("videos/{n}.txt"));
-        let intake = accepted(&push_of(&[[videos.collect(), others.collect(), vec![]]]));
-        assert_eq!(intake.videos.len(), 5000);
+    fn more_videos_than_the_maximum_require_a_scan() {
+        let most = accepted(&push_of(&[[files(0..VIDEOS_MAX), vec![], vec![]]]));
+        assert_eq!((most.videos.len(), most.scan), (VIDEOS_MAX, false));
+        let both = [files(0..1500), files(0..1500), vec![]];
+        assert_eq!(accepted(&push_of(&[both])).videos.len(), 1500);
+        let more = [files(0..1500), files(1500..VIDEOS_MAX + 1), vec![]];
+        let more = accepted(&push_of(&[more]));
+        assert_eq!((more.videos.len(), more.scan), (0, true));
+        let again = [files(0..1500), files(1500..2500), files(0..2)];
+        assert!(
+            accepted(&push_of(&[again, [files(0..2), vec![], vec![]]]))
+                .videos
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn the_first_ignored_files_are_listed() {
+        let others = (0..IGNORED_MAX + 37).map(|n| format!("videos/{n:03}.txt"));
+        let others = others.rev().collect();
+        let intake = accepted(&push_of(&[[files(0..1), others, vec![]]]));
+        assert_eq!(intake.videos.len(), 1);
         assert_eq!(intake.ignored.len(), IGNORED_MAX + 1);
-        assert_eq!(intake.ignored[IGNORED_MAX].reason, "and 37 more");
+        assert_eq!(intake.ignored[0].path, "videos/000.txt");
+        assert_eq!(intake.ignored[IGNORED_MAX].reason, "and more");
+        let removed = accepted(&push_of(&[[vec![], vec![], files(0..IGNORED_MAX + 1)]]));
+        assert_eq!(removed.ignored.len(), IGNORED_MAX + 1);
     }
 
     #[test]
     fn the_folder_may_be_nested_or_the_root() {
         let body = push_of(&[[vec![format!("out/{}", file(FIRST, "mp4"))], vec![], vec![]]]);
         let push = Push::parse(&body).unwrap();
-        let videos = |dir| match decide(&push, REPOSITORY, None, dir) {
+        let videos = |dir| match decide(&push, REPOSITORY, None, dir).unwrap() {
             Decision::Accepted(intake) => intake.videos.len(),
             Decision::Ignored { .. } => 0,
         };
@@ -529,7 +534,9 @@ mod tests {
     #[test]
     fn a_form_contains_the_same_push() {
         let json = payload_of_form(fixture!("push_form.body")).unwrap();
-        assert_eq!(accepted(json.as_bytes()).videos, [key(FIRST)]);
+        assert_eq!(accepted(&json).videos, [key(FIRST)]);
+        let decoded = payload_of_form(b"a=b&payload=a+b%2B%c3%A9%&c=d").unwrap();
+        assert_eq!(decoded, "a b+é%".as_bytes());
         assert!(payload_of_form(b"pay=load").is_err());
         assert!(payload_of_form(b"").is_err());
     }
@@ -547,9 +554,33 @@ mod tests {
         ] {
             assert!(Push::parse(body).is_err());
         }
-        let long = format!("{{\"ref\":\"r\",\"after\":\"{}\"}}", "z".repeat(10_000));
-        let error = Push::parse(long.as_bytes()).err().unwrap().to_string();
-        assert!(error.len() < 2 * ECHO_CHARS_MAX, "{error}");
+    }
+
+    #[test]
+    fn the_error_does_not_grow_with_the_body() {
+        let long = serde_json::Value::from("\x7f".repeat(10_000));
+        let whole: serde_json::Value = serde_json::from_slice(&push_of(&[])).unwrap();
+        let mut bodies = vec![long.clone(), serde_json::json!([long])];
+        for name in ["after", "before", "forced", "repository", "commits"] {
+            let mut body = whole.clone();
+            body[name] = long.clone();
+            bodies.push(body);
+        }
+        for commits in [
+            serde_json::json!([long]),
+            serde_json::json!([{"added": long}]),
+        ] {
+            let mut body = whole.clone();
+            body["commits"] = commits;
+            bodies.push(body);
+        }
+        for body in bodies {
+            let body = body.to_string();
+            let decided = Push::parse(body.as_bytes())
+                .and_then(|push| decide(&push, REPOSITORY, None, "videos"));
+            let error = decided.err().map_or(0, |error| error.to_string().len());
+            assert!(error < 2 * ECHO_CHARS_MAX, "{error} bytes");
+        }
     }
 
     /// Arbitrary JSON, usually with the field names of a push.
@@ -594,7 +625,7 @@ mod tests {
         fn arbitrary_json_does_not_panic(json in json()) {
             let body = serde_json::to_vec(&json).unwrap();
             if let Ok(push) = Push::parse(&body) {
-                decide(&push, REPOSITORY, None, "videos");
+                let _ = decide(&push, REPOSITORY, None, "videos");
             }
         }
 
@@ -609,7 +640,7 @@ mod tests {
                 .replace("\"refs/heads/main\"", &serde_json::to_string(&git_ref).unwrap());
             let push = Push::parse(body.as_bytes()).unwrap();
             for branch in [None, Some("main"), git_ref.strip_prefix("refs/heads/")] {
-                if let Decision::Accepted(intake) = decide(&push, REPOSITORY, branch, "videos") {
+                if let Ok(Decision::Accepted(intake)) = decide(&push, REPOSITORY, branch, "videos") {
                     prop_assert!(intake.ignored.len() <= IGNORED_MAX + 1);
                 }
             }

@@ -165,7 +165,7 @@ async fn read<'h>(
         "application/json" => &body[..],
         FORM => {
             decoded = push::payload_of_form(&body)?;
-            decoded.as_bytes()
+            &decoded[..]
         }
         _ => {
             return Err(Problem::new(
@@ -187,7 +187,7 @@ async fn read<'h>(
         &app.repository,
         app.branch.as_deref(),
         &app.videos_dir,
-    );
+    )?;
     Ok(match decision {
         Decision::Ignored { reason } => ignored(&reason),
         Decision::Accepted(intake) => Event::Push(guid, intake),

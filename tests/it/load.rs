@@ -187,6 +187,83 @@ async fn a_thousand_incomplete_requests_and_large_bodies_delay_no_delivery() {
     );
 }
 
+/// GitHub signs whatever somebody with write access pushes. Three bodies of nearly the maximum size take
+/// little memory, and other deliveries are acknowledged meanwhile.
+async fn large_signed_bodies_take_little_memory(commits: serde_json::Value, form: bool) {
+    let (_dir, _github, server, push) = serving().await;
+    let client = client();
+    let mut large = push.clone();
+    large.payload["commits"] = commits;
+    if form {
+        large = large.as_form();
+    }
+    let (body, headers) = (large.body(), large.signed(SECRET));
+    assert!(body.len() > 15 << 20, "{} bytes", body.len());
+    let larges = async {
+        for _ in 0..3 {
+            let mut request = client.post(format!("{}/webhooks/github", server.url));
+            for (name, value) in &headers {
+                request = request.header(*name, value);
+            }
+            let response = request.body(body.clone()).send().await.unwrap();
+            assert_eq!(response.status(), 202);
+            let answer: serde_json::Value = response.json().await.unwrap();
+            assert_eq!(answer["scan"], true);
+            assert_eq!(answer["videos"], serde_json::json!([]));
+        }
+    };
+    let smalls = async {
+        let mut slowest = Duration::ZERO;
+        for n in 0..20 {
+            let (status, took) = deliver(&client, &server, &push, &format!("small-{n}")).await;
+            assert_eq!(status, Some(202));
+            slowest = slowest.max(took);
+        }
+        slowest
+    };
+    let ((), slowest) = tokio::join!(larges, smalls);
+    println!(
+        "3 bodies of {} KiB: slowest response {slowest:?}, peak {} KiB, now {} KiB",
+        body.len() >> 10,
+        server.peak_kib(),
+        server.resident_kib()
+    );
+    assert!(slowest < GITHUB_WAITS, "{slowest:?}");
+    // The peak is within the limit, so the rest after it is, too.
+    assert!(
+        server.peak_kib() < PEAK_KIB_MAX,
+        "{} KiB",
+        server.peak_kib()
+    );
+}
+
+/// 280 commits, each with 1,000 new videos.
+fn many_videos() -> serde_json::Value {
+    let commits = (0..280).map(|_| {
+        let id = uuid::Uuid::new_v4;
+        let added = (0..1000).map(|_| format!("videos/{}_{}.mp4", id(), id()));
+        let added: Vec<_> = added.collect();
+        serde_json::json!({"id": "1".repeat(40), "added": added, "modified": [], "removed": []})
+    });
+    commits.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pushes_of_280_000_videos_take_little_memory() {
+    large_signed_bodies_take_little_memory(many_videos(), false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_of_280_000_videos_take_little_memory() {
+    large_signed_bodies_take_little_memory(many_videos(), true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pushes_of_millions_of_empty_commits_take_little_memory() {
+    let commits = vec![serde_json::json!({}); 8_000_000];
+    large_signed_bodies_take_little_memory(commits.into(), false).await;
+}
+
 /// Many simultaneous unfinished bodies, each just small enough to be read without a queue, take little
 /// memory and delay no delivery.
 #[tokio::test(flavor = "multi_thread")]

@@ -152,6 +152,53 @@ scenario! {
         t.expect_ready(&video).await;
     }
 
+    a_push_of_many_videos_is_answered_in_time(t) {
+        const ANSWERED: Duration = Duration::from_secs(2);
+        let before = t.github.head();
+        t.github.commit(|c| c.write("README.md", "many videos"));
+        let mut push = t.github.push(before, t.github.head());
+        // As many as are requested one by one, and more.
+        for (commits, scan) in [(2, false), (20, true)] {
+            push.guid = format!("{commits} commits");
+            push.payload["commits"] = (0..commits)
+                .map(|_| (0..1000).map(|_| Video::good().mp4_path()).collect::<Vec<_>>())
+                .map(|added| json!({"id": "1".repeat(40), "added": added, "modified": [], "removed": []}))
+                .collect();
+            for redelivered in [false, true] {
+                let began = Instant::now();
+                let answer = t.deliver(&push).await.expect_accepted();
+                let took = began.elapsed();
+                println!("{commits} commits, redelivered {redelivered}: {took:?}");
+                assert!(took < ANSWERED, "{commits} commits: {took:?}");
+                assert_eq!(answer.json["scan"], scan);
+                let videos = if scan { 0 } else { 2000 };
+                assert_eq!(answer.json["videos"].as_array().unwrap().len(), videos);
+            }
+        }
+        // None of them is in the branch, and to find this out for each takes long.
+        let schema = if t.backend == Backend::Embedded { "" } else { "video_ingest." };
+        t.sql(&format!("delete from {schema}videos")).await;
+    }
+
+    a_merge_keeps_what_its_side_branch_deleted(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        t.push(&video).await;
+        t.work().await;
+        let base = t.github.head();
+        let again = video.rerendered(crate::support::scenario::SECOND);
+        let main = t.commit(&again);
+        t.github.force_to(base);
+        let side = t.github.commit(|c| video.remove(c));
+        t.github.force_to(main);
+        t.github.commit(|c| c.merge(side));
+        let push = t.github.push(base, t.github.head());
+        let answer = t.deliver(&push).await.expect_accepted();
+        assert_eq!(answer.json["scan"], true);
+        t.work().await;
+        t.expect_ready(&again).await;
+    }
+
     the_api_requires_the_admin_token(t) {
         let video = Video::good();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();

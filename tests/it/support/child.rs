@@ -118,15 +118,20 @@ impl Serve {
 
     /// The most memory it ever had, in KiB.
     pub fn peak_kib(&self) -> u64 {
+        self.memory_kib("VmHWM:")
+    }
+
+    /// The memory that it has now, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        self.memory_kib("VmRSS:")
+    }
+
+    fn memory_kib(&self, field: &str) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
         let status = std::fs::read_to_string(path).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-        line.unwrap()
-            .split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse()
-            .unwrap()
+        let value = status.lines().find_map(|line| line.strip_prefix(field));
+        let number = value.unwrap().split_whitespace().next();
+        number.unwrap().parse().unwrap()
     }
 
     /// How many files and sockets it has open.
