@@ -56,7 +56,7 @@
 //! | [`config`] | table of settings, their sources (flags, environment, `.env`, files) and their rules | the only module that reads the environment |
 //! | [`fake_github`] | the fake GitHub of the demo and the tests: repository, REST and LFS API, webhooks | behind the feature `demo` |
 //! | [`failpoint`] | points at which tests stop or crash the program | armed only with the feature `fail-points` |
-//! | [`domain`] | identifiers, webhook signature, push payload, JSON metadata, MP4 and LFS parsing, OpenHands' statuses, video states, timeline, plans, verdicts, reports, failure codes with advice | pure: no I/O and no clock |
+//! | [`domain`] | identifiers, webhook signature, push payload with its file lists, JSON metadata, MP4 and LFS parsing, OpenHands' statuses, video states, timeline, plans, verdicts, reports, failure codes with advice | pure: no I/O and no clock |
 //! | [`mod@format`], [`clock`] | text for people; the clock | the only source of the current time |
 //!
 //! # Invariants
@@ -104,6 +104,7 @@
 //! | worker, stalled beyond its lease, with an upload that completes late | the object may be an older version | the stalled worker requests the video again, and the next attempt compares the object with the branch; otherwise a sweep with `verify=true` | |
 //! | server, on SIGTERM | running videos get 20 s to finish and are then handed back | the next free worker | `process::sigterm_hands_back_videos_that_do_not_finish_in_time` |
 //! | database unavailable | webhooks get a 503 within 2 s; workers wait | a sweep finds the videos of failed deliveries | `webhook::a_stalled_database_gives_a_503_within_two_seconds` |
+//! | `lesson_assets` locked by the app | deliveries are recorded; workers and sweeps wait | the lock is released | `intake::a_lock_on_the_apps_table_does_not_block_deliveries` |
 //! | disk of `DATA_DIR` full | no new downloads start; running videos are retried | the operator frees disk space | |
 //! | row deleted while its video is processed | the uploaded object is deleted | the worker that uploaded it | `bad_input::deleting_the_row_during_processing_deletes_the_object` |
 //! | GitHub or the storage unavailable | videos stay queued | the retry schedule | `bad_input::a_transient_failure_is_given_up_after_a_day` |

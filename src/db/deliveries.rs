@@ -8,7 +8,7 @@ use super::events::INSERT_REQUESTS;
 use super::heads::INSERT_HEADS;
 use super::scan::REQUEST_SCAN;
 use super::videos::{self, UPSERT_REQUESTS};
-use super::{Db, DbError, Dialect, WAKE_CHANNEL};
+use super::{Db, DbError, Dialect, Unit, WAKE_CHANNEL};
 use crate::domain::ids::{GitSha, VideoKey};
 use crate::domain::request::Request;
 use crate::domain::state::VideoState;
@@ -54,7 +54,8 @@ impl Db {
                 .iter()
                 .map(|key| Request::pushed(*key, d.after, &d.guid))
         }));
-        self.commit_requests(deliveries, requests).await
+        let unit = self.intake_unit().await?;
+        self.commit_requests(unit, deliveries, requests).await
     }
 
     /// Requests videos without a delivery: for sweeps, scans, retries and repairs.
@@ -62,12 +63,18 @@ impl Db {
         &self,
         requests: impl IntoIterator<Item = Request>,
     ) -> Result<(), DbError> {
-        self.commit_requests(&[], Request::merged(requests)).await
+        let unit = match self.dialect {
+            Dialect::Postgres => self.unit(&self.write).await?,
+            Dialect::Sqlite => self.transaction().await?,
+        };
+        self.commit_requests(unit, &[], Request::merged(requests))
+            .await
     }
 
     /// Commits deliveries and requests atomically, in one round trip to the database.
     async fn commit_requests(
         &self,
+        mut unit: Unit,
         deliveries: &[Delivery],
         requests: BTreeMap<VideoKey, Request>,
     ) -> Result<(), DbError> {
@@ -78,26 +85,20 @@ impl Db {
         deliveries.dedup_by(|a, b| a.guid == b.guid);
         let requested: serde_json::Value = requests.values().map(videos::to_json).collect();
         let deliveries: serde_json::Value = deliveries.into_iter().map(to_json).collect();
-        let (statement, mut unit) = match self.dialect {
+        let statement = match self.dialect {
             // All parts of one statement see the same snapshot, so the upsert of the requests cannot read
             // the inserted deliveries from their table. It reads them from `recorded`. Postgres executes the
             // parts from the last to the first. Those with rows that all pushes share come first here, so
             // that a delivery which waits for the lock of another row does not hold theirs.
-            Dialect::Postgres => (
-                format!(
-                    "with named as ({INSERT_HEADS}),
-                    recorded as ({INSERT_DELIVERIES} returning guid, redeliveries),
-                    scanned as ({REQUEST_SCAN}),
-                    requested as ({UPSERT_REQUESTS}), noted as ({INSERT_REQUESTS})
-                    select pg_notify('{WAKE_CHANNEL}', '')::text"
-                ),
-                self.unit(&self.write).await?,
+            Dialect::Postgres => format!(
+                "with named as ({INSERT_HEADS}),
+                recorded as ({INSERT_DELIVERIES} returning guid, redeliveries),
+                scanned as ({REQUEST_SCAN}),
+                requested as ({UPSERT_REQUESTS}), noted as ({INSERT_REQUESTS})
+                select pg_notify('{WAKE_CHANNEL}', '')::text"
             ),
-            Dialect::Sqlite => (
-                format!(
-                    "{INSERT_DELIVERIES}; {UPSERT_REQUESTS}; {INSERT_REQUESTS}; {INSERT_HEADS}; {REQUEST_SCAN}"
-                ),
-                self.transaction().await?,
+            Dialect::Sqlite => format!(
+                "{INSERT_DELIVERIES}; {UPSERT_REQUESTS}; {INSERT_REQUESTS}; {INSERT_HEADS}; {REQUEST_SCAN}"
             ),
         };
         self.query(&statement)

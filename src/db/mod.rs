@@ -50,12 +50,20 @@ pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
 /// [`crate::pipeline::intake`].
 pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The number of connections to Postgres, or of read connections to SQLite, which has a single writer.
-const POOL_CONNECTIONS_MAX: u32 = 8;
+/// The number of read connections to SQLite, which has a single writer.
+const READ_CONNECTIONS_MAX: u32 = 8;
 
-/// The maximum number of concurrent commits of deliveries: half of the connections, so that workers
-/// can continue during a burst of webhooks.
-const COMMITS_MAX: usize = POOL_CONNECTIONS_MAX as usize / 2;
+/// The number of connections to Postgres for everything except recording deliveries.
+const CONNECTIONS_MAX: u32 = 6;
+
+/// The number of connections to Postgres that only record deliveries. Workers and sweeps also wait for
+/// locks on the app's table; deliveries must not wait for them.
+const INTAKE_CONNECTIONS_MAX: u32 = 4;
+
+/// The longest wait for one lock while deliveries are recorded, in milliseconds. Postgres then ends the
+/// statement, which would otherwise be executed after the sender has received an error. A batch with up to
+/// three locked deliveries is settled within the time for its commit.
+const INTAKE_LOCK_TIMEOUT_MS: u32 = 300;
 
 /// A connection that has been idle for longer is pinged before it is used.
 const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
@@ -161,6 +169,8 @@ pub struct Db {
     pooled: bool,
     write: AnyPool,
     read: AnyPool,
+    /// Only for recording deliveries.
+    intake: AnyPool,
     clock: Clock,
     changes: broadcast::Sender<Change>,
 }
@@ -210,11 +220,13 @@ impl Db {
                     })
                 })
         };
+        let write = options(1).connect(&url).await?;
         Ok(Self {
             dialect: Dialect::Sqlite,
             pooled: false,
-            write: options(1).connect(&url).await?,
-            read: options(POOL_CONNECTIONS_MAX).connect_lazy(&url)?,
+            intake: write.clone(),
+            write,
+            read: options(READ_CONNECTIONS_MAX).connect_lazy(&url)?,
             clock,
             changes: broadcast::Sender::new(CHANGES_MAX),
         })
@@ -229,25 +241,40 @@ impl Db {
             || parsed
                 .query_pairs()
                 .any(|(k, v)| k == "statement-cache-capacity" && v == "0");
-        let pool = AnyPoolOptions::new()
-            .max_connections(POOL_CONNECTIONS_MAX)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
-                Box::pin(async move {
-                    if meta.idle_for >= PING_AFTER_IDLE {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
+        let options = |connections| {
+            AnyPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .test_before_acquire(false)
+                .before_acquire(|connection, meta| {
+                    Box::pin(async move {
+                        if meta.idle_for >= PING_AFTER_IDLE {
+                            connection.ping().await?;
+                        }
+                        Ok(true)
+                    })
                 })
-            })
+        };
+        let pool = options(CONNECTIONS_MAX)
             .connect(url.expose_secret())
             .await?;
+        // One connection stays open, so that a delivery after a quiet period does not wait for a new one.
+        let mut intake = options(INTAKE_CONNECTIONS_MAX).min_connections(1);
+        if !pooled {
+            intake = intake.after_connect(|connection, _| {
+                Box::pin(async move {
+                    let limit = format!("set lock_timeout = {INTAKE_LOCK_TIMEOUT_MS}");
+                    let done = sqlx::raw_sql(AssertSqlSafe(limit)).execute(connection);
+                    done.await.map(drop)
+                })
+            });
+        }
         Ok(Self {
             dialect: Dialect::Postgres,
             pooled,
             write: pool.clone(),
             read: pool,
+            intake: intake.connect_lazy(url.expose_secret())?,
             clock,
             changes: broadcast::Sender::new(CHANGES_MAX),
         })
@@ -354,17 +381,18 @@ impl Db {
         }
     }
 
-    /// Checks that the database responds.
+    /// Checks that the database responds on the connections that record deliveries.
     pub async fn ping(&self) -> Result<(), DbError> {
-        self.execute(self.query("select 1")).await?;
-        Ok(())
+        let mut unit = self.unit(&self.intake).await?;
+        self.query("select 1").execute(unit.connection()).await?;
+        Ok(unit.commit().await?)
     }
 
     /// The maximum number of concurrent commits of deliveries; 1 for SQLite, which has a single writer.
     pub fn commits_max(&self) -> usize {
         match self.dialect {
             Dialect::Sqlite => 1,
-            Dialect::Postgres => COMMITS_MAX,
+            Dialect::Postgres => INTAKE_CONNECTIONS_MAX as usize,
         }
     }
 
@@ -380,6 +408,7 @@ impl Db {
 
     /// Closes all connections after their current operations.
     pub async fn close(&self) {
+        self.intake.close().await;
         self.write.close().await;
         self.read.close().await;
     }
@@ -450,6 +479,22 @@ impl Db {
             Ok(Unit::Transaction(pool.begin().await?))
         } else {
             Ok(Unit::Statement(pool.acquire().await?))
+        }
+    }
+
+    /// A unit of work for recording deliveries. It does not wait for a lock for longer than
+    /// [`INTAKE_LOCK_TIMEOUT_MS`].
+    async fn intake_unit(&self) -> Result<Unit, sqlx::Error> {
+        match self.dialect {
+            Dialect::Sqlite => self.transaction().await,
+            Dialect::Postgres if self.pooled => {
+                // One round trip. The setting ends with the transaction, because a transaction pooler
+                // gives the connection to other clients.
+                let begin = format!("begin; set local lock_timeout = {INTAKE_LOCK_TIMEOUT_MS}");
+                let transaction = self.intake.begin_with(AssertSqlSafe(begin)).await?;
+                Ok(Unit::Transaction(transaction))
+            }
+            Dialect::Postgres => Ok(Unit::Statement(self.intake.acquire().await?)),
         }
     }
 

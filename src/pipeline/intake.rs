@@ -21,7 +21,7 @@ const BATCH_DELIVERIES_MAX: usize = 256;
 
 /// The number of videos from which on no delivery is added to a commit, which limits the size of the
 /// statement.
-const BATCH_VIDEOS_MAX: usize = 2048;
+const BATCH_VIDEOS_MAX: usize = 512;
 
 /// The longest time for which a batch collects deliveries while another commit is in progress.
 ///
@@ -132,20 +132,18 @@ impl Batch {
         }
     }
 
-    /// Commits all deliveries together. If that fails, each is committed separately, so that a rejected
-    /// delivery does not affect the others.
+    /// Commits all deliveries together. If that fails, each is committed separately, so that a delivery
+    /// that is rejected, or whose video is locked, does not affect the others.
     async fn try_commit(self, db: &Db, wake: &Notify) {
-        let Err(error) = db.record(&self.deliveries).await else {
+        if db.record(&self.deliveries).await.is_ok() {
             wake.notify_waiters();
             for committed in self.committed {
                 // Fails if the request was cancelled.
                 let _ = committed.send(());
             }
             return;
-        };
-        if let [delivery] = &self.deliveries[..] {
-            return log_failure(delivery, &error);
         }
+        // One after another: deliveries can change the same rows, so one that waits would block the next.
         for (delivery, committed) in self.deliveries.iter().zip(self.committed) {
             match db.record(std::slice::from_ref(delivery)).await {
                 Ok(()) => {
