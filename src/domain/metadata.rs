@@ -1,5 +1,8 @@
 //! The JSON file of a video. The ids are required and must match; all other fields are optional.
 
+use std::collections::HashMap;
+
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -40,6 +43,7 @@ pub struct Metadata {
 
 impl Metadata {
     /// Parses the JSON file of the video `key`. The last one of repeated fields counts, as in JavaScript.
+    /// `NaN` and infinite numbers, which Python writes by default, make only their own field invalid.
     ///
     /// # Errors
     /// `bad_metadata` if it is not a JSON object with both ids, `metadata_mismatch` if the ids differ from `key`.
@@ -53,12 +57,7 @@ impl Metadata {
         }
         // Some Windows editors write a byte order mark.
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        // Not parsed directly into a map, because the error would quote the unexpected value.
-        let value = serde_json::from_slice(text)
-            .map_err(|error| bad(format!("it is not valid JSON: {error}")))?;
-        let Value::Object(fields) = value else {
-            return Err(bad("it is not a JSON object".into()));
-        };
+        let fields = fields(&blank_non_numbers(text))?;
         identity(&fields, "lesson_id", key.lesson_id)?;
         identity(&fields, "video_id", key.video_id)?;
 
@@ -155,6 +154,47 @@ impl Lenient {
     }
 }
 
+/// The fields of an object. A value that is valid JSON but cannot be represented, such as `1e999`, becomes an
+/// object, which no field accepts.
+fn fields(text: &[u8]) -> Result<Map<String, Value>, Failure> {
+    let syntax = |error| bad(format!("it is not valid JSON: {error}"));
+    // Not parsed directly into a map, because the error would quote the unexpected value.
+    let whole: &RawValue = serde_json::from_slice(text).map_err(syntax)?;
+    if !whole.get().starts_with('{') {
+        return Err(bad("it is not a JSON object".into()));
+    }
+    let fields: HashMap<String, &RawValue> = serde_json::from_str(whole.get()).map_err(syntax)?;
+    let fields = fields.into_iter().map(|(name, raw)| {
+        let value = serde_json::from_str(raw.get());
+        (name, value.unwrap_or_else(|_| json!({})))
+    });
+    Ok(fields.collect())
+}
+
+/// Replaces `NaN`, `Infinity` and `-Infinity` outside of strings, which are not JSON, by empty objects of the
+/// same length, which no field accepts.
+fn blank_non_numbers(text: &[u8]) -> Vec<u8> {
+    const NON_NUMBERS: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
+    let mut text = text.to_vec();
+    let (mut at, mut is_string) = (0, false);
+    while at < text.len() {
+        let word = NON_NUMBERS.iter().find(|word| text[at..].starts_with(word));
+        match (text[at], word) {
+            (b'\\', _) if is_string => at += 1,
+            (b'"', _) => is_string = !is_string,
+            (_, Some(word)) if !is_string => {
+                let last = at + word.len() - 1;
+                text[at..=last].fill(b' ');
+                (text[at], text[last]) = (b'{', b'}');
+                at = last;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    text
+}
+
 /// Checks that a required id is present and equals the one in the file name.
 fn identity(fields: &Map<String, Value>, name: &str, expected: Uuid) -> Result<(), Failure> {
     let stated = match fields.get(name) {
@@ -162,7 +202,7 @@ fn identity(fields: &Map<String, Value>, name: &str, expected: Uuid) -> Result<(
         Some(_) => return Err(bad(format!("its {name} is not a string"))),
         None => return Err(bad(format!("it has no {name}"))),
     };
-    if *stated == expected.to_string() {
+    if Uuid::try_parse(stated).is_ok_and(|stated| stated == expected) {
         return Ok(());
     }
     let stated: String = stated.chars().take(FIELD_BYTES_MAX).collect();
@@ -279,7 +319,7 @@ mod tests {
     fn another_videos_json_is_a_mismatch() {
         for (name, value) in [
             ("lesson_id", VIDEO.to_string()),
-            ("video_id", VIDEO.to_uppercase()),
+            ("video_id", LESSON.to_uppercase()),
             ("video_id", format!("{VIDEO} ")),
         ] {
             let (code, message) = refusal(&with(name, json!(value)).to_string());
@@ -293,6 +333,48 @@ mod tests {
         }
         let (_, message) = refusal(&with("lesson_id", json!("é".repeat(9000))).to_string());
         assert!(message.chars().count() < 300);
+    }
+
+    #[test]
+    fn ids_are_compared_by_value() {
+        for same in [
+            VIDEO.to_uppercase(),
+            VIDEO.replace('-', ""),
+            format!("{{{VIDEO}}}"),
+            format!("urn:uuid:{VIDEO}"),
+        ] {
+            let metadata = parse(&with("video_id", json!(same))).unwrap();
+            assert_eq!(metadata.public()["video_id"], VIDEO);
+        }
+    }
+
+    #[test]
+    fn a_number_that_json_cannot_represent_makes_only_its_field_invalid() {
+        let template = with("duration_sec", json!("?")).to_string();
+        for number in ["NaN", "Infinity", "-Infinity", "1e999", "-1E+999"] {
+            let json = template.replace("\"?\"", number);
+            let metadata = Metadata::parse(json.as_bytes(), &key()).unwrap();
+            let ignored = "The duration_sec field in the JSON file is invalid and was ignored.";
+            assert_eq!(metadata.warnings(&PROBE, 2_007_071), [ignored], "{number}");
+            // An unknown field does not matter, and neither does what its text looks like.
+            let unknown = format!(
+                "{{\"x\":[{number},{{\"y\":{number}}}],{}",
+                &without("format").to_string()[1..]
+            );
+            assert!(
+                Metadata::parse(unknown.as_bytes(), &key()).is_ok(),
+                "{number}"
+            );
+            let id = template.replace(&format!("\"{VIDEO}\""), number);
+            assert_eq!(
+                refusal(&id).1,
+                "The video's JSON file is invalid: its video_id is not a string."
+            );
+            let bad = template.replace("\"?\"", &format!("{number}x"));
+            assert_eq!(refusal(&bad).0, Code::BadMetadata);
+        }
+        let text = with("format", json!("\\\"NaN\\"));
+        assert_eq!(parse(&text).unwrap().format.unwrap(), "\\\"NaN\\");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::db::{Claim, ClaimError, Db, Row, RowOwner};
 use crate::domain::failure::{Code, Failure};
+use crate::domain::lfs::Pointer;
 use crate::domain::metadata::{METADATA_BYTES_MAX, Metadata};
 use crate::domain::mp4::Probe;
 use crate::domain::plan::{Blobs, End, Plan, Published, Waits, plan, wait_for_row};
@@ -313,14 +314,13 @@ impl Ingest {
         let Some(json) = pair.json else {
             return Ok(None);
         };
-        if json.size > METADATA_BYTES_MAX as u64 {
-            let message = format!(
-                "The JSON file is {} bytes, but the limit is {METADATA_BYTES_MAX} bytes.",
-                json.size
-            );
-            return Err(Failure::new(Code::BadMetadata, message));
+        check_metadata_size(json.size)?;
+        let mut bytes = self.github.small_blob(json.sha, json.size).await?;
+        if let Some(pointer) = Pointer::parse(&bytes) {
+            check_metadata_size(pointer.size)?;
+            let fetch = self.github.small_lfs(&pointer);
+            bytes = self.breakers.lfs.call(fetch).await?;
         }
-        let bytes = self.github.small_blob(json.sha, json.size).await?;
         Metadata::parse(&bytes, &attempt.claim.key).map(Some)
     }
 
@@ -465,6 +465,15 @@ impl Ingest {
             self.video_bytes_max.fetch_min(max, Ordering::Relaxed);
         }
     }
+}
+
+fn check_metadata_size(size: u64) -> Result<(), Failure> {
+    if size <= METADATA_BYTES_MAX as u64 {
+        return Ok(());
+    }
+    let message =
+        format!("The JSON file is {size} bytes, but the limit is {METADATA_BYTES_MAX} bytes.");
+    Err(Failure::new(Code::BadMetadata, message))
 }
 
 fn corrupt(message: &str) -> Failure {

@@ -14,6 +14,7 @@ use crate::support::fake_github::{Call, Fault};
 use crate::support::scenario::{Backend, GOOD, SECOND, Scenario, TRUNCATED, Video, metadata};
 
 const AUDIO_ONLY: &[u8] = include_bytes!("../../fixtures/videos/audio_only.mp4");
+const MOOV_LAST: &[u8] = include_bytes!("../../fixtures/videos/moov_last.mp4");
 const HTML: &[u8] = include_bytes!("../../fixtures/videos/not_a_video.mp4");
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -62,6 +63,58 @@ scenario! {
         t.push(&good).await;
         t.work().await;
         t.expect_ready(&good).await;
+    }
+
+    a_video_with_large_cover_art_becomes_ready(t) {
+        let art = vec![0; 5 << 20];
+        let video = Video::with(&with_cover_art(&art));
+        t.row(&video).await;
+        t.push(&video).await;
+        t.work().await;
+        t.expect_ready(&video).await;
+        assert_eq!(t.asset(&video).await.duration_ms, Some(1500));
+    }
+
+    a_repository_with_all_videos_in_lfs_is_ingested(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        let before = t.github.head();
+        t.github.commit(|c| {
+            let c = c.write_lfs(video.mp4_path(), video.mp4.clone());
+            c.write_lfs(video.json_path(), video.json.clone())
+        });
+        t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
+        t.work().await;
+        t.expect_ready(&video).await;
+
+        let large = Video::good();
+        t.row(&large).await;
+        let before = t.github.head();
+        t.github.commit(|c| {
+            let c = c.write(large.mp4_path(), large.mp4.clone());
+            c.write_lfs(large.json_path(), vec![b' '; 65 << 10])
+        });
+        t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
+        t.github.take_calls();
+        t.work().await;
+        t.expect_reported(&large, "bad_metadata").await;
+        let batches = t.github.take_calls().into_iter().filter(|call| call.path.ends_with("/objects/batch"));
+        assert_eq!(batches.count(), 0, "not downloaded");
+    }
+
+    an_unusable_optional_field_is_a_warning(t) {
+        let video = Video::good();
+        let json = String::from_utf8(metadata(video.key, json!({"duration_sec": "?", "file_size": "?"}))).unwrap();
+        let json = json.replacen("\"?\"", "NaN", 1).replacen("\"?\"", "1e999", 1);
+        let json = json.replace(&video.id(), &video.id().to_uppercase());
+        let video = video.with_json(json);
+        t.row(&video).await;
+        t.push(&video).await;
+        t.work().await;
+        t.expect_ready(&video).await;
+        let warnings = t.video(&video).await["warnings"].clone();
+        let ignored = |field| format!("The {field} field in the JSON file is invalid and was ignored.");
+        assert_eq!(warnings, json!([ignored("duration_sec"), ignored("file_size")]));
     }
 
     a_video_over_the_limit_is_not_downloaded_until_the_limit_is_raised(t) {
@@ -240,6 +293,27 @@ async fn a_row_is_inserted_once_its_lesson_exists() {
     t.work().await;
     t.expect_ready(&video).await;
     t.finish().await;
+}
+
+/// A good video whose index (the last box) ends with the metadata of a media library.
+fn with_cover_art(art: &[u8]) -> Vec<u8> {
+    let boxed = |kind: &[u8; 4], content: &[u8]| {
+        let size = u32::try_from(8 + content.len()).unwrap();
+        [&size.to_be_bytes(), kind.as_slice(), content].concat()
+    };
+    let covr = boxed(b"covr", &boxed(b"data", art));
+    let meta = boxed(
+        b"meta",
+        &[[0; 4].as_slice(), &boxed(b"ilst", &covr)].concat(),
+    );
+    let udta = boxed(b"udta", &meta);
+    let at = MOOV_LAST
+        .windows(4)
+        .position(|kind| kind == b"moov")
+        .unwrap()
+        - 4;
+    let (before, moov) = MOOV_LAST.split_at(at);
+    [before, &boxed(b"moov", &[&moov[8..], &udta].concat())].concat()
 }
 
 fn blob_of(bytes: &[u8]) -> String {

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::domain::failure::{Code, Failure};
 use crate::domain::ids::GitSha;
+use crate::domain::lfs::{Pointer, Sha256};
 use crate::format::causes;
 use crate::services::client;
 
@@ -110,6 +111,15 @@ impl Download {
             }
         }
     }
+
+    /// All bytes, in memory: for small files.
+    async fn whole(mut self) -> Result<Vec<u8>, Failure> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = self.chunk().await? {
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
+    }
 }
 
 impl Github {
@@ -145,16 +155,23 @@ impl Github {
     /// # Errors
     /// As for [`Github::blob`], and [`Code::CorruptDownload`] if the bytes are not the blob's.
     pub async fn small_blob(&self, sha: GitSha, size: u64) -> Result<Vec<u8>, Failure> {
-        let mut download = self.blob(sha, size).await?;
-        let mut bytes = Vec::new();
-        let mut hash = Sha1::new_with_prefix(format!("blob {size}\0"));
-        while let Some(chunk) = download.chunk().await? {
-            hash.update(&chunk);
-            bytes.extend_from_slice(&chunk);
-        }
+        let bytes = self.blob(sha, size).await?.whole().await?;
+        let hash = Sha1::new_with_prefix(format!("blob {size}\0")).chain_update(&bytes);
         if GitSha::from_bytes(hash.finalize().into()) != sha {
-            let message = "The downloaded file differs from the one that was pushed.";
-            return Err(Failure::new(Code::CorruptDownload, message));
+            return Err(wrong_hash());
+        }
+        Ok(bytes)
+    }
+
+    /// Reads a whole LFS object into memory and verifies it against its pointer.
+    ///
+    /// # Errors
+    /// As for [`Github::lfs`], and [`Code::CorruptDownload`] if the bytes are not the object's.
+    pub async fn small_lfs(&self, pointer: &Pointer) -> Result<Vec<u8>, Failure> {
+        let download = self.lfs(&pointer.oid.to_string(), pointer.size).await?;
+        let bytes = download.whole().await?;
+        if Sha256::from_bytes(sha2::Sha256::digest(&bytes).into()) != pointer.oid {
+            return Err(wrong_hash());
         }
         Ok(bytes)
     }
@@ -346,6 +363,11 @@ async fn within<T>(
 fn object_missing() -> Failure {
     let message = "The file is a Git LFS pointer, but the LFS server does not have the object; push the object with `git lfs push --all`.";
     Failure::new(Code::LfsObjectMissing, message)
+}
+
+fn wrong_hash() -> Failure {
+    let message = "The downloaded file differs from the one that was pushed.";
+    Failure::new(Code::CorruptDownload, message)
 }
 
 fn wrong_size() -> Failure {
