@@ -508,6 +508,30 @@ async fn a_stalled_download_times_out() {
     assert_eq!(code(download.chunk().await), Code::GithubUnavailable);
 }
 
+#[tokio::test]
+async fn a_download_that_trickles_ends() {
+    let trickle = || {
+        futures_util::StreamExt::then(futures_util::stream::iter(0..100), |_| async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Ok::<_, std::io::Error>("1")
+        })
+    };
+    let server = Server::start(move |_: &Call| Body::from_stream(trickle()).into_response()).await;
+    let github = server.github().with_timeouts(Timeouts {
+        transfer: |bytes| Duration::from_millis(5 * bytes),
+        ..Timeouts::default()
+    });
+    // No pause is long enough for a stall.
+    let mut download = github.blob(sha(BLOB), 100).await.unwrap();
+    let failure = loop {
+        match download.chunk().await {
+            Ok(chunk) => assert!(chunk.is_some(), "the whole file"),
+            Err(failure) => break failure,
+        }
+    };
+    assert_eq!(failure.code, Code::GithubUnavailable);
+}
+
 /// Refuses every call in the same way.
 async fn refusing(
     code: u16,

@@ -51,6 +51,7 @@ impl World {
             github_timeouts: github::Timeouts {
                 call: PATIENCE,
                 stall: PATIENCE,
+                ..github::Timeouts::default()
             },
             storage_timeouts: Timeouts {
                 connect: PATIENCE,

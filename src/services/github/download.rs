@@ -9,9 +9,10 @@ use reqwest::{Response, StatusCode, Url};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
+use tokio::time::Instant;
 
 use super::{
-    ERROR_BYTES_MAX, Github, REDIRECTS_MAX, denied, too_many_redirects, unavailable,
+    ERROR_BYTES_MAX, Github, REDIRECTS_MAX, Timeouts, denied, too_many_redirects, unavailable,
     unexpected_status,
 };
 use crate::domain::failure::{Code, Failure};
@@ -34,6 +35,8 @@ pub struct Download {
     left: u64,
     response: Response,
     stall_max: Duration,
+    /// When it must have ended.
+    end: Instant,
 }
 
 #[derive(Deserialize)]
@@ -84,14 +87,15 @@ struct ObjectError {
 }
 
 impl Download {
-    fn new(response: Response, size: u64, stall_max: Duration) -> Result<Self, Failure> {
+    fn new(response: Response, size: u64, timeouts: &Timeouts) -> Result<Self, Failure> {
         match response.content_length() {
             Some(length) if length != size => Err(wrong_size()),
             _ => Ok(Self {
                 size,
                 left: size,
                 response,
-                stall_max,
+                stall_max: timeouts.stall,
+                end: Instant::now() + (timeouts.transfer)(size),
             }),
         }
     }
@@ -99,9 +103,13 @@ impl Download {
     /// The next chunk; `None` after all [`Download::size`] bytes.
     ///
     /// # Errors
-    /// The connection broke or stalled, or the response is longer or shorter than the file.
+    /// The connection broke, stalled or is too slow, or the response is longer or shorter than the file.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
-        let chunk = within(self.stall_max, self.response.chunk()).await?;
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(unavailable("The download from GitHub was too slow."));
+        }
+        let chunk = within(self.stall_max.min(left), self.response.chunk()).await?;
         let length = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
         match (self.left.checked_sub(length), &chunk) {
             (None, _) | (Some(1..), None) => Err(wrong_size()),
@@ -147,7 +155,7 @@ impl Github {
         } else if response.status() != StatusCode::OK {
             return Err(self.refused_elsewhere(&response));
         }
-        Download::new(response, size, self.timeouts.stall)
+        Download::new(response, size, &self.timeouts)
     }
 
     /// Reads a whole git blob into memory and verifies it against `sha`.
@@ -199,7 +207,7 @@ impl Github {
         }
         let (_, response) = self.open(href, headers, None).await?;
         match response.status() {
-            StatusCode::OK => Download::new(response, size, self.timeouts.stall),
+            StatusCode::OK => Download::new(response, size, &self.timeouts),
             StatusCode::NOT_FOUND | StatusCode::GONE => Err(object_missing()),
             _ => Err(self.refused_elsewhere(&response)),
         }

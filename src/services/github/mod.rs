@@ -59,6 +59,8 @@ pub struct Timeouts {
     pub call: Duration,
     /// The longest time that a download may go without a byte.
     pub stall: Duration,
+    /// The longest time for a download of so many bytes.
+    pub transfer: fn(u64) -> Duration,
 }
 
 impl Default for Timeouts {
@@ -66,6 +68,7 @@ impl Default for Timeouts {
         Self {
             call: Duration::from_secs(30),
             stall: Duration::from_secs(30),
+            transfer: client::transfer_max,
         }
     }
 }
