@@ -333,6 +333,7 @@ fn tree_json(state: &State, parts: &Parts, name: &str) -> Result<Value, Problem>
                 "mode": format!("{:06o}", entry.mode),
                 "type": entry.kind(),
                 "sha": entry.sha,
+                "url": api_url(state, &format!("git/{}s/{}", entry.kind(), entry.sha)),
             });
             if let Some(blob) = repository.blob(entry.sha) {
                 json["size"] = json!(blob.size());

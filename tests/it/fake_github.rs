@@ -137,7 +137,8 @@ async fn two_trees_give_the_path_and_blob_of_every_file() {
     let videos = videos["sha"].as_str().unwrap();
     let videos = get(&gh, &format!("/git/trees/{videos}"), &[]).await.json();
     let blob = gh.blob_sha("videos/a.mp4").unwrap();
-    let entry = json!({"path": "a.mp4", "mode": "100644", "type": "blob", "sha": blob, "size": 5});
+    let url = format!("{}/repos/{REPO}/git/blobs/{blob}", gh.url());
+    let entry = json!({"path": "a.mp4", "mode": "100644", "type": "blob", "sha": blob, "size": 5, "url": url});
     assert_eq!(videos["tree"], json!([entry]));
     assert_eq!(videos["truncated"], false);
 

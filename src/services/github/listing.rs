@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
+use serde::de::DeserializeSeed as _;
 use serde::{Deserialize, Deserializer};
 use tokio::time::Instant;
 
+use super::tree::{TreeEntry, TreeSeed};
 use super::{Github, denied, says, unavailable};
 use crate::domain::failure::Failure;
 use crate::domain::head::Relation;
@@ -76,21 +78,11 @@ struct TreeRef {
     sha: GitSha,
 }
 
-#[derive(Deserialize)]
-struct Tree<'a> {
-    #[serde(borrow)]
-    tree: Vec<TreeEntry<'a>>,
-    truncated: bool,
-}
-
-#[derive(Deserialize)]
-struct TreeEntry<'a> {
-    #[serde(borrow)]
-    path: Cow<'a, str>,
-    #[serde(borrow, rename = "type")]
-    kind: Cow<'a, str>,
-    sha: GitSha,
-    size: Option<u64>,
+/// The entries of the videos folder that are kept.
+#[derive(Default)]
+struct Folder {
+    files: HashMap<VideoKey, Pair>,
+    ignored: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -190,23 +182,28 @@ impl Github {
     async fn find_folder(&self, root: GitSha) -> Result<(Option<GitSha>, bool), Failure> {
         let mut sha = root;
         for name in &self.videos_dir {
-            let response = self.get(self.tree_url(sha), HeaderMap::new()).await?;
-            let tree: Tree<'_> = response.json()?;
-            let mut entries = tree.tree.iter();
-            match entries.find(|entry| entry.path == *name && entry.kind == "tree") {
-                Some(entry) => sha = entry.sha,
-                None => return Ok((None, !tree.truncated)),
+            let find = |(name, found): &mut (String, Option<GitSha>), entry: TreeEntry| {
+                if entry.path == *name && entry.kind == "tree" {
+                    *found = Some(entry.sha);
+                }
+            };
+            let ((_, found), complete) = self.tree(sha, (name.clone(), None), find).await?;
+            match found {
+                Some(found) => sha = found,
+                None => return Ok((None, complete)),
             }
         }
         Ok((Some(sha), true))
     }
 
     async fn read_folder(&self, sha: GitSha) -> Result<Listing, Failure> {
-        self.get(self.tree_url(sha), HeaderMap::new()).await?.json()
-    }
-
-    fn tree_url(&self, sha: GitSha) -> reqwest::Url {
-        self.endpoint(["git", "trees", &sha.to_string()])
+        let (folder, complete) = self.tree(sha, Folder::default(), Folder::add).await?;
+        Ok(Listing {
+            complete,
+            files: Arc::new(folder.files),
+            ignored: folder.ignored.into(),
+            ..Listing::empty()
+        })
     }
 
     /// The files of one video at `head`, for videos that a truncated listing lacks. Makes two calls.
@@ -315,26 +312,35 @@ impl Listing {
     }
 }
 
-/// From a response of the trees API, which does not name the commit: see [`Listing::at`].
+impl Folder {
+    fn add(&mut self, entry: TreeEntry) {
+        if entry.kind != "blob" {
+            return;
+        }
+        match (VideoKey::parse_file_name(&entry.path), entry.size) {
+            (Some((key, kind)), Some(size)) => {
+                let sha = entry.sha;
+                *self.files.entry(key).or_default().slot(kind) = Some(Entry { sha, size });
+            }
+            _ if self.ignored.len() < IGNORED_MAX => self.ignored.push(entry.path),
+            _ => {}
+        }
+    }
+}
+
+/// From a whole response of the trees API, which does not name the commit.
 impl<'de> Deserialize<'de> for Listing {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let tree = Tree::deserialize(deserializer)?;
-        let mut files: HashMap<VideoKey, Pair> = HashMap::new();
-        let mut ignored = Vec::new();
-        for entry in tree.tree.iter().filter(|entry| entry.kind == "blob") {
-            match (VideoKey::parse_file_name(&entry.path), entry.size) {
-                (Some((key, kind)), Some(size)) => {
-                    let sha = entry.sha;
-                    *files.entry(key).or_default().slot(kind) = Some(Entry { sha, size });
-                }
-                _ if ignored.len() < IGNORED_MAX => ignored.push(entry.path.to_string()),
-                _ => {}
-            }
+        let mut folder = Folder::default();
+        let truncated = TreeSeed {
+            folded: &mut folder,
+            fold: Folder::add,
         }
+        .deserialize(deserializer)?;
         Ok(Listing {
-            complete: !tree.truncated,
-            files: Arc::new(files),
-            ignored: ignored.into(),
+            complete: !truncated,
+            files: Arc::new(folder.files),
+            ignored: folder.ignored.into(),
             ..Listing::empty()
         })
     }

@@ -9,13 +9,16 @@ mod download;
 mod hooks;
 mod listing;
 mod quota;
+mod tree;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Limited};
+use hyper::http::response::Parts;
 use octocrab::Octocrab;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{StatusCode, Url};
@@ -25,7 +28,7 @@ use serde::Deserialize;
 use crate::clock::Clock;
 use crate::domain::failure::{Code, Failure, clamp_retry_after};
 use crate::domain::head::Relation;
-use crate::domain::ids::RepoName;
+use crate::domain::ids::{GitSha, RepoName};
 use crate::format::causes;
 use crate::services::client::{self, InvalidSetting, number};
 
@@ -36,8 +39,20 @@ pub use quota::for_purpose;
 
 pub use crate::domain::plan::{Entry, Pair};
 
-/// The longest JSON response that is read, in bytes: the trees API stops at about 7 MB.
+use tree::TreeEntry;
+
+/// The body of a response of the API.
+type ApiBody = BoxBody<Bytes, octocrab::Error>;
+
+/// The longest JSON response that is read into memory, in bytes.
 const JSON_BYTES_MAX: usize = 16 << 20;
+
+/// The most bytes of a tree that are read, as a stream. GitHub truncates trees of more than 100,000 entries,
+/// which have up to 500 bytes each.
+const TREE_BYTES_MAX: usize = 64 << 20;
+
+/// The longest time for the body of a tree, as a multiple of [`Timeouts::call`].
+const TREE_CALLS: u32 = 4;
 
 /// The longest error response that is read, in bytes: enough for GitHub's own error objects.
 const ERROR_BYTES_MAX: usize = 64 << 10;
@@ -216,14 +231,51 @@ impl Github {
     /// Makes one JSON call. Returns the statuses that mean something to a caller: 2xx, 304, and those
     /// for things that do not exist (404, 409, 422). Every other status is a failure.
     async fn get(&self, url: Url, headers: HeaderMap) -> Result<ApiResponse, Failure> {
-        self.check_pause()?;
-        let mut url = url;
-        for _ in 0..=REDIRECTS_MAX {
-            let call = self.get_once(&url, headers.clone());
-            let response = tokio::time::timeout(self.timeouts.call, call)
+        let (head, body) = self.call(url, headers).await?;
+        let body = tokio::time::timeout(self.timeouts.call, whole(body))
+            .await
+            .map_err(|_| late())??;
+        self.judge(head.status, &head.headers, &body)?;
+        Ok(ApiResponse {
+            status: head.status,
+            headers: head.headers,
+            body,
+        })
+    }
+
+    /// Makes one call for a tree and folds its entries into `init`. Returns the result, and whether it
+    /// is complete: not truncated by GitHub and not longer than [`TREE_BYTES_MAX`].
+    async fn tree<T: Send + 'static>(
+        &self,
+        sha: GitSha,
+        init: T,
+        fold: fn(&mut T, TreeEntry),
+    ) -> Result<(T, bool), Failure> {
+        let url = self.endpoint(["git", "trees", &sha.to_string()]);
+        let (head, body) = self.call(url, HeaderMap::new()).await?;
+        if head.status != StatusCode::OK {
+            let body = tokio::time::timeout(self.timeouts.call, whole(body))
                 .await
-                .map_err(|_| unavailable("GitHub did not respond in time."))??;
-            match self.redirect(&url, response.status, &response.headers)? {
+                .map_err(|_| late())??;
+            self.judge(head.status, &head.headers, &body)?;
+            return Err(unexpected_status(head.status));
+        }
+        self.judge(head.status, &head.headers, &[])?;
+        let tree = tree::read(body, TREE_BYTES_MAX, init, fold);
+        tokio::time::timeout(self.timeouts.call * TREE_CALLS, tree)
+            .await
+            .map_err(|_| late())?
+    }
+
+    /// Sends a call and follows redirects. The status is for the caller to judge.
+    async fn call(&self, mut url: Url, headers: HeaderMap) -> Result<(Parts, ApiBody), Failure> {
+        self.check_pause()?;
+        for _ in 0..=REDIRECTS_MAX {
+            let call = self.call_once(&url, headers.clone());
+            let (head, body) = tokio::time::timeout(self.timeouts.call, call)
+                .await
+                .map_err(|_| late())??;
+            match self.redirect(&url, head.status, &head.headers)? {
                 // octocrab prefixes the API's path to any other path, and the token must not leave
                 // the API's origin.
                 Some(next) if !self.is_api(&next) || !next.path().starts_with(self.api.path()) => {
@@ -231,16 +283,17 @@ impl Github {
                 }
                 // Followed by hand, so that each step is checked. A renamed repository needs one.
                 Some(next) => url = next,
-                None => {
-                    self.judge(response.status, &response.headers, &response.body)?;
-                    return Ok(response);
-                }
+                None => return Ok((head, body)),
             }
         }
         Err(too_many_redirects())
     }
 
-    async fn get_once(&self, url: &Url, mut headers: HeaderMap) -> Result<ApiResponse, Failure> {
+    async fn call_once(
+        &self,
+        url: &Url,
+        mut headers: HeaderMap,
+    ) -> Result<(Parts, ApiBody), Failure> {
         headers
             .entry(ACCEPT)
             .or_insert(HeaderValue::from_static("application/vnd.github+json"));
@@ -255,20 +308,7 @@ impl Github {
                 tracing::debug!(error = causes(&error), "request to GitHub failed");
                 unreached()
             })?;
-        let (parts, body) = response.into_parts();
-        // octocrab returns a hyper body, so `client::body` cannot read it.
-        let body = Limited::new(body, JSON_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(|error| {
-                tracing::debug!(%error, "incomplete response from GitHub");
-                bad_body()
-            })?;
-        Ok(ApiResponse {
-            status: parts.status,
-            headers: parts.headers,
-            body: body.to_bytes(),
-        })
+        Ok(response.into_parts())
     }
 
     /// The target of a redirect; `None` for any other status. Decides for both clients which targets
@@ -388,10 +428,7 @@ impl ApiResponse {
         if !self.status.is_success() {
             return Err(unexpected_status(self.status));
         }
-        serde_json::from_slice(&self.body).map_err(|error| {
-            tracing::debug!(%error, "unexpected response from GitHub");
-            unavailable("GitHub's response does not match its API documentation.")
-        })
+        serde_json::from_slice(&self.body).map_err(|error| not_as_documented(&error))
     }
 }
 
@@ -403,8 +440,27 @@ fn unreached() -> Failure {
     unavailable("GitHub could not be reached.")
 }
 
+/// Reads a body into memory. octocrab returns a hyper body, so `client::body` cannot read it.
+async fn whole(body: ApiBody) -> Result<Bytes, Failure> {
+    let body = Limited::new(body, JSON_BYTES_MAX).collect().await;
+    let body = body.map_err(|error| {
+        tracing::debug!(%error, "incomplete response from GitHub");
+        bad_body()
+    })?;
+    Ok(body.to_bytes())
+}
+
+fn late() -> Failure {
+    unavailable("GitHub did not respond in time.")
+}
+
 fn bad_body() -> Failure {
     unavailable("GitHub's response was incomplete or too large.")
+}
+
+fn not_as_documented(error: &serde_json::Error) -> Failure {
+    tracing::debug!(%error, "unexpected response from GitHub");
+    unavailable("GitHub's response does not match its API documentation.")
 }
 
 fn unexpected_status(status: StatusCode) -> Failure {
@@ -436,8 +492,12 @@ fn says(body: &[u8], words: &str) -> bool {
     struct ErrorBody {
         message: String,
     }
-    serde_json::from_slice::<ErrorBody>(body)
-        .is_ok_and(|error| error.message.to_lowercase().contains(words))
+    serde_json::from_slice::<ErrorBody>(body).is_ok_and(|error| contains(&error.message, words))
+}
+
+/// Whether a message contains `words` (lower case).
+fn contains(message: &str, words: &str) -> bool {
+    message.to_lowercase().contains(words)
 }
 
 #[cfg(test)]
