@@ -12,8 +12,8 @@ use sha1::{Digest, Sha1};
 use tokio::time::Instant;
 
 use super::{
-    ERROR_BYTES_MAX, Github, REDIRECTS_MAX, Timeouts, denied, too_many_redirects, unavailable,
-    unexpected_status,
+    ERROR_BYTES_MAX, Github, REDIRECTS_MAX, Timeouts, contains, denied, says, too_many_redirects,
+    unavailable, unexpected_status,
 };
 use crate::domain::failure::{Code, Failure};
 use crate::domain::ids::GitSha;
@@ -84,6 +84,8 @@ struct Action {
 #[derive(Deserialize)]
 struct ObjectError {
     code: u16,
+    #[serde(default)]
+    message: String,
 }
 
 impl Download {
@@ -209,7 +211,13 @@ impl Github {
         match response.status() {
             StatusCode::OK => Download::new(response, size, &self.timeouts),
             StatusCode::NOT_FOUND | StatusCode::GONE => Err(object_missing()),
-            _ => Err(self.refused_elsewhere(&response)),
+            status => {
+                let refused = self.refused_elsewhere(&response);
+                let body = self.read(response, ERROR_BYTES_MAX).await;
+                let body = body.unwrap_or_default();
+                let is_over = is_over_quota(status.as_u16(), |words| says(&body, words));
+                Err(if is_over { over_quota() } else { refused })
+            }
         }
     }
 
@@ -236,20 +244,24 @@ impl Github {
             call = call.basic_auth("x-access-token", Some(token.expose_secret()));
         }
         let response = within(self.timeouts.stall, call.send()).await?;
-        match response.status().as_u16() {
-            200 => {}
-            401 | 403 | 404 => {
-                self.forget_clone_url();
-                return Err(denied(
-                    "The LFS server denied access; check that GITHUB_TOKEN can read the repository's contents and that the LFS quota has not been exceeded.",
-                ));
+        let status = response.status().as_u16();
+        if status != 200 {
+            let refused = self.refused_elsewhere(&response);
+            let body = self.read(response, ERROR_BYTES_MAX).await;
+            let body = body.unwrap_or_default();
+            if is_over_quota(status, |words| says(&body, words)) {
+                return Err(over_quota());
             }
-            _ => {
-                // A renamed repository redirects, and a POST is not repeated at another address: the
-                // next attempt asks the API for the new one.
-                self.forget_clone_url();
-                return Err(self.refused_elsewhere(&response));
-            }
+            // A renamed repository redirects, and a POST is not repeated at another address: the next
+            // attempt asks the API for the new one.
+            self.forget_clone_url();
+            return Err(if matches!(status, 401 | 403 | 404) {
+                denied(
+                    "The LFS server denied access; check that GITHUB_TOKEN can read the repository's contents.",
+                )
+            } else {
+                refused
+            });
         }
         let body = self.read(response, BATCH_BYTES_MAX).await?;
         let batch: BatchResponse = serde_json::from_slice(&body).map_err(|_| {
@@ -257,6 +269,11 @@ impl Github {
         })?;
         let object = batch.objects.into_iter().find(|object| object.oid == oid);
         let (actions, error) = object.map_or((None, None), |object| (object.actions, object.error));
+        if let Some(error) = &error
+            && is_over_quota(error.code, |words| contains(&error.message, words))
+        {
+            return Err(over_quota());
+        }
         match (
             error.map(|error| error.code),
             actions.and_then(|a| a.download),
@@ -366,6 +383,19 @@ async fn within<T>(
         }
         Err(_) => Err(unavailable("Timed out waiting for data from GitHub.")),
     }
+}
+
+/// Whether an LFS server refused because the account's bandwidth or budget is used up. `says`: whether its
+/// message contains these words. The statuses are those of git-lfs's `docs/api/batch.md` (507, 509) and of
+/// billing (402); GitHub sends another one with "over its data quota" or "exceeded its LFS budget".
+fn is_over_quota(status: u16, says: impl Fn(&str) -> bool) -> bool {
+    matches!(status, 402 | 507 | 509)
+        || (matches!(status, 403 | 422 | 429) && ["data quota", "lfs budget"].into_iter().any(says))
+}
+
+fn over_quota() -> Failure {
+    let message = "The repository has used up its Git LFS bandwidth or budget; raise the budget in GitHub's billing settings.";
+    Failure::new(Code::LfsQuota, message)
 }
 
 fn object_missing() -> Failure {
