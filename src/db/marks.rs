@@ -1,4 +1,6 @@
-//! The table `marks`: named values that survive a restart, such as the cursor of a sweep.
+//! The table `marks`: named values that survive a restart, such as the cursor of a sweep or a count of calls.
+
+use std::time::Duration;
 
 use sqlx::Row as _;
 
@@ -21,5 +23,29 @@ impl Db {
         self.execute(self.query(statement).bind(name).bind(value))
             .await?;
         Ok(())
+    }
+
+    /// Adds `amount` to a count if it does not exceed `max` in `period`, which begins with the first
+    /// addition. Returns whether it was added. Concurrent additions count, also those of other servers.
+    pub async fn spend(
+        &self,
+        name: &str,
+        amount: usize,
+        max: i64,
+        period: Duration,
+    ) -> Result<bool, DbError> {
+        // The clock may have been set back.
+        const IS_OVER: &str = "(marks.at <= {now} - $4 or marks.at > {now})";
+        let statement = format!(
+            "insert into video_ingest.marks as marks (name, value, at) values ($1, $2, {{now}})
+            on conflict (name) do update set
+                value = case when {IS_OVER} then excluded.value
+                    else cast(cast(marks.value as bigint) + cast(excluded.value as bigint) as text) end,
+                at = case when {IS_OVER} then excluded.at else marks.at end
+            where {IS_OVER} or cast(marks.value as bigint) + cast(excluded.value as bigint) <= $3"
+        );
+        let query = self.query(&statement).bind(name).bind(amount.to_string());
+        let query = query.bind(max).bind(period.as_millis() as i64);
+        Ok(self.execute(query).await? > 0)
     }
 }

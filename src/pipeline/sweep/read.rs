@@ -1,8 +1,12 @@
 //! The input of sweeps and scans: the listing, our records, the app's rows and the generation statuses.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
 
 use super::{Sweep, SweepError, SweepOptions};
+use crate::db::DbError;
 use crate::domain::generation::GenerationStatus;
 use crate::domain::ids::VideoKey;
 use crate::domain::plan::Blobs;
@@ -10,8 +14,24 @@ use crate::domain::report::ServiceError;
 use crate::domain::verdict::{AgentStatus, PendingRow, Record, Snapshot};
 use crate::services::github::Listing;
 
-/// The maximum number of look-ups of single videos per sweep. The next sweep continues.
-const LOOKUPS_MAX: usize = 500;
+/// The maximum number of videos that one sweep or scan looks up. The next one continues.
+const LOOKUPS_MAX: usize = 50;
+
+/// The calls of GitHub's API that one look-up takes.
+const LOOKUP_CALLS: usize = 2;
+
+/// The maximum number of calls for look-ups in [`LOOKUP_PERIOD`], by all servers together. The rest of
+/// GitHub's 5,000 is for pushes.
+const LOOKUP_CALLS_MAX: i64 = 1000;
+
+/// The period of [`LOOKUP_CALLS_MAX`].
+const LOOKUP_PERIOD: Duration = Duration::from_secs(3600);
+
+/// The maximum duration of the look-ups of one sweep or scan.
+const LOOKUP_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// The mark that contains the number of calls in the current period.
+const CALLS: &str = "lookup_calls";
 
 /// The mark that contains the first video of the next look-ups.
 const CURSOR: &str = "lookup_cursor";
@@ -43,14 +63,14 @@ impl Sweep {
     }
 
     /// Looks up known videos that a truncated listing does not contain: [`LOOKUPS_MAX`] of them now, the rest
-    /// in later sweeps. The oldest pending rows come first.
+    /// in later sweeps. The oldest pending rows come first. A failure ends the look-ups, but not the sweep.
     async fn look_up(
         &self,
         listing: &Listing,
         pending: &[PendingRow],
         records: &HashMap<VideoKey, Record>,
         keep_cursor: bool,
-    ) -> Result<Vec<(VideoKey, Blobs)>, SweepError> {
+    ) -> Result<Vec<(VideoKey, Blobs)>, DbError> {
         let mut unlisted: Vec<VideoKey> = pending.iter().map(|row| row.key).collect();
         let mut recorded: Vec<VideoKey> = records.keys().copied().collect();
         recorded.sort();
@@ -60,13 +80,43 @@ impl Sweep {
         let cursor = self.db.mark(CURSOR).await?;
         let start = cursor.and_then(|stem| unlisted.iter().position(|key| key.to_string() == stem));
         unlisted.rotate_left(start.unwrap_or(0));
-        let mut found = Vec::new();
-        for key in unlisted.iter().take(LOOKUPS_MAX) {
-            let pair = self.github.lookup(*key, listing.head).await?;
-            found.push((*key, pair.blobs()));
+        let chunk = unlisted.len().min(LOOKUPS_MAX);
+        let calls = chunk * LOOKUP_CALLS;
+        // A dry run writes nothing, so its calls are not counted.
+        if keep_cursor
+            && !self
+                .db
+                .spend(CALLS, calls, LOOKUP_CALLS_MAX, LOOKUP_PERIOD)
+                .await?
+        {
+            tracing::info!(
+                unlisted = unlisted.len(),
+                "look-ups suspended until the next hour"
+            );
+            return Ok(Vec::new());
         }
-        if keep_cursor && let Some(next) = unlisted.get(LOOKUPS_MAX) {
-            self.db.set_mark(CURSOR, &next.to_string()).await?;
+        let until = Instant::now() + LOOKUP_TIME_MAX;
+        let mut found = Vec::new();
+        let mut tried = 0;
+        for key in &unlisted[..chunk] {
+            tried += 1;
+            match timeout_at(until, self.github.lookup(*key, listing.head)).await {
+                Ok(Ok(pair)) => found.push((*key, pair.blobs())),
+                Ok(Err(failure)) => {
+                    tracing::warn!(video.id = %key.video_id, code = %failure.code, "look-ups ended early: {}", failure.message);
+                    break;
+                }
+                Err(_) => {
+                    tracing::warn!(video.id = %key.video_id, "look-ups ended early: GitHub responds slowly");
+                    break;
+                }
+            }
+        }
+        // The failed one is skipped, so that a video that always fails does not stop the others.
+        if keep_cursor && tried < unlisted.len() {
+            self.db
+                .set_mark(CURSOR, &unlisted[tried].to_string())
+                .await?;
         }
         Ok(found)
     }
