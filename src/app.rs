@@ -18,6 +18,7 @@ use crate::db::{Db, DbError, RowOwner};
 use crate::domain::plan::Waits;
 use crate::http::{self, AppState, STREAMS_MAX};
 use crate::pipeline::branch::Branch;
+use crate::pipeline::causes::Causes;
 use crate::pipeline::checks::Services;
 use crate::pipeline::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
 use crate::pipeline::intake::Intake;
@@ -90,6 +91,9 @@ impl App {
         let wake = Arc::new(Notify::new());
         let videos_dir: Arc<str> = github.videos_dir.as_str().into();
         let branch = Arc::new(Branch::new(db.clone(), client.clone(), clock.clone()));
+        let token = config.github.token.as_ref();
+        let causes = Causes::new(store.clone(), token, config.max_video_bytes);
+        let causes = Arc::new(causes);
         let sweep = Sweep {
             db: db.clone(),
             github: client.clone(),
@@ -99,6 +103,7 @@ impl App {
             videos_dir: videos_dir.clone(),
             generation_deadline: config.generation_deadline,
             history_retention: config.history_retention,
+            causes: causes.clone(),
             clock: clock.clone(),
             wake: wake.clone(),
             running: Arc::new(Mutex::new(())),
@@ -109,6 +114,7 @@ impl App {
             branch,
             store: store.clone(),
             breakers: Arc::default(),
+            causes,
             rules: Arc::new(Rules {
                 data_dir: config.data_dir.clone(),
                 bucket: config.storage_bucket.clone(),

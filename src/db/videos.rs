@@ -15,13 +15,13 @@ use sqlx::any::AnyRow;
 use tokio::time::Instant;
 
 use super::{BATCH_ROWS, Db, DbError, RowOwner, Unit};
-use crate::domain::failure::{Code, Failure};
+use crate::domain::failure::{Class, Code, Failure};
 use crate::domain::ids::{GitSha, VideoKey};
 use crate::domain::plan::{Blobs, End, History, Published};
 use crate::domain::request::{Request, Source};
 use crate::domain::state::VideoState;
 use crate::domain::timeline::Entry;
-use crate::domain::verdict::Record;
+use crate::domain::verdict::{Blocked, Record};
 
 /// Upserts requests. `$2`: an array of [`to_json`]. `{recorded}`: the deliveries that request the videos.
 ///
@@ -45,6 +45,7 @@ pub(super) const UPSERT_REQUESTS: &str = "insert into video_ingest.videos as vid
         forced = case when videos.forced + excluded.forced > 0 then 1 else 0 end,
         attempts = case when videos.state = 'running' then videos.attempts else 0 end,
         failing_since = case when videos.state = 'running' then videos.failing_since end,
+        cause = case when videos.state = 'running' then videos.cause end,
         due_at = case when videos.state = 'running' then videos.due_at else excluded.due_at end,
         state = case when videos.state = 'running' then 'running' else 'queued' end,
         updated_at = excluded.updated_at";
@@ -116,7 +117,7 @@ impl Db {
                 where due_at <= {now}
                 order by due_at limit 1 {skip_locked})
             returning video_id, lesson_id, lease_token, requested, {now} - requested_at as requested_ago,
-                source, forced, attempts, {now} - failing_since as failing, code, message,
+                source, forced, attempts, {now} - failing_since as failing, code, message, cause,
                 {now} - waiting_since as waited, mp4_sha, json_sha, stored_sha, commit_sha, sha256,
                 size_bytes, duration_ms, width, height, storage_path, metadata, warnings";
         let token = uuid::Uuid::new_v4().simple().to_string();
@@ -319,6 +320,45 @@ impl Db {
         Ok(self.execute(self.query(&statement)).await?)
     }
 
+    /// Writes what the failure of a finished claim depends on. The first one since the last request starts
+    /// the retry schedule of configuration failures. Has no effect if the video was requested again.
+    pub async fn keep_cause(&self, claim: &Claim, cause: &str) -> Result<(), DbError> {
+        let statement = "update video_ingest.videos set
+                attempts = case when cause is null then 1 else attempts end, cause = $4
+            where video_id = $1 and lesson_id = $2 and state = 'failed' and requested = $3";
+        let query = self
+            .query_for(statement, claim.key)
+            .bind(claim.requested)
+            .bind(cause);
+        self.execute(query).await?;
+        Ok(())
+    }
+
+    /// The failed videos that are retried when the cause of their failure may have changed.
+    pub async fn blocked(&self) -> Result<Vec<Blocked>, DbError> {
+        let codes = Code::ALL
+            .iter()
+            .filter(|code| code.class() == Class::Configuration || **code == Code::GaveUp);
+        let codes: Vec<String> = codes.map(|code| format!("'{code}'")).collect();
+        let statement = format!(
+            "select v.video_id, v.lesson_id, v.code, v.cause, a.storage_bucket
+            from video_ingest.videos as v
+            left join lesson_assets as a on a.id = v.video_id{{uuid}} and a.lesson_id = v.lesson_id{{uuid}}
+            where v.state = 'failed' and v.code in ({})",
+            codes.join(", ")
+        );
+        let rows = self.fetch_all(self.query(&statement)).await?;
+        let blocked = rows.iter().filter_map(|row| {
+            Some(Blocked {
+                key: key(row).ok()?,
+                code: code(row).ok()??,
+                cause: row.get("cause"),
+                bucket: row.get("storage_bucket"),
+            })
+        });
+        Ok(blocked.collect())
+    }
+
     /// All records.
     pub async fn records(&self) -> Result<HashMap<VideoKey, Record>, DbError> {
         let statement =
@@ -505,6 +545,7 @@ fn claimed(row: &AnyRow, token_if_expired: &str) -> Result<Claim, sqlx::Error> {
             failing_for: ago("failing")?,
             code: code(row)?,
             message: row.try_get("message")?,
+            cause: row.try_get("cause")?,
             waited: ago("waited")?.unwrap_or_default(),
             observed: (sha(row, "mp4_sha")?, sha(row, "json_sha")?),
             stored,

@@ -12,8 +12,8 @@ pub enum Class {
     /// The content of the pushed files is invalid. Retried when one of their blobs changes, on a redelivery
     /// and on request.
     Invalid = "invalid",
-    /// A setting or a resource outside of the files is wrong. Reported immediately, retried hourly and by
-    /// every sweep.
+    /// A setting or a resource outside of the files is wrong. Reported immediately. Retried according to
+    /// [`configuration_delay`], and by a sweep that finds that the cause may have changed.
     Configuration = "configuration",
     /// Likely to resolve without a change. Retried according to [`retry_delay`].
     Transient = "transient",
@@ -129,6 +129,21 @@ impl Code {
     }
 }
 
+impl Code {
+    /// Whether it is a configuration failure of the storage.
+    pub const fn is_of_storage(self) -> bool {
+        matches!(
+            self,
+            Self::BucketMissing
+                | Self::MimeNotAllowed
+                | Self::StorageDenied
+                | Self::StorageQuota
+                | Self::StoragePaused
+                | Self::TooLarge
+        )
+    }
+}
+
 /// A failed attempt.
 ///
 /// The message is shown to all users who may see the video. It must not contain secrets or internal
@@ -182,8 +197,11 @@ pub fn clamp_retry_after(wait: Duration) -> Duration {
 /// The period after which transient failures are no longer retried automatically.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-/// The interval between retries of a configuration failure.
+/// The wait after the first configuration failure. It doubles each time.
 pub const CONFIGURATION_RETRY: Duration = Duration::from_secs(3600);
+
+/// The longest wait after a configuration failure.
+pub const CONFIGURATION_RETRY_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// The waits after the first, second, … counted attempt, in seconds. The last one repeats.
 const RETRY_SECONDS: [u64; 6] = [5, 15, 60, 300, 900, 3600];
@@ -202,6 +220,15 @@ pub fn retry_delay(attempts: u32, random: f64) -> Duration {
     jittered(Duration::from_secs(RETRY_SECONDS[step]), random)
 }
 
+/// The wait after the `attempts`-th configuration failure, counted from 1, with jitter.
+///
+/// `random` is in `[0, 1)`.
+pub fn configuration_delay(attempts: u32, random: f64) -> Duration {
+    // 16 hours is the last power of two below the limit.
+    let doubled = CONFIGURATION_RETRY * (1 << attempts.saturating_sub(1).min(5));
+    jittered(doubled.min(CONFIGURATION_RETRY_MAX), random)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +239,14 @@ mod tests {
             .map(|n| retry_delay(n, 0.5).as_secs_f64().round() as u64)
             .collect();
         assert_eq!(seconds, [5, 15, 60, 300, 900, 3600, 3600, 3600]);
+    }
+
+    #[test]
+    fn configuration_failures_are_retried_less_and_less_often() {
+        let hours: Vec<u64> = [1, 2, 3, 4, 5, 6, 7, u32::MAX]
+            .map(|n| configuration_delay(n, 0.5).as_secs_f64().round() as u64 / 3600)
+            .to_vec();
+        assert_eq!(hours, [1, 2, 4, 8, 16, 24, 24, 24]);
     }
 
     #[test]

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::failure::{
-    CONFIGURATION_RETRY, Class, Code, Failure, GIVE_UP_AFTER, jittered, retry_delay,
-};
+use super::failure::{Class, Code, Failure, GIVE_UP_AFTER, configuration_delay, retry_delay};
 use super::ids::{FileKind, GitSha};
 use super::state::VideoState;
 use super::timeline::Step;
@@ -63,6 +61,8 @@ pub struct History {
     pub message: Option<String>,
     /// The time for which the video has been waiting because of `code`.
     pub waited: Duration,
+    /// What the last configuration failure depends on; `None`: there was none since the last request.
+    pub cause: Option<String>,
     /// The blobs that the last attempt found in the branch.
     pub observed: Blobs,
     /// The published video.
@@ -301,6 +301,9 @@ pub fn wait_for_row(history: &History) -> End {
 
 /// The end of an attempt that failed. `random`, in `[0, 1)`, adds jitter to the wait.
 pub fn after_failure(history: &History, failure: Failure, random: f64) -> End {
+    // Attempts with transient failures before the first configuration failure do not count.
+    let configured = history.cause.as_ref().map_or(0, |_| history.attempts);
+    let delay = || Some(configuration_delay(configured + 1, random));
     match (failure.code.class(), failure.retry_after) {
         (Class::Invalid | Class::Expired, _) => End::Failed {
             failure,
@@ -308,7 +311,7 @@ pub fn after_failure(history: &History, failure: Failure, random: f64) -> End {
         },
         (Class::Configuration, _) => End::Failed {
             failure,
-            recheck_in: Some(jittered(CONFIGURATION_RETRY, random)),
+            recheck_in: delay(),
         },
         // A wait that the service requested does not count as an attempt.
         (Class::Transient, Some(wait)) => End::Retry {
@@ -319,15 +322,20 @@ pub fn after_failure(history: &History, failure: Failure, random: f64) -> End {
         (Class::Transient, None)
             if history
                 .failing_for
-                .is_some_and(|time| time >= GIVE_UP_AFTER) =>
+                .is_some_and(|time| time >= GIVE_UP_AFTER)
+                || (history.code, failure.code) == (Some(Code::GaveUp), Code::CorruptDownload) =>
         {
+            // No service that is available again shows that this file is no longer corrupted.
+            let recheck_in = (failure.code == Code::CorruptDownload)
+                .then(delay)
+                .flatten();
             let message = format!(
                 "Gave up after retrying for 24 hours. The last failure was: {}",
                 failure.message
             );
             End::Failed {
                 failure: Failure::new(Code::GaveUp, message),
-                recheck_in: None,
+                recheck_in,
             }
         }
         (Class::Transient, None) => End::Retry {
@@ -346,6 +354,7 @@ fn remaining(period: Duration, waited: Duration) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::failure::CONFIGURATION_RETRY;
 
     const WAITS: Waits = Waits {
         metadata_grace: Duration::from_secs(600),
@@ -433,6 +442,21 @@ mod tests {
         assert_eq!(end(Code::Truncated).recheck_in(), None);
         assert_eq!(end(Code::NoRow).recheck_in(), None);
         assert_eq!(end(Code::TooLarge).recheck_in(), Some(CONFIGURATION_RETRY));
+        let again = |attempts, cause: Option<&str>| {
+            let cause = cause.map(str::to_owned);
+            let history = History {
+                attempts,
+                cause,
+                ..History::default()
+            };
+            after_failure(&history, Failure::new(Code::TooLarge, ""), 0.5).recheck_in()
+        };
+        assert_eq!(again(2, Some("")), Some(CONFIGURATION_RETRY * 4));
+        assert_eq!(
+            again(2, None),
+            Some(CONFIGURATION_RETRY),
+            "transient failures before"
+        );
         assert_eq!(end(Code::DiskFull).state(), VideoState::Queued);
         let tired = History {
             failing_for: Some(GIVE_UP_AFTER),
@@ -440,6 +464,15 @@ mod tests {
         };
         let gave_up = after_failure(&tired, Failure::new(Code::DiskFull, ""), 0.5);
         assert_eq!(gave_up.reason().map(|(code, _)| code), Some(Code::GaveUp));
+        assert_eq!(gave_up.recheck_in(), None);
+        let corrupt = after_failure(&tired, Failure::new(Code::CorruptDownload, ""), 0.5);
+        assert_eq!(corrupt.recheck_in(), Some(CONFIGURATION_RETRY));
+        let corrupt = after_failure(
+            &failed(Code::GaveUp),
+            Failure::new(Code::CorruptDownload, ""),
+            0.5,
+        );
+        assert_eq!(corrupt.state(), VideoState::Failed);
         let asked = Failure::new(Code::RateLimited, "").after(Duration::from_secs(9));
         assert!(!after_failure(&tired, asked, 0.5).is_counted());
     }

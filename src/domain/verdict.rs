@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::failure::{Class, Code};
+use super::failure::Code;
 use super::generation::GenerationStatus;
 use super::ids::VideoKey;
 use super::plan::Blobs;
@@ -88,7 +88,61 @@ pub struct Snapshot {
     pub pending: Vec<PendingRow>,
     /// The videos whose rows are ready.
     pub ready: HashSet<VideoKey>,
+    /// The failed videos whose cause may have changed: see [`Circumstances::may_differ`].
+    pub changed: HashSet<VideoKey>,
 }
+
+/// A failed video that is retried when the cause of its failure may have changed.
+#[derive(Clone, Debug)]
+pub struct Blocked {
+    /// The video.
+    pub key: VideoKey,
+    /// The code of the failure.
+    pub code: Code,
+    /// What the failure depends on, as it was then; `None` if unknown.
+    pub cause: Option<String>,
+    /// The bucket in the row; `None` if there is no row.
+    pub bucket: Option<String>,
+}
+
+impl Blocked {
+    /// The bucket whose state decides whether the video is retried.
+    pub fn depends_on_bucket(&self) -> Option<&str> {
+        let gave_up = self.code == Code::GaveUp
+            && self.cause.as_deref() == Some(Code::StorageUnavailable.as_str());
+        let bucket = self.bucket.as_deref();
+        bucket.filter(|_| gave_up || self.code.is_of_storage())
+    }
+}
+
+/// What failures depend on, as a sweep finds it.
+#[derive(Clone, Debug)]
+pub struct Circumstances {
+    /// Identifies the token for GitHub, without revealing it.
+    pub github: String,
+    /// What each bucket accepts, or why it cannot be used. Without those that did not respond.
+    pub buckets: HashMap<String, String>,
+}
+
+impl Circumstances {
+    /// Whether the cause of a failure may be gone: it differs from what it was then, or the service that
+    /// was given up is available again. The sweep has just listed the branch, so GitHub is.
+    pub fn may_differ(&self, blocked: &Blocked) -> bool {
+        let cause = blocked.cause.as_deref();
+        let bucket = blocked.depends_on_bucket();
+        let now = bucket.and_then(|bucket| self.buckets.get(bucket));
+        match blocked.code {
+            Code::RowDenied => false,
+            Code::GaveUp if bucket.is_some() => now.is_some(),
+            Code::GaveUp => cause != Some(Code::CorruptDownload.as_str()),
+            code if code.is_of_storage() => now.is_some_and(|now| cause != Some(now)),
+            _ => cause != Some(&self.github),
+        }
+    }
+}
+
+/// The reason of a request after the cause of a failure has changed.
+pub const CAUSE_CHANGED: &str = "the cause of its failure may have changed";
 
 impl Snapshot {
     /// The video's files in the branch; `None` if unknown, because the listing is incomplete.
@@ -122,6 +176,7 @@ impl Snapshot {
                 .get(&key)
                 .cloned()
                 .unwrap_or(AgentStatus::NotRequested),
+            cause_changed: self.changed.contains(&key),
         };
         let keys = keys.into_iter();
         keys.map(|key| (key, verdict(&facts(key), deadline)))
@@ -140,6 +195,8 @@ pub struct Facts {
     pub record: Option<Record>,
     /// The generation status.
     pub agent: AgentStatus,
+    /// Whether the cause of its failure may have changed.
+    pub cause_changed: bool,
 }
 
 /// The decision about a video.
@@ -223,9 +280,7 @@ fn pushed(listed: Blobs, facts: &Facts) -> Verdict {
         (VideoState::Ready, _) if pending => Verdict::Request("its row has no video"),
         (VideoState::Ready, _) => Verdict::Settled,
         (VideoState::Waiting, _) => Verdict::Waiting(record.message.clone()),
-        (_, Some(code)) if code.class() == Class::Configuration => {
-            Verdict::Request("retried by a sweep after a configuration failure")
-        }
+        (VideoState::Failed, _) if facts.cause_changed => Verdict::Request(CAUSE_CHANGED),
         (_, Some(Code::NoRow)) if pending => Verdict::Request("its row was inserted"),
         // The app inserted the row again or removed the failure. Without a request, the app would show
         // "generating" indefinitely.
@@ -326,6 +381,7 @@ mod tests {
             row,
             record,
             agent,
+            cause_changed: false,
         };
         verdict(&facts, DEADLINE)
     }
@@ -338,7 +394,6 @@ mod tests {
         let waiting = || Verdict::Waiting("as recorded".into());
         let failed = || Verdict::Failed("as recorded".into());
         let (new, changed) = ("found by a sweep", "changes found by a sweep");
-        let outside = "retried by a sweep after a configuration failure";
         let (json, mp4) = ((None, sha(2)), (sha(1), None));
         let old = (sha(9), sha(2));
         let cases = [
@@ -432,13 +487,13 @@ mod tests {
                 both(),
                 failed_row(),
                 record("failed", Some(TooLarge), both()),
-                request(outside),
+                failed(),
             ),
             (
                 both(),
                 Ready,
                 record("failed", Some(StorageDenied), both()),
-                request(outside),
+                failed(),
             ),
             (
                 both(),
@@ -492,6 +547,51 @@ mod tests {
                 "{case}"
             );
         }
+    }
+
+    #[test]
+    fn a_failure_is_retried_when_its_cause_may_have_changed() {
+        use Code::*;
+        let now = Circumstances {
+            github: "token".into(),
+            buckets: HashMap::from([("a".to_owned(), "8000".to_owned())]),
+        };
+        for (code, cause, bucket, expected) in [
+            (TooLarge, Some("8000"), Some("a"), false),
+            (TooLarge, Some("7000"), Some("a"), true),
+            (TooLarge, None, Some("a"), true),
+            (BucketMissing, Some("missing"), Some("a"), true),
+            (StoragePaused, Some("paused"), Some("silent"), false),
+            (StorageQuota, Some("402"), None, false),
+            (LfsObjectMissing, Some("token"), Some("a"), false),
+            (GithubDenied, Some("another"), Some("a"), true),
+            (RowDenied, None, Some("a"), false),
+            (GaveUp, Some("github_unavailable"), Some("silent"), true),
+            (GaveUp, Some("internal"), None, true),
+            (GaveUp, Some("storage_unavailable"), Some("a"), true),
+            (GaveUp, Some("storage_unavailable"), Some("silent"), false),
+            (GaveUp, Some("corrupt_download"), Some("a"), false),
+            (GaveUp, None, None, true),
+        ] {
+            let blocked = Blocked {
+                key: VideoKey {
+                    lesson_id: uuid::Uuid::nil(),
+                    video_id: uuid::Uuid::nil(),
+                },
+                code,
+                cause: cause.map(str::to_owned),
+                bucket: bucket.map(str::to_owned),
+            };
+            assert_eq!(now.may_differ(&blocked), expected, "{blocked:?}");
+        }
+        let facts = Facts {
+            listed: Some(both()),
+            row: failed_row(),
+            record: record("failed", Some(TooLarge), both()),
+            agent: AgentStatus::NotRequested,
+            cause_changed: true,
+        };
+        assert_eq!(verdict(&facts, DEADLINE), Verdict::Request(CAUSE_CHANGED));
     }
 
     #[test]

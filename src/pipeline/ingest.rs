@@ -23,6 +23,7 @@ use crate::failpoint::FailPoints;
 use crate::format::causes;
 use crate::pipeline::branch::Branch;
 use crate::pipeline::breaker::Breaker;
+use crate::pipeline::causes::Causes;
 use crate::pipeline::spool::{Kind, Spool, Spooled};
 use crate::services::github::{Download, Entry, Github, Pair};
 use crate::services::storage::{Digests, ObjectPath, Store};
@@ -31,8 +32,8 @@ use crate::telemetry::metrics;
 /// The size limit if neither the settings nor the bucket contain one, in bytes.
 pub const VIDEO_BYTES_MAX_DEFAULT: u64 = 52_428_800;
 
-/// After one of these failures, an attempt queries the storage before it downloads from GitHub. Every sweep
-/// retries these videos, and the storage is likely to reject them again.
+/// After one of these failures, an attempt queries the storage before it downloads from GitHub, because the
+/// storage is likely to reject the video again.
 const STORE_REFUSED: [Code; 2] = [Code::StorageDenied, Code::BucketMissing];
 
 /// Settings of an attempt.
@@ -87,6 +88,8 @@ pub struct Ingest {
     pub store: Arc<Store>,
     /// The circuit breakers.
     pub breakers: Arc<Breakers>,
+    /// What failures depend on.
+    pub causes: Arc<Causes>,
     /// The settings.
     pub rules: Arc<Rules>,
     /// The size limit of the settings or the bucket, in bytes.
@@ -105,6 +108,8 @@ pub struct Attempt<'a> {
     pub steps: Vec<timeline::Entry>,
     /// The video's files in the branch, once known.
     pub listed: Option<Blobs>,
+    /// The bucket in the row, once known.
+    pub bucket: Option<String>,
     /// Whether an upload has started. If the lease is lost after that, the object must be repaired.
     pub uploading: Arc<AtomicBool>,
     clock: Clock,
@@ -118,6 +123,7 @@ impl<'a> Attempt<'a> {
             claim,
             steps: Vec::new(),
             listed: None,
+            bucket: None,
             uploading: Arc::default(),
             clock,
             last: Instant::now(),
@@ -149,6 +155,7 @@ impl Ingest {
         let Some(row) = self.row(claim).await? else {
             return Ok(wait_for_row(&claim.history));
         };
+        attempt.bucket = Some(row.bucket.clone());
         let listing = self.branch.listing(claim.requested_at).await?;
         let pair = if listing.complete {
             listing.files.get(&claim.key).copied().unwrap_or_default()

@@ -3,6 +3,7 @@
 
 pub mod branch;
 pub mod breaker;
+pub mod causes;
 pub mod checks;
 pub mod ingest;
 pub mod intake;

@@ -185,6 +185,7 @@ impl Worker {
             match self.ingest.finish(attempt, &end).await {
                 Ok(()) => {
                     let _ = self.ingest.fail.at("published").await;
+                    self.keep_cause(attempt, &end).await;
                     metrics::ended(claim, &end);
                     return log(claim, &end);
                 }
@@ -198,6 +199,24 @@ impl Worker {
                         .await;
                 }
             }
+        }
+    }
+
+    /// Records what a failure depends on. If that fails, the next sweep retries the video once.
+    async fn keep_cause(&self, attempt: &Attempt<'_>, end: &End) {
+        let End::Failed { failure, .. } = end else {
+            return;
+        };
+        let (claim, listed) = (attempt.claim, attempt.listed.is_some());
+        // A download that was given up as corrupted is checked again and again.
+        let last = claim.history.code.filter(|code| *code != Code::GaveUp);
+        let last = last.or(claim.history.cause.as_deref().and_then(Code::parse));
+        let bucket = attempt.bucket.as_deref();
+        let cause = self.ingest.causes.of(failure.code, bucket, listed, last);
+        if let Some(cause) = cause.await
+            && let Err(error) = self.db.keep_cause(claim, &cause).await
+        {
+            tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "failed to record the cause of the failure");
         }
     }
 

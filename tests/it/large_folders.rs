@@ -53,7 +53,7 @@ async fn a_folder_of_60_000_files_is_read_as_a_stream() {
     t.push(&pushed).await;
     t.work().await;
     t.expect_ready(&pushed).await;
-    let report = sweep(&t, "?wait=0").await;
+    let report = sweep(&t, "").await;
     assert_eq!(report["queued"], 1, "{report}");
     t.work().await;
     t.expect_ready(&missed).await;
@@ -135,10 +135,10 @@ scenario! {
         t.row(&lost).await;
         t.commit(&lost);
         t.github.fault(move |call| is_look_up(call) && call.path.contains(&failing), Fault::Html);
-        let mut report = sweep(t, "?wait=0").await;
+        let mut report = sweep(t, "").await;
         for _ in 0..2 {
             if report["queued"] == 0 {
-                report = sweep(t, "?wait=0").await;
+                report = sweep(t, "").await;
             }
         }
         assert_eq!(report["queued"], 1, "{report}");

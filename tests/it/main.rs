@@ -24,6 +24,7 @@ mod page;
 mod process;
 mod races;
 mod readme;
+mod schedule;
 mod stale;
 mod storage;
 mod supabase;

@@ -20,9 +20,10 @@ use crate::domain::plan::Blobs;
 use crate::domain::report::{Outcome, SweepReport, SweptVideo};
 use crate::domain::request::{Purpose, Request, Source};
 use crate::domain::state::VideoState;
-use crate::domain::verdict::{AgentStatus, Snapshot, Verdict};
+use crate::domain::verdict::{AgentStatus, CAUSE_CHANGED, Snapshot, Verdict};
 use crate::format::causes;
 use crate::pipeline::branch::{Branch, ListingError};
+use crate::pipeline::causes::Causes;
 use crate::services::github::{Github, for_purpose};
 use crate::services::openhands::OpenHands;
 use crate::services::storage::Store;
@@ -53,6 +54,8 @@ pub struct Sweep {
     pub generation_deadline: Duration,
     /// The age at which deliveries and timeline entries are deleted.
     pub history_retention: Duration,
+    /// What failures depend on.
+    pub causes: Arc<Causes>,
     /// The clock for the report.
     pub clock: Clock,
     /// Notified when videos were requested.
@@ -157,11 +160,15 @@ impl Sweep {
     async fn run_once(&self, options: &SweepOptions) -> Result<SweepReport, SweepError> {
         let one_at_a_time = self.running.lock().await;
         let listing = self.branch.latest().await?;
-        let snapshot = self.snapshot(&listing, !options.dry_run).await?;
+        let mut snapshot = self.snapshot(&listing, !options.dry_run).await?;
         if !options.dry_run {
             // Before the requests to OpenHands and the storage, which may be slow.
             self.request_pushed(&snapshot, options).await?;
         }
+        let blocked = self.db.blocked().await?;
+        let now = self.causes.now(&blocked).await;
+        let changed = blocked.iter().filter(|blocked| now.may_differ(blocked));
+        snapshot.changed = changed.map(|blocked| blocked.key).collect();
         let (agent, mut errors) = self.generation_statuses(&snapshot, options).await?;
         let mut drifted = HashMap::new();
         if options.verify {
@@ -235,6 +242,9 @@ impl Sweep {
                         "{reason}, and the branch has no file to replace it; push the video again."
                     ))
                 };
+            }
+            if verdict == Verdict::Request(CAUSE_CHANGED) {
+                writes.request(key, CAUSE_CHANGED, false);
             }
             if verdict == Verdict::Adopt {
                 writes.adopted.push((key, listed));

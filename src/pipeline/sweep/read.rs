@@ -59,6 +59,7 @@ impl Sweep {
             records,
             pending,
             ready: ready.into_iter().map(|object| object.key).collect(),
+            changed: HashSet::new(),
         })
     }
 
