@@ -11,6 +11,12 @@ use crate::domain::failure::clamp_retry_after;
 /// Supabase refuses secret keys from browsers, so this must not look like one.
 const USER_AGENT: &str = concat!("video-ingest/", env!("CARGO_PKG_VERSION"));
 
+/// The time that every transfer gets, however small, for connections and pauses.
+const TRANSFER_BASE: Duration = Duration::from_secs(60);
+
+/// The lowest accepted average rate of a transfer, in bytes per second.
+const TRANSFER_RATE_MIN: u64 = 64 * 1024;
+
 /// A setting that makes every call impossible.
 #[derive(Debug, thiserror::Error)]
 #[error("{name} {problem}.")]
@@ -24,7 +30,7 @@ pub struct InvalidSetting {
 /// A builder of clients that send credentials: without redirects, retries or a proxy.
 ///
 /// `connect_max` bounds the time to establish a connection. The timeout of a whole call is the
-/// caller's, because an upload or download may take as long as it makes progress.
+/// caller's; for uploads and downloads it depends on their size, see [`transfer_max`].
 pub fn direct(connect_max: Duration) -> ClientBuilder {
     // Credentials go to the service they are for, and to no host in between.
     via_proxy(connect_max).no_proxy()
@@ -52,6 +58,14 @@ pub fn build(builder: ClientBuilder, name: &'static str) -> Result<Client, Inval
     builder
         .build()
         .map_err(|_| InvalidSetting { name, problem })
+}
+
+/// The longest time that a transfer of this many bytes may take.
+///
+/// A limit on pauses alone is not sufficient: a transfer of one byte before each limit would occupy a
+/// worker for as long as the other side likes.
+pub const fn transfer_max(bytes: u64) -> Duration {
+    TRANSFER_BASE.saturating_add(Duration::from_secs(bytes / TRANSFER_RATE_MIN))
 }
 
 /// Reads the rest of a response; `None` if it is longer than `bytes_max`.
@@ -133,6 +147,13 @@ mod tests {
             assert_eq!(retry_after(&headers, now_ms), expected, "{text}");
         }
         assert_eq!(retry_after(&HeaderMap::new(), now_ms), None);
+    }
+
+    #[test]
+    fn a_transfer_gets_time_by_its_size() {
+        assert_eq!(transfer_max(0), Duration::from_secs(60));
+        assert_eq!(transfer_max(50 << 20), Duration::from_secs(60 + 800));
+        assert!(transfer_max(u64::MAX) > transfer_max(1 << 40));
     }
 
     #[test]

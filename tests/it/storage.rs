@@ -95,6 +95,7 @@ fn with_short_timeouts(storage: &FakeStorage) -> Store {
         stall: SHORT,
         answer: SHORT,
         request: SHORT,
+        ..Timeouts::default()
     };
     supabase(storage, SECRET_KEY, timeouts)
 }
@@ -534,4 +535,35 @@ async fn a_slow_body_is_not_a_stall() {
         .boxed();
     let path = video();
     store.put(&path, 5, &digests(b"xxxxx"), slow).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_upload_that_trickles_ends() {
+    let (storage, _) = project().await;
+    let timeouts = Timeouts {
+        stall: SHORT,
+        transfer: |_| SHORT,
+        ..Timeouts::default()
+    };
+    let store = supabase(&storage, SECRET_KEY, timeouts);
+    // No pause is long enough for a stall.
+    let trickle = stream::iter(0..20)
+        .then(|_| async {
+            tokio::time::sleep(SHORT / 4).await;
+            Ok(Bytes::from_static(b"x"))
+        })
+        .boxed();
+    let path = video();
+    let failure = store
+        .put(&path, 20, &digests(&[b'x'; 20]), trickle)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (failure.code, failure.message.as_str()),
+        (
+            Code::StorageUnavailable,
+            "The upload to Supabase Storage was too slow."
+        )
+    );
+    assert_eq!(storage.uploads(&format!("{BUCKET}/{VIDEO}")), 0);
 }

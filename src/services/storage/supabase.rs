@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{
     BodyStream, BucketLimits, Digests, ObjectInfo, ObjectPath, SIGNED_URL_SECONDS, VIDEO_MIME,
@@ -43,6 +44,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// Until the next byte of an upload is sent: the server has no such limit of its own.
     pub stall: Duration,
+    /// Until the last byte of an upload of so many bytes is sent.
+    pub transfer: fn(u64) -> Duration,
     /// Until the response, from the last byte of an upload on.
     pub answer: Duration,
     /// For a whole request other than an upload.
@@ -54,6 +57,7 @@ impl Default for Timeouts {
         Self {
             connect: Duration::from_secs(10),
             stall: Duration::from_secs(30),
+            transfer: client::transfer_max,
             answer: Duration::from_secs(60),
             request: Duration::from_secs(20),
         }
@@ -249,23 +253,25 @@ impl SupabaseStore {
             .body(reqwest::Body::wrap_stream(pieces));
 
         let mut sending = std::pin::pin!(request.send());
+        let end = Instant::now() + (self.timeouts.transfer)(size);
         let response = loop {
             let all_taken = *so_far.borrow_and_update() >= size;
-            let timeout = if all_taken {
-                self.timeouts.answer
+            let left = end.saturating_duration_since(Instant::now());
+            let (timeout, message) = if all_taken {
+                let answer = self.timeouts.answer;
+                (answer, "Supabase Storage did not respond to the upload.")
+            } else if left < self.timeouts.stall {
+                (left, "The upload to Supabase Storage was too slow.")
             } else {
-                self.timeouts.stall
+                let stall = self.timeouts.stall;
+                (stall, "The upload to Supabase Storage stalled.")
             };
             tokio::select! {
                 // May arrive while bytes are still being sent; the rest is not sent then.
                 response = &mut sending => break response.map_err(|error| unreached(&error))?,
-                // Every piece restarts the timeout: only a stalled upload fails, not a slow one.
+                // Every piece restarts the timeout for a stall.
                 _ = so_far.changed() => {}
-                () = tokio::time::sleep(timeout) => return Err(unavailable(if all_taken {
-                    "Supabase Storage did not respond to the upload."
-                } else {
-                    "The upload to Supabase Storage stalled."
-                })),
+                () = tokio::time::sleep(timeout) => return Err(unavailable(message)),
             }
         };
         tokio::time::timeout(self.timeouts.answer, self.accept(response))
