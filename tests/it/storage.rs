@@ -12,7 +12,7 @@ use sha1::{Digest, Sha1};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use video_ingest::clock::Clock;
-use video_ingest::domain::failure::{Code, Failure};
+use video_ingest::domain::failure::{Class, Code, Failure};
 use video_ingest::domain::ids::GitSha;
 use video_ingest::services::storage::{
     BodyStream, BucketLimits, Digests, FolderStore, ObjectInfo, ObjectPath, Playable, Store,
@@ -404,6 +404,15 @@ async fn each_refusal_has_its_code() {
             Code::StorageDenied
         );
     }
+    // A JWT of another project, or of this one before its secret was rotated.
+    let rotated = with_key(&storage, "eyJh.eyJi.x");
+    let refused = rotated.info(&video()).await.unwrap_err();
+    assert_eq!(refused.code, Code::StorageDenied);
+    let refused = rotated.playable(&video()).await.unwrap_err();
+    assert_eq!(refused.code, Code::StorageDenied);
+    let refused = rotated.delete(&video()).await.unwrap_err();
+    assert_eq!(refused.code, Code::StorageDenied);
+
     storage.create_bucket(BUCKET, None, None);
     assert_eq!(
         put_code(&with_key(&storage, ANON_JWT), b"video").await,
@@ -414,6 +423,43 @@ async fn each_refusal_has_its_code() {
         Fault::Answer(Answer::new(413, "text/html", "<html>nginx</html>")),
     );
     assert_eq!(put_code(&store, b"video").await, Code::TooLarge);
+}
+
+#[tokio::test]
+async fn a_used_up_quota_and_a_paused_project_have_their_own_codes() {
+    let (storage, store) = project().await;
+    let html = "<html><title>Error</title></html>";
+    let json =
+        r#"{"statusCode":"402","error":"Payment Required","message":"exceed_storage_size_quota"}"#;
+    for (answer, code) in [
+        (Answer::new(402, "text/html", html), Code::StorageQuota),
+        (
+            Answer::new(402, "application/json", "{}"),
+            Code::StorageQuota,
+        ),
+        (
+            Answer::new(400, "application/json", json),
+            Code::StorageQuota,
+        ),
+        (Answer::new(540, "text/html", html), Code::StoragePaused),
+        (
+            Answer::new(540, "application/json", r#"{"message":"project paused"}"#),
+            Code::StoragePaused,
+        ),
+    ] {
+        for op in [Op::Upload, Op::Info, Op::Sign, Op::Delete, Op::Bucket] {
+            storage.fault(op, Fault::Answer(answer.clone()));
+            let failure = match op {
+                Op::Upload => put(&store, b"video").await.unwrap_err(),
+                Op::Info => store.info(&video()).await.unwrap_err(),
+                Op::Sign => store.playable(&video()).await.unwrap_err(),
+                Op::Delete => store.delete(&video()).await.unwrap_err(),
+                _ => store.limits(BUCKET).await.unwrap_err(),
+            };
+            assert_eq!(failure.code, code, "{op:?} {answer:?}");
+            assert_eq!(failure.code.class(), Class::Configuration);
+        }
+    }
 }
 
 #[tokio::test]

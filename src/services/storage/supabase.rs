@@ -146,7 +146,9 @@ impl SupabaseStore {
             size: u64,
             metadata: Option<Value>,
         }
-        let request = self.calls.get(self.object_url(&["info"], path));
+        // Without `authenticated`, the server reports an invalid key as a missing bucket.
+        let url = self.object_url(&["info", "authenticated"], path);
+        let request = self.calls.get(url);
         let Some(info) = self.call::<Info>(request).await? else {
             return Ok(None);
         };
@@ -346,6 +348,14 @@ impl SupabaseStore {
                 Code::StorageDenied,
                 "Supabase Storage rejected the key; check SUPABASE_SERVICE_ROLE_KEY.",
             ),
+            Refusal::Quota => (
+                Code::StorageQuota,
+                "The Supabase project is restricted because a quota is used up or a payment is overdue; check the organization's billing settings.",
+            ),
+            Refusal::Paused => (
+                Code::StoragePaused,
+                "The Supabase project is paused; restore it in Supabase's dashboard.",
+            ),
             Refusal::NoRoute => (
                 Code::StorageUnavailable,
                 "Supabase Storage was not found at the configured URL; check SUPABASE_URL.",
@@ -394,6 +404,8 @@ enum Refusal {
     TooLarge,
     Denied,
     UnknownKey,
+    Quota,
+    Paused,
     Transient,
 }
 
@@ -428,6 +440,10 @@ fn refusal(http_status: u16, body: &[u8]) -> Refusal {
         404 if message == "Object not found" || text("error") == "not_found" => Refusal::NoObject,
         404 => Refusal::NoRoute,
         401 | 403 => Refusal::Denied,
+        // From the gateway of a restricted or paused project.
+        // Source: supabase.com/docs/guides/platform/http-status-codes
+        402 => Refusal::Quota,
+        540 => Refusal::Paused,
         413 => Refusal::TooLarge,
         415 => Refusal::Mime,
         _ => Refusal::Transient,
@@ -546,6 +562,9 @@ mod tests {
             (413, "<html>413 Request Entity Too Large</html>", TooLarge),
             (401, r#"{"message":"Invalid API key"}"#, Denied),
             (404, "", NoRoute),
+            (402, "<html>Payment Required</html>", Quota),
+            (540, "", Paused),
+            (540, r#"{"message":"project paused"}"#, Paused),
             (502, "<html>Bad Gateway</html>", Transient),
             (544, "", Transient),
             (429, "slow down", Transient),

@@ -5,6 +5,7 @@
 //! - a refusal after the body has begun leaves the connection hanging for 62 seconds ("poisoned");
 //! - the gateway translates `sb_` keys to JWTs, and older ones do not;
 //! - the size limit is exact but does not see chunked bodies; types match exactly, but for wildcards;
+//! - object information takes an invalid JWT for a visitor of a public bucket, but for the authenticated route;
 //! - only `x-upsert: true`, in exactly this spelling, or `PUT` replaces an object;
 //! - a DELETE with a JSON content type needs a body; a list does not tell a missing bucket from an empty one;
 //! - the ETag is an MD5, except for large objects on an S3 back end.
@@ -414,10 +415,14 @@ async fn handle(shared: Arc<Shared>, request: Request<Body>) -> Response {
     let is_get = head.method == Method::GET || head.method == Method::HEAD;
     let (op, path) = match (&head.method, path.split_once('/').unwrap_or((&path, ""))) {
         (_, ("object", rest)) => match rest.split_once('/').unwrap_or((rest, "")) {
-            ("info", rest) if is_get => (
-                Op::Info,
-                rest.strip_prefix("authenticated/").unwrap_or(rest),
-            ),
+            ("info", rest) if is_get => match rest.strip_prefix("authenticated/") {
+                Some(rest) => (Op::Info, rest),
+                // The real route takes a visitor without a valid JWT for one of a public bucket.
+                None if is_unknown_jwt(authorization.as_deref()) => {
+                    return no_bucket().into_response();
+                }
+                None => (Op::Info, rest),
+            },
             ("sign", rest) if is_get => {
                 return shared.read_signed(rest, &head.uri, &head.headers);
             }
@@ -535,6 +540,10 @@ fn authorize(authorization: Option<&str>) -> Result<Role, Answer> {
         }
         _ => denied("Invalid Compact JWS"),
     }
+}
+
+fn is_unknown_jwt(authorization: Option<&str>) -> bool {
+    authorization.is_some() && authorize(authorization).is_err()
 }
 
 impl Shared {
