@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -22,17 +22,11 @@ use crate::failpoint::FailPoints;
 use crate::format::causes;
 use crate::pipeline::branch::Branch;
 use crate::pipeline::breaker::Breaker;
-use crate::pipeline::spool::{Kind, Spool, Spooled};
+use crate::pipeline::limits::Limits;
+use crate::pipeline::spool::{Kind, Spool, Spooled, has_space};
 use crate::services::github::{Download, Entry, Github, Pair};
 use crate::services::storage::{Digests, ObjectPath, Store};
 use crate::telemetry::metrics;
-
-/// The size limit if neither the settings nor the bucket contain one, in bytes.
-pub const VIDEO_BYTES_MAX_DEFAULT: u64 = 52_428_800;
-
-/// After one of these failures, an attempt queries the storage before it downloads from GitHub. Every sweep
-/// retries these videos, and the storage is likely to reject them again.
-const STORE_REFUSED: [Code; 2] = [Code::StorageDenied, Code::BucketMissing];
 
 /// Settings of an attempt.
 #[derive(Clone, Debug)]
@@ -88,8 +82,8 @@ pub struct Ingest {
     pub breakers: Arc<Breakers>,
     /// The settings.
     pub rules: Arc<Rules>,
-    /// The size limit of the settings or the bucket, in bytes.
-    pub video_bytes_max: Arc<AtomicU64>,
+    /// What the buckets accept.
+    pub limits: Arc<Limits>,
     /// The clock for timelines.
     pub clock: Clock,
     /// Fail points for tests.
@@ -165,14 +159,6 @@ impl Ingest {
             Plan::Ingest(mp4) => mp4,
         };
         let object = ObjectPath::new(&row.bucket, row.user_id, claim.key)?;
-        if claim
-            .history
-            .code
-            .is_some_and(|code| STORE_REFUSED.contains(&code))
-        {
-            self.breakers.info.call(self.store.info(&object)).await?;
-        }
-        let metadata = self.metadata(attempt, &pair).await?;
         // The blob that was published last, for example after a redelivery or a retry. If the storage still
         // has the object, no download is required.
         let known = claim
@@ -180,6 +166,11 @@ impl Ingest {
             .stored
             .as_ref()
             .filter(|known| known.blob_sha == mp4.sha);
+        if known.is_none() {
+            // Before any download: every sweep retries the videos that the storage refuses.
+            self.check_size(claim, object.bucket(), mp4.size).await?;
+        }
+        let metadata = self.metadata(attempt, &pair).await?;
         let published = match known {
             Some(known)
                 if self
@@ -195,8 +186,12 @@ impl Ingest {
                 (known.sha256.clone(), known.size_bytes, probe)
             }
             _ => {
-                let (spooled, probe) = self.fetch(attempt, mp4).await?;
-                self.put(attempt, &object, mp4, &spooled).await?;
+                if known.is_some() {
+                    self.check_size(claim, object.bucket(), mp4.size).await?;
+                }
+                let (spooled, probe) = self.fetch(attempt, object.bucket(), mp4).await?;
+                let put = self.put(attempt, &object, mp4, &spooled).await;
+                put.inspect_err(|failure| self.limits.note(object.bucket(), failure))?;
                 (spooled.sha256.to_string(), spooled.size, probe)
             }
         };
@@ -328,9 +323,9 @@ impl Ingest {
     async fn fetch(
         &self,
         attempt: &mut Attempt<'_>,
+        bucket: &str,
         mp4: Entry,
     ) -> Result<(Spooled, Probe), Failure> {
-        self.check_size(mp4.size)?;
         let download = self.github.blob(mp4.sha, mp4.size).await?;
         let mut spooled = self.spool(download, mp4.size, Kind::Blob).await?;
         if spooled.git_sha != Some(mp4.sha) {
@@ -338,7 +333,7 @@ impl Ingest {
         }
         let pointer = spooled.lfs_pointer();
         if let Some(pointer) = &pointer {
-            self.check_size(pointer.size)?;
+            self.check_size(attempt.claim, bucket, pointer.size).await?;
             let fetch = async {
                 let oid = pointer.oid.to_string();
                 let download = self.github.lfs(&oid, pointer.size).await?;
@@ -379,16 +374,19 @@ impl Ingest {
         spool.finish().await
     }
 
-    fn check_size(&self, size: u64) -> Result<(), Failure> {
-        let max = self.video_bytes_max.load(Ordering::Relaxed);
-        if size <= max {
+    /// Whether the bucket and the disk have space for a file of this size, in bytes.
+    async fn check_size(&self, claim: &Claim, bucket: &str, size: u64) -> Result<(), Failure> {
+        let breaker = &self.breakers.info;
+        let check = self
+            .limits
+            .check(breaker, bucket, size, claim.requested_at.elapsed());
+        check.await?;
+        if has_space(&self.rules.data_dir, size) {
             return Ok(());
         }
         Err(Failure::new(
-            Code::TooLarge,
-            format!(
-                "The video is {size} bytes, but the limit is {max}; raise MAX_VIDEO_BYTES and the bucket's limit, or render a smaller video."
-            ),
+            Code::DiskFull,
+            "DATA_DIR does not have enough space for the video; free up disk space.",
         ))
     }
 
@@ -425,11 +423,7 @@ impl Ingest {
         let upload = self
             .store
             .put(object, spooled.size, &digests, spooled.stream().boxed());
-        let sent = self.breakers.upload.call(upload).await;
-        if let Err(failure) = sent {
-            self.update_limit(&failure, object.bucket()).await;
-            return Err(failure);
-        }
+        self.breakers.upload.call(upload).await?;
         self.fail.at("uploaded").await?;
         if !self
             .is_stored(object, &digests.sha256, spooled.size)
@@ -453,17 +447,6 @@ impl Ingest {
     ) -> Result<bool, Failure> {
         let info = self.breakers.info.call(self.store.info(object)).await?;
         Ok(info.is_some_and(|info| info.size == size && info.sha256.as_deref() == Some(sha256)))
-    }
-
-    /// Reads the bucket's limit after the storage rejected a video as too large, because the limit may have
-    /// changed since the start.
-    async fn update_limit(&self, failure: &Failure, bucket: &str) {
-        if failure.code == Code::TooLarge
-            && let Ok(limits) = self.store.limits(bucket).await
-            && let Some(max) = limits.max_bytes
-        {
-            self.video_bytes_max.fetch_min(max, Ordering::Relaxed);
-        }
     }
 }
 

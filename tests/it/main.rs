@@ -12,6 +12,7 @@ mod hostile;
 mod intake;
 mod intruders;
 mod invariants;
+mod limits;
 mod load;
 mod logs;
 mod main_job;

@@ -11,7 +11,7 @@ use super::Report;
 use crate::config::Config;
 use crate::domain::failure::{Code, Failure};
 use crate::domain::ids::{GitSha, VideoKey};
-use crate::pipeline::ingest::VIDEO_BYTES_MAX_DEFAULT;
+use crate::pipeline::limits::VIDEO_BYTES_MAX_DEFAULT;
 use crate::services::storage::{Digests, ObjectInfo, ObjectPath, Store};
 
 /// The content of the test object.

@@ -23,6 +23,7 @@ use crate::domain::state::VideoState;
 use crate::domain::verdict::{AgentStatus, Snapshot, Verdict};
 use crate::format::causes;
 use crate::pipeline::branch::{Branch, ListingError};
+use crate::pipeline::limits::Limits;
 use crate::services::github::{Github, for_purpose};
 use crate::services::openhands::OpenHands;
 use crate::services::storage::Store;
@@ -45,6 +46,8 @@ pub struct Sweep {
     pub branch: Arc<Branch>,
     /// The storage, for `verify`.
     pub store: Arc<Store>,
+    /// What the buckets accept. Each sweep has it read again.
+    pub limits: Arc<Limits>,
     /// The source of generation statuses; `None` if there is no API key.
     pub openhands: Option<Arc<OpenHands>>,
     /// The videos folder, such as `videos`.
@@ -156,6 +159,7 @@ impl Sweep {
 
     async fn run_once(&self, options: &SweepOptions) -> Result<SweepReport, SweepError> {
         let one_at_a_time = self.running.lock().await;
+        self.limits.forget();
         let listing = self.branch.latest().await?;
         let snapshot = self.snapshot(&listing, !options.dry_run).await?;
         if !options.dry_run {
