@@ -190,8 +190,8 @@ impl Worker {
     /// Handles a lost lease.
     ///
     /// The lease does not protect the storage: this worker's upload may complete after that of the next
-    /// worker. The video is therefore requested again, and the next attempt compares the object with the
-    /// branch.
+    /// worker. The video is therefore requested again, the next attempt compares the object with the branch,
+    /// and the object is compared once more some minutes later.
     async fn lost(&self, claim: &Claim, uploading: bool) {
         tracing::warn!(video.id = %claim.key.video_id, attempt = claim.history.attempts + 1, uploading, "lost the lease, aborted the attempt");
         if uploading {
@@ -200,7 +200,11 @@ impl Worker {
                 Source::Repair,
                 "a worker lost its lease during an upload",
             );
-            if let Err(error) = self.db.request([repair]).await {
+            let requested = async {
+                self.db.request([repair]).await?;
+                self.db.look_again(claim.key).await
+            };
+            if let Err(error) = requested.await {
                 tracing::error!(video.id = %claim.key.video_id, error = causes(&error), "failed to request a repair; run a sweep with verify=true");
             }
         }

@@ -12,6 +12,7 @@ mod hostile;
 mod intake;
 mod intruders;
 mod invariants;
+mod late_uploads;
 mod limits;
 mod load;
 mod logs;

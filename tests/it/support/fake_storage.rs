@@ -79,6 +79,8 @@ pub enum Fault {
     CutAfter(usize),
     /// Not a byte of the body is read.
     Stall,
+    /// The upload is read and the connection breaks. It is committed by [`FakeStorage::commit_held`].
+    Hold,
 }
 
 /// A whole answer.
@@ -163,6 +165,7 @@ struct Model {
     pauses: VecDeque<Arc<Notifies>>,
     calls: Vec<String>,
     signed: HashMap<String, String>,
+    held: Vec<(String, Object, Upload)>,
     is_down: bool,
     translates_keys: bool,
     multipart_etags: bool,
@@ -179,6 +182,7 @@ impl Default for Model {
             pauses: VecDeque::new(),
             calls: Vec::new(),
             signed: HashMap::new(),
+            held: Vec::new(),
             is_down: false,
             translates_keys: true,
             multipart_etags: false,
@@ -312,6 +316,14 @@ impl FakeStorage {
         self.model().faults.push((op, path.to_owned(), fault));
     }
 
+    /// Commits the uploads of [`Fault::Hold`], after everything else that was stored until now.
+    pub fn commit_held(&self) {
+        let mut model = self.model();
+        for (path, object, upload) in std::mem::take(&mut model.held) {
+            model.commit(&path, object, upload);
+        }
+    }
+
     /// Pauses the next upload before its last byte.
     pub fn pause_before_last_byte(&self) -> Pause {
         let notifies = Arc::<Notifies>::default();
@@ -437,13 +449,14 @@ async fn handle(shared: Arc<Shared>, request: Request<Body>) -> Response {
         _ => return no_route(&head.method, &format!("/{path}")),
     };
 
+    let fault = shared.take_fault(op, path);
     let call = Call {
         op,
         path: path.to_owned(),
         method: head.method,
         headers: head.headers,
+        is_held: matches!(fault, Some(Fault::Hold)),
     };
-    let fault = shared.take_fault(op, path);
     match fault {
         Some(Fault::Answer(answer)) => {
             read_to_end(body).await.ok();
@@ -464,7 +477,7 @@ async fn handle(shared: Arc<Shared>, request: Request<Body>) -> Response {
             }
             return connection.cut().await;
         }
-        Some(Fault::DoneBut(_) | Fault::LoseAnswer | Fault::NoAnswer) | None => {}
+        Some(Fault::DoneBut(_) | Fault::LoseAnswer | Fault::NoAnswer | Fault::Hold) | None => {}
     }
     let response = match authorize(authorization.as_deref()) {
         Ok(role) => shared.answer(call, role, body, &connection).await,
@@ -475,7 +488,7 @@ async fn handle(shared: Arc<Shared>, request: Request<Body>) -> Response {
     };
     match fault {
         Some(Fault::DoneBut(answer)) => answer.into_response(),
-        Some(Fault::LoseAnswer) => connection.cut().await,
+        Some(Fault::LoseAnswer | Fault::Hold) => connection.cut().await,
         Some(Fault::NoAnswer) => std::future::pending().await,
         _ => response,
     }
@@ -486,6 +499,7 @@ struct Call {
     path: String,
     method: Method,
     headers: HeaderMap,
+    is_held: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -681,14 +695,14 @@ impl Shared {
             cache_control: header("cache-control").unwrap_or("no-cache").to_owned(),
             metadata: serde_json::from_slice(&metadata.unwrap_or_default()).unwrap_or(json!({})),
         };
-        let id = self.model.lock().unwrap().commit(
-            &call.path,
-            object,
-            Upload {
-                bytes,
-                headers: call.headers.clone(),
-            },
-        );
+        let headers = call.headers.clone();
+        let upload = Upload { bytes, headers };
+        let mut model = self.model.lock().unwrap();
+        if call.is_held {
+            model.held.push((call.path, object, upload));
+            return StatusCode::OK.into_response();
+        }
+        let id = model.commit(&call.path, object, upload);
         Json(json!({"Key": call.path, "Id": id})).into_response()
     }
 
