@@ -181,7 +181,7 @@ impl Ingest {
         let published = match known {
             Some(known)
                 if self
-                    .is_stored(&object, &known.sha256, known.size_bytes)
+                    .is_intact(claim, &object, &known.sha256, known.size_bytes)
                     .await? =>
             {
                 attempt.step(Step::Stored, "the storage already has this video");
@@ -438,7 +438,7 @@ impl Ingest {
             sha256: spooled.sha256.to_string(),
         };
         if self
-            .is_stored(object, &digests.sha256, spooled.size)
+            .is_intact(attempt.claim, object, &digests.sha256, spooled.size)
             .await?
         {
             attempt.step(Step::Stored, "the storage already has this video");
@@ -472,6 +472,20 @@ impl Ingest {
         let detail = format!("{} in {}", object.path(), object.bucket());
         attempt.step(Step::Stored, detail);
         Ok(())
+    }
+
+    /// Whether no upload is required. A forced request can be for an object whose bytes the storage has lost.
+    async fn is_intact(
+        &self,
+        claim: &Claim,
+        object: &ObjectPath,
+        sha256: &str,
+        size: u64,
+    ) -> Result<bool, Failure> {
+        let is_stored = self.is_stored(object, sha256, size).await?;
+        Ok(is_stored
+            && (!claim.history.forced
+                || self.store.is_readable(object, size).await.unwrap_or(false)))
     }
 
     async fn is_stored(

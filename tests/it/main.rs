@@ -32,5 +32,6 @@ mod support;
 mod sweep;
 mod sweep_model;
 mod tidy;
+mod verify;
 mod webhook;
 mod webhook_command;

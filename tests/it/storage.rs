@@ -15,8 +15,8 @@ use video_ingest::clock::Clock;
 use video_ingest::domain::failure::{Class, Code, Failure};
 use video_ingest::domain::ids::GitSha;
 use video_ingest::services::storage::{
-    BodyStream, BucketLimits, Digests, FolderStore, ObjectInfo, ObjectPath, Playable, Store,
-    SupabaseStore, Timeouts,
+    BodyStream, BucketLimits, Digests, FolderStore, ObjectPath, Playable, Store, SupabaseStore,
+    Timeouts,
 };
 
 use crate::support::fake_storage::{
@@ -41,11 +41,13 @@ fn digests(bytes: &[u8]) -> Digests {
     }
 }
 
-fn stored(bytes: &[u8]) -> Option<ObjectInfo> {
-    Some(ObjectInfo {
-        size: bytes.len() as u64,
-        sha256: Some(digests(bytes).sha256),
-    })
+fn stored(bytes: &[u8]) -> Option<(u64, String)> {
+    Some((bytes.len() as u64, digests(bytes).sha256))
+}
+
+async fn info(store: &Store) -> Option<(u64, String)> {
+    let info = store.info(&video()).await.unwrap()?;
+    Some((info.size, info.sha256.unwrap()))
 }
 
 fn body(bytes: &[u8]) -> BodyStream {
@@ -121,7 +123,13 @@ async fn a_stored_object_is_found_and_plays() {
         for size in [1, 65_537, 3_000_000] {
             let bytes = vec![7; size];
             put(store, &bytes).await.unwrap();
-            assert_eq!(store.info(&video()).await.unwrap(), stored(&bytes));
+            assert_eq!(info(store).await, stored(&bytes));
+            let read = store.digests(&video(), size as u64).await.unwrap();
+            assert_eq!(read, Some(digests(&bytes)));
+            for other in [size - 1, size + 1] {
+                let read = store.digests(&video(), other as u64).await.unwrap();
+                assert_eq!(read, None, "{other}");
+            }
             assert_eq!(played(store).await, bytes);
         }
     })
@@ -164,7 +172,7 @@ async fn the_old_version_stays_until_the_new_one_is_complete() {
             Ok(())
         };
         tokio::try_join!(putting, checking).unwrap();
-        assert_eq!(store.info(&path).await.unwrap(), stored(b"new version"));
+        assert_eq!(info(store).await, stored(b"new version"));
     })
     .await;
 }

@@ -123,6 +123,7 @@ async fn store_and_read(store: &Store, path: &ObjectPath) -> Result<(), Failure>
     let expected = ObjectInfo {
         size,
         sha256: Some(digests.sha256),
+        blob_sha: Some(digests.blob_sha),
     };
     let is_same = store.info(path).await? == Some(expected);
     let is_playable = store.playable(path).await?.is_some();

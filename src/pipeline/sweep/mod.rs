@@ -169,7 +169,7 @@ impl Sweep {
         let (agent, mut errors) = self.generation_statuses(&snapshot, options).await?;
         let mut drifted = HashMap::new();
         if options.verify {
-            let (found, failures) = self.verify(options).await?;
+            let (found, failures) = self.verify(&listing, options).await?;
             drifted = found;
             errors.extend(failures);
         }

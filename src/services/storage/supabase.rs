@@ -8,7 +8,9 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures_util::{TryStreamExt, stream};
-use reqwest::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use reqwest::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, RANGE,
+};
 use reqwest::{Client, RequestBuilder, Response, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -17,7 +19,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{
-    BodyStream, BucketLimits, Digests, ObjectInfo, ObjectPath, SIGNED_URL_SECONDS, VIDEO_MIME,
+    BodyStream, BucketLimits, Digests, Hashing, ObjectInfo, ObjectPath, SIGNED_URL_SECONDS,
+    VIDEO_MIME,
 };
 use crate::clock::Clock;
 use crate::domain::failure::{Code, Failure};
@@ -152,11 +155,46 @@ impl SupabaseStore {
         let Some(info) = self.call::<Info>(request).await? else {
             return Ok(None);
         };
-        let sha256 = info.metadata.as_ref().and_then(|m| m["sha256"].as_str());
+        let metadata = info.metadata.unwrap_or_default();
+        let text = |field: &str| metadata[field].as_str();
         Ok(Some(ObjectInfo {
             size: info.size,
-            sha256: sha256.map(str::to_owned),
+            sha256: text("sha256").map(str::to_owned),
+            blob_sha: text("blob_sha").and_then(|sha| sha.parse().ok()),
         }))
+    }
+
+    pub(super) async fn is_readable(&self, path: &ObjectPath, size: u64) -> Result<bool, Failure> {
+        let last = size.saturating_sub(1);
+        let request = self
+            .calls
+            .get(self.object_url(&["authenticated"], path))
+            .header(RANGE, format!("bytes={last}-{last}"));
+        let response = request.send().await.map_err(|error| unreached(&error))?;
+        Ok(self.accept(response).await?.is_some())
+    }
+
+    pub(super) async fn digests(
+        &self,
+        path: &ObjectPath,
+        size: u64,
+    ) -> Result<Option<Digests>, Failure> {
+        let request = self
+            .calls
+            .get(self.object_url(&["authenticated"], path))
+            .timeout((self.timeouts.transfer)(size));
+        let mut response = request.send().await.map_err(|error| unreached(&error))?;
+        if !response.status().is_success() {
+            self.accept(response).await?;
+            return Ok(None);
+        }
+        let mut hashing = Hashing::new(size);
+        while let Some(chunk) = response.chunk().await.map_err(|error| unreached(&error))? {
+            if !hashing.add(&chunk) {
+                return Ok(None);
+            }
+        }
+        Ok(hashing.finish())
     }
 
     /// Uploads an object. If the response is lost, asks what is stored: the server completes an upload
@@ -175,6 +213,7 @@ impl SupabaseStore {
         let wanted = ObjectInfo {
             size,
             sha256: Some(digests.sha256.clone()),
+            blob_sha: Some(digests.blob_sha),
         };
         match self.info(path).await {
             Ok(Some(stored)) if stored == wanted => Ok(()),

@@ -166,6 +166,7 @@ struct Model {
     calls: Vec<String>,
     signed: HashMap<String, String>,
     held: Vec<(String, Object, Upload)>,
+    lost: BTreeSet<String>,
     is_down: bool,
     translates_keys: bool,
     multipart_etags: bool,
@@ -183,6 +184,7 @@ impl Default for Model {
             calls: Vec::new(),
             signed: HashMap::new(),
             held: Vec::new(),
+            lost: BTreeSet::new(),
             is_down: false,
             translates_keys: true,
             multipart_etags: false,
@@ -279,6 +281,24 @@ impl FakeStorage {
     pub fn overwrite(&self, path: &str, bytes: &[u8]) {
         let mut model = self.model();
         model.objects.get_mut(path).unwrap().bytes = Bytes::copy_from_slice(bytes);
+    }
+
+    /// Stores an object as another program would, without metadata.
+    pub fn insert(&self, path: &str, bytes: &[u8]) {
+        let object = Object {
+            id: Uuid::new_v4(),
+            version: Uuid::new_v4(),
+            bytes: Bytes::copy_from_slice(bytes),
+            mime: "video/mp4".to_owned(),
+            cache_control: "max-age=3600".to_owned(),
+            metadata: json!({}),
+        };
+        self.model().objects.insert(path.to_owned(), object);
+    }
+
+    /// Loses the bytes of an object until it is uploaded again: its information stays.
+    pub fn lose_bytes(&self, path: &str) {
+        self.model().lost.insert(path.to_owned());
     }
 
     /// Deletes an object without a call.
@@ -760,6 +780,7 @@ impl Model {
             object.id = old.id;
         }
         let id = object.id;
+        self.lost.remove(path);
         self.objects.insert(path.to_owned(), object);
         self.history
             .entry(path.to_owned())
@@ -799,6 +820,11 @@ impl Model {
         let Some(object) = self.objects.get(path) else {
             return no_object(method);
         };
+        if self.lost.contains(path) {
+            let message = "Internal Server Error";
+            return Answer::refusal(500, "500", "Internal", message, "InternalError")
+                .into_response();
+        }
         let all = [
             (header::CONTENT_TYPE, object.mime.clone()),
             (header::ETAG, self.etag(&object.bytes)),
