@@ -1,7 +1,6 @@
 //! Wiring: the only place that constructs clients, the database pool and the clock.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -20,8 +19,9 @@ use crate::http::{self, AppState, STREAMS_MAX};
 use crate::pipeline::branch::Branch;
 use crate::pipeline::causes::Causes;
 use crate::pipeline::checks::Services;
-use crate::pipeline::ingest::{Ingest, Rules, VIDEO_BYTES_MAX_DEFAULT};
+use crate::pipeline::ingest::{Ingest, Rules};
 use crate::pipeline::intake::Intake;
+use crate::pipeline::limits::Limits;
 use crate::pipeline::sweep::{Sweep, SweepOptions};
 use crate::pipeline::worker::Worker;
 use crate::services::client::InvalidSetting;
@@ -99,6 +99,11 @@ impl App {
             github: client.clone(),
             branch: branch.clone(),
             store: store.clone(),
+            limits: Arc::new(Limits::new(
+                store.clone(),
+                clock.clone(),
+                config.max_video_bytes,
+            )),
             openhands: openhands(&config, &clock, openhands_pacing)?,
             videos_dir: videos_dir.clone(),
             generation_deadline: config.generation_deadline,
@@ -131,7 +136,7 @@ impl App {
                 },
                 lease: config.lease,
             }),
-            video_bytes_max: Arc::new(AtomicU64::new(video_bytes_max(&config, &store).await)),
+            limits: sweep.limits.clone(),
             clock,
             fail: config.fail_points.clone(),
         };
@@ -388,25 +393,4 @@ fn openhands(
     };
     let client = OpenHands::new(api_url, key.clone(), *version, clock.clone(), pacing)?;
     Ok(Some(Arc::new(client)))
-}
-
-/// The size limit of a video in bytes: the setting, else the bucket's limit, else the default.
-async fn video_bytes_max(config: &Config, store: &Store) -> u64 {
-    if let Some(max) = config.max_video_bytes {
-        return max;
-    }
-    match store.limits(&config.storage_bucket).await {
-        Ok(limits) => {
-            if !limits.mp4_allowed {
-                tracing::error!(
-                    "uploads will fail because the bucket does not accept video/mp4; add video/mp4 to the bucket's allowed MIME types"
-                );
-            }
-            limits.max_bytes.unwrap_or(VIDEO_BYTES_MAX_DEFAULT)
-        }
-        Err(failure) => {
-            tracing::warn!(code = %failure.code, "failed to get the bucket's limits: {}", failure.message);
-            VIDEO_BYTES_MAX_DEFAULT
-        }
-    }
 }

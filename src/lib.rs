@@ -49,7 +49,7 @@
 //! | [`cli`] | every command with its flags and its output, and the client of a running server | |
 //! | [`app`] | wiring, startup and shutdown | the only module that constructs clients, connection pools and the clock |
 //! | [`http`] | router, webhook, API, OpenAPI document, status page with its sign-in, server-sent events, probes, connection limits | |
-//! | [`pipeline`] | intake of deliveries; the branch (whether a listing is current); worker (claim, lease, retry); ingest of one video, with the spool that hashes a download; sweep; the checks of `doctor` | only `ingest` orders the steps of a video; only `worker` decides whether and when to retry |
+//! | [`pipeline`] | intake of deliveries; the branch (whether a listing is current); worker (claim, lease, retry); ingest of one video, with the spool that hashes a download and the limits of the buckets; sweep; the checks of `doctor` | only `ingest` orders the steps of a video; only `worker` decides whether and when to retry |
 //! | [`telemetry`] | logs, and every metric | |
 //! | [`services`] | outbound: the shared HTTP client, GitHub (listing, download, LFS, webhooks), storage (Supabase or a folder), OpenHands | the only module that calls other hosts |
 //! | [`db`] | one file per table, pages of videos and deliveries, statistics, migrations | the only module that contains SQL |
@@ -102,6 +102,7 @@
 //! | worker, during the final transaction | all changes or none | same as above, if none were committed | |
 //! | worker, after the final transaction | the row is ready | none required | `published` |
 //! | worker, stalled beyond its lease, with an upload that completes late | the object may be an older version | the stalled worker requests the video again, and the next attempt compares the object with the branch; otherwise a sweep with `verify=true` | |
+//! | storage, completing an upload without a response after a newer one | the object is older than the row | the object is compared again five minutes after the upload and replaced | `late_uploads::an_upload_that_completes_after_a_newer_one_is_replaced` |
 //! | server, on SIGTERM | running videos get 20 s to finish and are then handed back | the next free worker | `process::sigterm_hands_back_videos_that_do_not_finish_in_time` |
 //! | database unavailable | webhooks get a 503 within 2 s; workers wait | a sweep finds the videos of failed deliveries | `webhook::a_stalled_database_gives_a_503_within_two_seconds` |
 //! | `lesson_assets` locked by the app | deliveries are recorded; workers and sweeps wait | the lock is released | `intake::a_lock_on_the_apps_table_does_not_block_deliveries` |
@@ -131,7 +132,8 @@
 //!
 //! **Why does a lease not protect the storage?** Supabase Storage accepts an upload regardless of our
 //! database. Before an upload, the worker renews its lease; after the upload, it compares the object's
-//! hash. If a worker loses its lease during an upload, it requests the video again.
+//! hash. If a worker loses its lease during an upload, it requests the video again. An upload without a
+//! response can complete minutes later, so the object is compared once more after five minutes.
 //!
 //! **Why are videos downloaded through GitHub's API and not with `git`?** The server needs only the
 //! current files of one folder. A clone would download the history of all videos.

@@ -1,14 +1,24 @@
--- What: creates a private bucket that accepts MP4 files of up to 50 MiB, or updates an existing bucket to
---       do so. Higher limits and other allowed types of an existing bucket are kept.
+-- What: creates the private bucket `lesson-assets`, which accepts MP4 files of up to 50 MiB, and a bucket
+--       like it for every other name in `lesson_assets.storage_bucket` of a video. Updates the existing
+--       buckets `lesson-assets` and `lesson_assets` to accept them; their higher limits and other allowed
+--       types are kept. Other existing buckets are not changed.
 -- Who:  `postgres`, the user of Supabase's SQL editor.
 -- When: once, and again if the service reports `bucket_missing` or `mime_not_allowed`.
 --
--- In older installations of the app, the bucket's name is `lesson_assets`.
+-- If STORAGE_BUCKET has another value, replace `lesson-assets` in both places. In older installations of
+-- the app, the bucket's name is `lesson_assets`.
 begin;
 
 insert into storage.buckets (id, name, public, file_size_limit, allowed_mime_types)
-select 'lesson-assets', 'lesson-assets', false, 52428800, array['video/mp4']
-where not exists (select from storage.buckets where id in ('lesson-assets', 'lesson_assets'));
+select name, name, false, 52428800, array['video/mp4']
+from (
+    select 'lesson-assets' as name
+    union
+    select storage_bucket from public.lesson_assets where kind = 'video'
+) as named
+-- The names that Supabase Storage accepts.
+where name ~ '^[A-Za-z0-9_!.*''() &$@=;:+,?-]{1,100}$'
+on conflict do nothing;
 
 -- A bucket without a limit or a list of types accepts everything, so null values are kept.
 update storage.buckets

@@ -1,6 +1,6 @@
 -- What: removes the service from the database: its schema with all records, its role, privileges, policies
---       and index. The app's data is kept: rows, videos, the columns of columns.sql, the publication and
---       the bucket.
+--       and index. The app's data is kept: rows, videos, the columns of columns.sql, the publication,
+--       the buckets and their read policy.
 -- Who:  the user who ran role.sql.
 -- When: to uninstall the service, after it was stopped.
 begin;

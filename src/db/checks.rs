@@ -117,6 +117,9 @@ pub struct AppFacts {
     pub extra_rights: Vec<String>,
     /// Commands that row-level security rejects for all rows: `select`, `update`.
     pub blocked: Vec<String>,
+    /// Whether Supabase Storage is in this database and has no policy with which users could read objects
+    /// of the bucket.
+    pub objects_hidden: bool,
 }
 
 impl Db {
@@ -146,7 +149,7 @@ impl Db {
 
     /// Examines the app's database. `creates_rows`: whether missing rows are inserted. Postgres only: an
     /// embedded database has no roles and no other users.
-    pub async fn app_facts(&self, creates_rows: bool) -> Result<AppFacts, DbError> {
+    pub async fn app_facts(&self, creates_rows: bool, bucket: &str) -> Result<AppFacts, DbError> {
         let mut unit = self.transaction().await?;
         let role = "select current_user::text, rolsuper, rolbypassrls,
                 current_setting('statement_timeout') = '0',
@@ -172,6 +175,7 @@ impl Db {
             missing_rights: Vec::new(),
             extra_rights: Vec::new(),
             blocked: Vec::new(),
+            objects_hidden: self.objects_hidden(&mut unit, bucket).await?,
         };
         for (has, what) in [
             (1, "it is a superuser"),
@@ -227,6 +231,20 @@ impl Db {
             .await?;
         unit.commit().await?;
         Ok(facts)
+    }
+
+    /// A policy that names no bucket is for all of them.
+    async fn objects_hidden(&self, unit: &mut Unit, bucket: &str) -> Result<bool, DbError> {
+        let statement = "select exists (
+                select from pg_class as c join pg_namespace as n on n.oid = relnamespace
+                where nspname = 'storage' and relname = 'objects' and relrowsecurity)
+            and not exists (
+                select from pg_policies
+                where schemaname = 'storage' and tablename = 'objects' and permissive = 'PERMISSIVE'
+                  and cmd in ('SELECT', 'ALL') and roles && array['authenticated', 'public']::name[]
+                  and (position('bucket_id' in coalesce(qual, '')) = 0 or position($1 in qual) > 0))";
+        let query = self.query(statement).bind(format!("'{bucket}'"));
+        Ok(query.fetch_one(unit.connection()).await?.get(0))
     }
 
     /// The buckets of pending rows.

@@ -37,6 +37,8 @@ pub struct ReadyObject {
     pub path: String,
     /// Its size in bytes; `None` if it was not uploaded by this server.
     pub size: Option<u64>,
+    /// Its SHA-256, under the same condition.
+    pub sha256: Option<String>,
 }
 
 /// The owner of inserted rows.
@@ -101,7 +103,7 @@ impl Db {
     /// The ready rows and their objects.
     pub async fn ready_objects(&self) -> Result<Vec<ReadyObject>, DbError> {
         let statement = "select a.id{text} as id, a.lesson_id{text} as lesson_id, a.storage_bucket,
-                a.storage_path, v.size_bytes
+                a.storage_path, v.size_bytes, v.sha256
             from lesson_assets as a left join video_ingest.videos as v
                 on v.video_id = a.id{text} and v.lesson_id = a.lesson_id{text} and v.storage_path = a.storage_path
             where a.kind = 'video' and a.storage_path is not null and a.id > $1{uuid}
@@ -115,6 +117,7 @@ impl Db {
                 size: row
                     .get::<Option<i64>, _>("size_bytes")
                     .map(|size| size as u64),
+                sha256: row.get("sha256"),
             })
         });
         Ok(ready.collect())

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::{BATCH_ROWS, Db, DbError, RowOwner, Unit};
 use crate::domain::failure::{Class, Code, Failure};
 use crate::domain::ids::{GitSha, VideoKey};
-use crate::domain::plan::{Blobs, End, History, Published};
+use crate::domain::plan::{Blobs, End, History, LATE_UPLOAD_LOOK, Published};
 use crate::domain::request::{Request, Source};
 use crate::domain::state::VideoState;
 use crate::domain::timeline::Entry;
@@ -75,6 +75,12 @@ pub struct Claim {
     pub expired: bool,
     /// The count of requests that this attempt serves.
     requested: i64,
+    /// Whether there was a request since the last completed attempt.
+    pub is_requested: bool,
+    /// Whether the object must be compared now, because an upload may have completed late.
+    pub look_is_due: bool,
+    /// Whether the object must be compared later, for the same reason.
+    look_is_pending: bool,
     /// The time of the last request, or slightly later. A listing must have begun after it.
     pub requested_at: Instant,
     /// The origin of the last request.
@@ -105,7 +111,7 @@ impl From<sqlx::Error> for ClaimError {
 
 impl Db {
     /// Claims the video that has been due for the longest time: a queued one, one whose waiting period is
-    /// over, or one whose lease has expired.
+    /// over, one whose lease has expired, or a ready one whose object is to be compared.
     ///
     /// `{skip_locked}` lets concurrent workers claim different videos instead of waiting for each other.
     pub async fn claim(&self, lease: Duration) -> Result<Option<Claim>, DbError> {
@@ -116,7 +122,8 @@ impl Db {
                 select video_id, lesson_id from video_ingest.videos
                 where due_at <= {now}
                 order by due_at limit 1 {skip_locked})
-            returning video_id, lesson_id, lease_token, requested, {now} - requested_at as requested_ago,
+            returning video_id, lesson_id, lease_token, requested, observed, {now} - requested_at as requested_ago,
+                look_again_at - {now} as look_in,
                 source, forced, attempts, {now} - failing_since as failing, code, message, cause,
                 {now} - waiting_since as waited, mp4_sha, json_sha, stored_sha, commit_sha, sha256,
                 size_bytes, duration_ms, width, height, storage_path, metadata, warnings";
@@ -147,16 +154,47 @@ impl Db {
     /// # Errors
     /// [`ClaimError::LeaseLost`] if the claim is no longer valid, [`ClaimError::Db`].
     pub async fn renew(&self, claim: &Claim, lease: Duration) -> Result<(), ClaimError> {
-        let statement = "update video_ingest.videos set due_at = {now} + $4
+        self.extend(claim, lease, false).await
+    }
+
+    /// As [`Db::renew`], immediately before an upload. If the attempt does not end with a confirmed object,
+    /// the upload may complete later, so the object is compared again [`LATE_UPLOAD_LOOK`] after the last
+    /// renewal.
+    pub async fn begin_upload(&self, claim: &Claim, lease: Duration) -> Result<(), ClaimError> {
+        self.extend(claim, lease, true).await
+    }
+
+    async fn extend(
+        &self,
+        claim: &Claim,
+        lease: Duration,
+        uploads: bool,
+    ) -> Result<(), ClaimError> {
+        let statement = "update video_ingest.videos set due_at = {now} + $4,
+                look_again_at = case when $5 = 1 or look_again_at is not null then {now} + $6 end
             where video_id = $1 and lesson_id = $2 and lease_token = $3 and state = 'running'";
         let query = self
             .query_for(statement, claim.key)
             .bind(claim.token.as_str())
-            .bind(lease.as_millis() as i64);
+            .bind(lease.as_millis() as i64)
+            .bind(i64::from(uploads))
+            .bind(LATE_UPLOAD_LOOK.as_millis() as i64);
         match self.execute(query).await? {
             0 => Err(ClaimError::LeaseLost),
             _ => Ok(()),
         }
+    }
+
+    /// Has the object of a video compared again after [`LATE_UPLOAD_LOOK`], because an upload by a worker
+    /// that lost its lease may complete late. Call it after the request of a repair: until that was served,
+    /// no attempt removes the mark.
+    pub async fn look_again(&self, key: VideoKey) -> Result<(), DbError> {
+        let statement = "update video_ingest.videos set look_again_at = {now} + $3
+            where video_id = $1 and lesson_id = $2";
+        let wait = LATE_UPLOAD_LOOK.as_millis() as i64;
+        self.execute(self.query_for(statement, key).bind(wait))
+            .await?;
+        Ok(())
     }
 
     /// Releases a claim without an attempt. The video is due immediately.
@@ -215,6 +253,8 @@ impl Db {
     /// keeps `forced`, which may belong to the new request. After a retryable failure (`$7 = 1`), the
     /// requests are not served yet: `observed` and `forced` are kept. `waiting_since` restarts when the
     /// video waits for something else than before.
+    ///
+    /// A ready video is due again when its object is to be compared (`$13 = 1`).
     async fn finish_record(
         &self,
         tx: &mut Unit,
@@ -226,9 +266,13 @@ impl Db {
         let (code, message) = end.reason().unzip();
         let is_retry = matches!(end, End::Retry { .. });
         let observed = listed.unwrap_or(claim.history.observed);
+        // Without a confirmed object, the upload of this attempt may still complete.
+        let keeps_look = claim.look_is_pending || state != VideoState::Ready;
         let statement = "update video_ingest.videos set
                 state = case when requested > $4 then 'queued' else $5 end,
-                due_at = case when requested > $4 then {now} when $6 < 0 then null else {now} + $6 end,
+                due_at = case when requested > $4 then {now} when $6 >= 0 then {now} + $6
+                    when $5 = 'ready' and $13 = 1 then look_again_at end,
+                look_again_at = case when $13 = 1 or requested > $4 then look_again_at end,
                 lease_token = null,
                 observed = case when $7 = 1 then observed else $4 end,
                 forced = case when $7 = 1 or requested > $4 then forced else 0 end,
@@ -257,6 +301,7 @@ impl Db {
             .bind(message)
             .bind(observed.0.map(|sha| sha.to_string()))
             .bind(observed.1.map(|sha| sha.to_string()))
+            .bind(i64::from(keeps_look))
             .fetch_optional(tx.connection())
             .await?;
         match done {
@@ -531,12 +576,17 @@ fn claimed(row: &AnyRow, token_if_expired: &str) -> Result<Claim, sqlx::Error> {
     };
     let token: String = row.try_get("lease_token")?;
     let requested_ago = ago("requested_ago")?.unwrap_or_default();
+    let requested: i64 = row.try_get("requested")?;
+    let look_in: Option<i64> = row.try_get("look_in")?;
     let now = Instant::now();
     Ok(Claim {
         key: key(row)?,
         expired: token == token_if_expired,
         token,
-        requested: row.try_get("requested")?,
+        requested,
+        is_requested: requested > row.try_get::<i64, _>("observed")?,
+        look_is_due: look_in.is_some_and(|ms| ms <= 0),
+        look_is_pending: look_in.is_some_and(|ms| ms > 0),
         requested_at: now.checked_sub(requested_ago).unwrap_or(now),
         source: Source::parse(row.try_get("source")?).unwrap_or(Source::Sweep),
         history: History {

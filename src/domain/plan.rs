@@ -10,6 +10,11 @@ use super::ids::{FileKind, GitSha};
 use super::state::VideoState;
 use super::timeline::Step;
 
+/// The time after which an object is compared again, if an upload of it may still complete.
+///
+/// The storage can complete an upload whose connection was lost, also after a newer one.
+pub const LATE_UPLOAD_LOOK: Duration = Duration::from_secs(5 * 60);
+
 /// The blobs of the two files of a video: the MP4 and the JSON.
 pub type Blobs = (Option<GitSha>, Option<GitSha>);
 

@@ -9,7 +9,7 @@
 //!       │                   │   new request       │ │ missing        │
 //!       │ verdict           │                     │ └──────────────▶ failed
 //!       └────────▶ failed   │                     │                  │
-//!                           │                     └── claim when due ┘
+//!                           │                     └── claim when due ┘ (also from ready)
 //!                           └──────── request: from waiting, ready or failed
 //! ```
 //!
@@ -48,9 +48,10 @@ impl VideoState {
             (_, Generating) => false,
             // A request queues a video in any state. A running video is queued at the end of its attempt.
             (_, Queued) => true,
-            // Claimed: the video is due, its waiting period is over, or its lease has expired.
-            (Queued | Waiting | Failed | Running, Running) => true,
-            (Generating | Ready, Running) => false,
+            // Claimed: the video is due, its waiting period is over, its lease has expired, or its object is
+            // compared again because an upload may have completed late.
+            (Queued | Waiting | Failed | Ready | Running, Running) => true,
+            (Generating, Running) => false,
             // Only an attempt finds that a file or the row is missing.
             (Running, Waiting) => true,
             (_, Waiting) => false,
@@ -85,7 +86,7 @@ mod tests {
         ("queued", ".xx..."),
         ("running", ".xxxxx"),
         ("waiting", ".xx..x"),
-        ("ready", ".x...x"),
+        ("ready", ".xx..x"),
         ("failed", ".xx..x"),
     ];
 

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -17,24 +17,18 @@ use crate::domain::failure::{Code, Failure};
 use crate::domain::lfs::Pointer;
 use crate::domain::metadata::{METADATA_BYTES_MAX, Metadata};
 use crate::domain::mp4::Probe;
-use crate::domain::plan::{Blobs, End, Plan, Published, Waits, plan, wait_for_row};
+use crate::domain::plan::{Blobs, End, History, Plan, Published, Waits, plan, wait_for_row};
 use crate::domain::timeline::{self, Step};
 use crate::failpoint::FailPoints;
 use crate::format::causes;
 use crate::pipeline::branch::Branch;
 use crate::pipeline::breaker::Breaker;
 use crate::pipeline::causes::Causes;
-use crate::pipeline::spool::{Kind, Spool, Spooled};
+use crate::pipeline::limits::Limits;
+use crate::pipeline::spool::{Kind, Spool, Spooled, has_space};
 use crate::services::github::{Download, Entry, Github, Pair};
 use crate::services::storage::{Digests, ObjectPath, Store};
 use crate::telemetry::metrics;
-
-/// The size limit if neither the settings nor the bucket contain one, in bytes.
-pub const VIDEO_BYTES_MAX_DEFAULT: u64 = 52_428_800;
-
-/// After one of these failures, an attempt queries the storage before it downloads from GitHub, because the
-/// storage is likely to reject the video again.
-const STORE_REFUSED: [Code; 2] = [Code::StorageDenied, Code::BucketMissing];
 
 /// Settings of an attempt.
 #[derive(Clone, Debug)]
@@ -92,8 +86,8 @@ pub struct Ingest {
     pub causes: Arc<Causes>,
     /// The settings.
     pub rules: Arc<Rules>,
-    /// The size limit of the settings or the bucket, in bytes.
-    pub video_bytes_max: Arc<AtomicU64>,
+    /// What the buckets accept.
+    pub limits: Arc<Limits>,
     /// The clock for timelines.
     pub clock: Clock,
     /// Fail points for tests.
@@ -152,6 +146,9 @@ impl Ingest {
     pub async fn run(&self, attempt: &mut Attempt<'_>) -> Result<End, Failure> {
         let claim = attempt.claim;
         self.fail.at("claimed").await?;
+        if claim.look_is_due && self.is_unharmed(attempt).await? {
+            return Ok(End::Unchanged);
+        }
         let Some(row) = self.row(claim).await? else {
             return Ok(wait_for_row(&claim.history));
         };
@@ -167,20 +164,16 @@ impl Ingest {
         self.fail.at("listed").await?;
 
         let ready_path = row.storage_path.as_deref();
-        let mp4 = match plan(&claim.history, ready_path, pair, self.rules.waits) {
+        let history = History {
+            forced: claim.history.forced || claim.look_is_due,
+            ..claim.history.clone()
+        };
+        let mp4 = match plan(&history, ready_path, pair, self.rules.waits) {
             Plan::End(end) => return Ok(end),
             Plan::Fail(failure) => return Err(failure),
             Plan::Ingest(mp4) => mp4,
         };
         let object = ObjectPath::new(&row.bucket, row.user_id, claim.key)?;
-        if claim
-            .history
-            .code
-            .is_some_and(|code| STORE_REFUSED.contains(&code))
-        {
-            self.breakers.info.call(self.store.info(&object)).await?;
-        }
-        let metadata = self.metadata(attempt, &pair).await?;
         // The blob that was published last, for example after a redelivery or a retry. If the storage still
         // has the object, no download is required.
         let known = claim
@@ -188,10 +181,15 @@ impl Ingest {
             .stored
             .as_ref()
             .filter(|known| known.blob_sha == mp4.sha);
+        if known.is_none() {
+            // Before any download: every sweep retries the videos that the storage refuses.
+            self.check_size(claim, object.bucket(), mp4.size).await?;
+        }
+        let metadata = self.metadata(attempt, &pair).await?;
         let published = match known {
             Some(known)
                 if self
-                    .is_stored(&object, &known.sha256, known.size_bytes)
+                    .is_intact(claim, &object, &known.sha256, known.size_bytes)
                     .await? =>
             {
                 attempt.step(Step::Stored, "the storage already has this video");
@@ -203,8 +201,12 @@ impl Ingest {
                 (known.sha256.clone(), known.size_bytes, probe)
             }
             _ => {
-                let (spooled, probe) = self.fetch(attempt, mp4).await?;
-                self.put(attempt, &object, mp4, &spooled).await?;
+                if known.is_some() {
+                    self.check_size(claim, object.bucket(), mp4.size).await?;
+                }
+                let (spooled, probe) = self.fetch(attempt, object.bucket(), mp4).await?;
+                let put = self.put(attempt, &object, mp4, &spooled).await;
+                put.inspect_err(|failure| self.limits.note(object.bucket(), failure))?;
                 (spooled.sha256.to_string(), spooled.size, probe)
             }
         };
@@ -235,6 +237,34 @@ impl Ingest {
                 metadata: metadata.map(|m| m.public()).unwrap_or_default(),
             }),
         })
+    }
+
+    /// Whether the only reason for this attempt is an upload that may have completed late, and the object is
+    /// still the published one. Needs no call to GitHub.
+    async fn is_unharmed(&self, attempt: &mut Attempt<'_>) -> Result<bool, Failure> {
+        let Claim { key, history, .. } = attempt.claim;
+        let Some(stored) = &history.stored else {
+            return Ok(false);
+        };
+        if attempt.claim.is_requested || history.code.is_some() {
+            return Ok(false);
+        }
+        let row = self.db.find_row(key.video_id).await?;
+        let row = row.filter(|row| row.storage_path.as_ref() == Some(&stored.storage_path));
+        let object = row.and_then(|row| ObjectPath::from_stored(&row.bucket, &stored.storage_path));
+        let Some(object) = object else {
+            // The row was deleted or reset, so no reader depends on the object.
+            return Ok(true);
+        };
+        if self
+            .is_stored(&object, &stored.sha256, stored.size_bytes)
+            .await?
+        {
+            attempt.step(Step::Stored, "the storage still has this video");
+            return Ok(true);
+        }
+        tracing::warn!(video.id = %key.video_id, "an upload without a response replaced the published object, repairing");
+        Ok(false)
     }
 
     /// Finishes the claim. If the row was deleted during the upload, deletes the object, which the app could
@@ -335,9 +365,9 @@ impl Ingest {
     async fn fetch(
         &self,
         attempt: &mut Attempt<'_>,
+        bucket: &str,
         mp4: Entry,
     ) -> Result<(Spooled, Probe), Failure> {
-        self.check_size(mp4.size)?;
         let download = self.github.blob(mp4.sha, mp4.size).await?;
         let mut spooled = self.spool(download, mp4.size, Kind::Blob).await?;
         if spooled.git_sha != Some(mp4.sha) {
@@ -345,7 +375,7 @@ impl Ingest {
         }
         let pointer = spooled.lfs_pointer();
         if let Some(pointer) = &pointer {
-            self.check_size(pointer.size)?;
+            self.check_size(attempt.claim, bucket, pointer.size).await?;
             let fetch = async {
                 let oid = pointer.oid.to_string();
                 let download = self.github.lfs(&oid, pointer.size).await?;
@@ -386,16 +416,19 @@ impl Ingest {
         spool.finish().await
     }
 
-    fn check_size(&self, size: u64) -> Result<(), Failure> {
-        let max = self.video_bytes_max.load(Ordering::Relaxed);
-        if size <= max {
+    /// Whether the bucket and the disk have space for a file of this size, in bytes.
+    async fn check_size(&self, claim: &Claim, bucket: &str, size: u64) -> Result<(), Failure> {
+        let breaker = &self.breakers.info;
+        let check = self
+            .limits
+            .check(breaker, bucket, size, claim.requested_at.elapsed());
+        check.await?;
+        if has_space(&self.rules.data_dir, size) {
             return Ok(());
         }
         Err(Failure::new(
-            Code::TooLarge,
-            format!(
-                "The video is {size} bytes, but the limit is {max}; raise MAX_VIDEO_BYTES and the bucket's limit, or render a smaller video."
-            ),
+            Code::DiskFull,
+            "DATA_DIR does not have enough space for the video; free up disk space.",
         ))
     }
 
@@ -412,7 +445,7 @@ impl Ingest {
             sha256: spooled.sha256.to_string(),
         };
         if self
-            .is_stored(object, &digests.sha256, spooled.size)
+            .is_intact(attempt.claim, object, &digests.sha256, spooled.size)
             .await?
         {
             attempt.step(Step::Stored, "the storage already has this video");
@@ -420,7 +453,7 @@ impl Ingest {
         }
         // A stalled worker must not overwrite a newer object. The database cannot prevent that, so the lease
         // is checked as late as possible.
-        if let Err(error) = self.db.renew(attempt.claim, self.rules.lease).await {
+        if let Err(error) = self.db.begin_upload(attempt.claim, self.rules.lease).await {
             tracing::warn!(video.id = %attempt.claim.key.video_id, error = causes(&error), "lost the lease before the upload");
             return Err(Failure::new(
                 Code::LeaseExpired,
@@ -432,11 +465,7 @@ impl Ingest {
         let upload = self
             .store
             .put(object, spooled.size, &digests, spooled.stream().boxed());
-        let sent = self.breakers.upload.call(upload).await;
-        if let Err(failure) = sent {
-            self.update_limit(&failure, object.bucket()).await;
-            return Err(failure);
-        }
+        self.breakers.upload.call(upload).await?;
         self.fail.at("uploaded").await?;
         if !self
             .is_stored(object, &digests.sha256, spooled.size)
@@ -452,6 +481,20 @@ impl Ingest {
         Ok(())
     }
 
+    /// Whether no upload is required. A forced request can be for an object whose bytes the storage has lost.
+    async fn is_intact(
+        &self,
+        claim: &Claim,
+        object: &ObjectPath,
+        sha256: &str,
+        size: u64,
+    ) -> Result<bool, Failure> {
+        let is_stored = self.is_stored(object, sha256, size).await?;
+        Ok(is_stored
+            && (!claim.history.forced
+                || self.store.is_readable(object, size).await.unwrap_or(false)))
+    }
+
     async fn is_stored(
         &self,
         object: &ObjectPath,
@@ -460,17 +503,6 @@ impl Ingest {
     ) -> Result<bool, Failure> {
         let info = self.breakers.info.call(self.store.info(object)).await?;
         Ok(info.is_some_and(|info| info.size == size && info.sha256.as_deref() == Some(sha256)))
-    }
-
-    /// Reads the bucket's limit after the storage rejected a video as too large, because the limit may have
-    /// changed since the start.
-    async fn update_limit(&self, failure: &Failure, bucket: &str) {
-        if failure.code == Code::TooLarge
-            && let Ok(limits) = self.store.limits(bucket).await
-            && let Some(max) = limits.max_bytes
-        {
-            self.video_bytes_max.fetch_min(max, Ordering::Relaxed);
-        }
     }
 }
 

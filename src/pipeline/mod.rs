@@ -7,6 +7,7 @@ pub mod causes;
 pub mod checks;
 pub mod ingest;
 pub mod intake;
+pub mod limits;
 pub mod spool;
 pub mod sweep;
 pub mod worker;

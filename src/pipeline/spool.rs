@@ -206,6 +206,27 @@ impl Source {
     }
 }
 
+/// Whether the file system of `dir` has space for `needed` bytes.
+pub(super) fn has_space(dir: &Path, needed: u64) -> bool {
+    match free_bytes(dir) {
+        Some(free) if free < needed => {
+            tracing::error!(
+                free_bytes = free,
+                needed_bytes = needed,
+                "not enough disk space in DATA_DIR, downloads suspended"
+            );
+            false
+        }
+        _ => true,
+    }
+}
+
+/// The free space on the file system of `dir` that is available to this user, in bytes.
+pub(super) fn free_bytes(dir: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(dir).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 /// Runs a file operation on the thread pool for blocking operations.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,

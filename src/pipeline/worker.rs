@@ -18,6 +18,7 @@ use crate::domain::plan::{End, after_failure};
 use crate::domain::request::{Request, Source};
 use crate::format::causes;
 use crate::pipeline::ingest::{Attempt, Ingest};
+use crate::pipeline::spool::has_space;
 use crate::pipeline::sweep::Sweep;
 use crate::services::github::for_purpose;
 use crate::telemetry::metrics;
@@ -84,7 +85,8 @@ impl Worker {
             self.sweep.scan(&scan).await?;
             return Ok(true);
         }
-        if !self.has_space() {
+        let ingest = &self.ingest;
+        if !has_space(&ingest.rules.data_dir, ingest.limits.usual_bytes()) {
             return Ok(false);
         }
         if let Some(claim) = db.claim(self.lease).await? {
@@ -104,22 +106,6 @@ impl Worker {
         }
         let owner = self.ingest.rules.missing_rows_owner;
         Ok(db.queue_videos_with_rows(owner).await? > 0)
-    }
-
-    /// Whether the disk has space for the largest accepted video.
-    fn has_space(&self) -> bool {
-        let needed = self.ingest.video_bytes_max.load(Ordering::Relaxed);
-        match free_bytes(&self.ingest.rules.data_dir) {
-            Some(free) if free < needed => {
-                tracing::error!(
-                    free_bytes = free,
-                    needed_bytes = needed,
-                    "not enough disk space in DATA_DIR, downloads suspended"
-                );
-                false
-            }
-            _ => true,
-        }
     }
 
     async fn work(&self, claim: &Claim) {
@@ -223,8 +209,8 @@ impl Worker {
     /// Handles a lost lease.
     ///
     /// The lease does not protect the storage: this worker's upload may complete after that of the next
-    /// worker. The video is therefore requested again, and the next attempt compares the object with the
-    /// branch.
+    /// worker. The video is therefore requested again, the next attempt compares the object with the branch,
+    /// and the object is compared once more some minutes later.
     async fn lost(&self, claim: &Claim, uploading: bool) {
         tracing::warn!(video.id = %claim.key.video_id, attempt = claim.history.attempts + 1, uploading, "lost the lease, aborted the attempt");
         if uploading {
@@ -233,7 +219,11 @@ impl Worker {
                 Source::Repair,
                 "a worker lost its lease during an upload",
             );
-            if let Err(error) = self.db.request([repair]).await {
+            let requested = async {
+                self.db.request([repair]).await?;
+                self.db.look_again(claim.key).await
+            };
+            if let Err(error) = requested.await {
                 tracing::error!(video.id = %claim.key.video_id, error = causes(&error), "failed to request a repair; run a sweep with verify=true");
             }
         }
@@ -264,10 +254,4 @@ fn log(claim: &Claim, end: &End) {
             tracing::warn!(video.id = %video, attempt, code = %failure.code, "video failed: {}", failure.message);
         }
     }
-}
-
-/// The free space on the file system of `dir` that is available to this user, in bytes.
-pub(crate) fn free_bytes(dir: &std::path::Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(dir).ok()?;
-    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }

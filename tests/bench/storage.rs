@@ -39,7 +39,7 @@ impl Storage {
         let bucket = json!({"id": "lesson-assets", "public": false});
         let router = Router::new()
             .route("/storage/v1/object/{*path}", post(upload))
-            .route("/storage/v1/object/info/{*path}", get(info))
+            .route("/storage/v1/object/info/authenticated/{*path}", get(info))
             .route("/storage/v1/bucket/{name}", get(async || Json(bucket)))
             .route("/plain/{*path}", put(upload))
             .with_state(objects.clone());

@@ -117,22 +117,6 @@ scenario! {
         assert_eq!(warnings, json!([ignored("duration_sec"), ignored("file_size")]));
     }
 
-    a_video_over_the_limit_is_not_downloaded_until_the_limit_is_raised(t) {
-        let video = Video::good();
-        t.row(&video).await;
-        let max = t.worker.ingest.video_bytes_max.clone();
-        max.store(1000, std::sync::atomic::Ordering::Relaxed);
-        t.push(&video).await;
-        t.github.take_calls();
-        t.work().await;
-        t.expect_reported(&video, "too_large").await;
-        assert_eq!(t.github.take_calls().iter().filter(|c| is_blob(c)).count(), 1, "only the JSON");
-        max.store(1 << 20, std::sync::atomic::Ordering::Relaxed);
-        t.later(HOUR + HOUR / 8);
-        t.work().await;
-        t.expect_ready(&video).await;
-    }
-
     a_corrupted_download_is_never_published(t) {
         let video = Video::good();
         t.row(&video).await;

@@ -24,6 +24,7 @@ async fn scripts_can_be_run_again_and_undone() {
         "missing_row_create.sql",
         "realtime.sql",
         "bucket.sql",
+        "playback.sql",
         "indexes.sql",
     ];
 
@@ -307,13 +308,71 @@ async fn a_bucket_keeps_limits_that_are_wider_than_required() {
             let found =
                 "select string_agg(public::text || ' ' || coalesce(file_size_limit::text, 'any')
                 || ' ' || coalesce(allowed_mime_types::text, 'any'), ', ') from storage.buckets";
+            let name = before.map_or("lesson-assets", |_| name);
             assert_eq!(
-                database.text(found).await,
+                database.text(&format!("{found} where id = '{name}'")).await,
                 Some(format!("false {after}")),
                 "{before:?}"
             );
         }
     }
+}
+
+#[tokio::test]
+async fn every_bucket_that_rows_name_exists_afterwards() {
+    let database = Postgres::database().await;
+    database
+        .sql(
+            "insert into storage.buckets values ('lesson_assets', 'lesson_assets', false, null, null),
+                ('avatars', 'avatars', true, 1000, array['image/png'])",
+        )
+        .await;
+    for bucket in ["lesson_assets", "other", "avatars", "no/bucket"] {
+        let key = pending_video(&database).await;
+        let id = key.video_id;
+        let row = format!("update lesson_assets set storage_bucket = '{bucket}' where id = '{id}'");
+        database.sql(&row).await;
+    }
+    database.run_script("bucket.sql");
+    let buckets = "select string_agg(id || ' ' || public, ', ' order by id collate \"C\") from storage.buckets";
+    assert_eq!(
+        database.text(buckets).await.as_deref(),
+        Some("avatars true, lesson-assets false, lesson_assets false, other false")
+    );
+}
+
+#[tokio::test]
+async fn only_the_owner_of_a_folder_reads_its_videos() {
+    let database = Postgres::database().await;
+    let owner = Uuid::new_v4();
+    database
+        .sql(&format!(
+            "insert into storage.objects (bucket_id, name) values
+                ('lesson-assets', '{owner}/l/v.mp4'), ('avatars', '{owner}/l/v.mp4'),
+                ('lesson-assets', '{}/l/v.mp4')",
+            Uuid::new_v4()
+        ))
+        .await;
+    let seen = async |user: Uuid| {
+        let mut connection = PgConnection::connect(&api_url(&database)).await.unwrap();
+        let claims =
+            format!("select set_config('request.jwt.claims', '{{\"sub\":\"{user}\"}}', false)");
+        for statement in ["set role authenticated", claims.as_str()] {
+            sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
+                .execute(&mut connection)
+                .await
+                .unwrap();
+        }
+        let count = sqlx::query("select count(*) from storage.objects");
+        let row = count.fetch_one(&mut connection).await.unwrap();
+        row.get::<i64, _>(0)
+    };
+    let policy = "drop policy \"owners read lesson videos\" on storage.objects";
+    database.sql(policy).await;
+    assert_eq!(seen(owner).await, 0, "the reason for the script");
+    database.run_script("playback.sql");
+    assert_eq!(seen(owner).await, 1);
+    assert_eq!(seen(Uuid::new_v4()).await, 0);
 }
 
 #[tokio::test]

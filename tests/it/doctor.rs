@@ -395,6 +395,24 @@ broken! {
 }
 
 #[tokio::test]
+async fn objects_that_users_cannot_read_give_a_warning() {
+    let setup = SetUp::correct(Backend::Supabase).await;
+    setup
+        .database
+        .as_ref()
+        .unwrap()
+        .sql("drop policy \"owners read lesson videos\" on storage.objects")
+        .await;
+    let findings = setup.findings().await;
+    let playback = findings
+        .iter()
+        .find(|f| f.id == "storage.playback")
+        .unwrap();
+    assert_eq!(playback.mark, Mark::Warning);
+    assert!(playback.text.contains("playback.sql"), "{}", playback.text);
+}
+
+#[tokio::test]
 async fn a_superuser_connection_gives_a_warning() {
     let mut setup = SetUp::correct(Backend::Supabase).await;
     let url = setup.database.as_ref().unwrap().admin_url.clone();

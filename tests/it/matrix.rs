@@ -58,6 +58,7 @@ impl World {
                 stall: PATIENCE,
                 answer: PATIENCE,
                 request: PATIENCE,
+                ..Timeouts::default()
             },
             openhands_pacing: openhands::Pacing {
                 call: PATIENCE,

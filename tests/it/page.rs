@@ -9,7 +9,7 @@ use video_ingest::domain::generation::GenerationStatus;
 use video_ingest::domain::state::VideoState::{Failed, Queued, Ready, Running, Waiting};
 
 use crate::scenario;
-use crate::support::scenario::{ADMIN_TOKEN, Backend, Scenario, TRUNCATED, Video};
+use crate::support::scenario::{ADMIN_TOKEN, AppRow, Backend, Scenario, TRUNCATED, Video};
 
 /// A client like a browser without JavaScript: it sends its cookie and `Origin`, and follows no redirects.
 struct Browser {
@@ -87,6 +87,18 @@ fn cookie(answer: &Response) -> String {
 }
 
 scenario! {
+    the_page_plays_a_video_that_was_ready_before(t) {
+        let video = Video::good();
+        let row = AppRow { storage_path: Some(t.path(&video)), ..AppRow::pending(video.key) };
+        t.rows(&[row]).await;
+        t.commit(&video);
+        t.ask("/reconcile?wait=0").await;
+        assert_eq!(t.video(&video).await["state"], "ready");
+        let page = Browser::signed_in(t).await.text(&format!("/videos/{}", video.id())).await;
+        assert!(page.contains("<video controls"), "{page}");
+        assert!(!page.contains("No video has been stored"), "{page}");
+    }
+
     the_pages_show_ready_videos_and_advice_for_failed_ones(t) {
         let (good, bad, generating) = (Video::good(), Video::with(TRUNCATED), Video::good());
         for video in [&good, &bad, &generating] {

@@ -12,11 +12,11 @@ use sha1::{Digest, Sha1};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use video_ingest::clock::Clock;
-use video_ingest::domain::failure::{Code, Failure};
+use video_ingest::domain::failure::{Class, Code, Failure};
 use video_ingest::domain::ids::GitSha;
 use video_ingest::services::storage::{
-    BodyStream, BucketLimits, Digests, FolderStore, ObjectInfo, ObjectPath, Playable, Store,
-    SupabaseStore, Timeouts,
+    BodyStream, BucketLimits, Digests, FolderStore, ObjectPath, Playable, Store, SupabaseStore,
+    Timeouts,
 };
 
 use crate::support::fake_storage::{
@@ -41,11 +41,13 @@ fn digests(bytes: &[u8]) -> Digests {
     }
 }
 
-fn stored(bytes: &[u8]) -> Option<ObjectInfo> {
-    Some(ObjectInfo {
-        size: bytes.len() as u64,
-        sha256: Some(digests(bytes).sha256),
-    })
+fn stored(bytes: &[u8]) -> Option<(u64, String)> {
+    Some((bytes.len() as u64, digests(bytes).sha256))
+}
+
+async fn info(store: &Store) -> Option<(u64, String)> {
+    let info = store.info(&video()).await.unwrap()?;
+    Some((info.size, info.sha256.unwrap()))
 }
 
 fn body(bytes: &[u8]) -> BodyStream {
@@ -95,6 +97,7 @@ fn with_short_timeouts(storage: &FakeStorage) -> Store {
         stall: SHORT,
         answer: SHORT,
         request: SHORT,
+        ..Timeouts::default()
     };
     supabase(storage, SECRET_KEY, timeouts)
 }
@@ -120,7 +123,13 @@ async fn a_stored_object_is_found_and_plays() {
         for size in [1, 65_537, 3_000_000] {
             let bytes = vec![7; size];
             put(store, &bytes).await.unwrap();
-            assert_eq!(store.info(&video()).await.unwrap(), stored(&bytes));
+            assert_eq!(info(store).await, stored(&bytes));
+            let read = store.digests(&video(), size as u64).await.unwrap();
+            assert_eq!(read, Some(digests(&bytes)));
+            for other in [size - 1, size + 1] {
+                let read = store.digests(&video(), other as u64).await.unwrap();
+                assert_eq!(read, None, "{other}");
+            }
             assert_eq!(played(store).await, bytes);
         }
     })
@@ -163,7 +172,7 @@ async fn the_old_version_stays_until_the_new_one_is_complete() {
             Ok(())
         };
         tokio::try_join!(putting, checking).unwrap();
-        assert_eq!(store.info(&path).await.unwrap(), stored(b"new version"));
+        assert_eq!(info(store).await, stored(b"new version"));
     })
     .await;
 }
@@ -403,6 +412,15 @@ async fn each_refusal_has_its_code() {
             Code::StorageDenied
         );
     }
+    // A JWT of another project, or of this one before its secret was rotated.
+    let rotated = with_key(&storage, "eyJh.eyJi.x");
+    let refused = rotated.info(&video()).await.unwrap_err();
+    assert_eq!(refused.code, Code::StorageDenied);
+    let refused = rotated.playable(&video()).await.unwrap_err();
+    assert_eq!(refused.code, Code::StorageDenied);
+    let refused = rotated.delete(&video()).await.unwrap_err();
+    assert_eq!(refused.code, Code::StorageDenied);
+
     storage.create_bucket(BUCKET, None, None);
     assert_eq!(
         put_code(&with_key(&storage, ANON_JWT), b"video").await,
@@ -413,6 +431,43 @@ async fn each_refusal_has_its_code() {
         Fault::Answer(Answer::new(413, "text/html", "<html>nginx</html>")),
     );
     assert_eq!(put_code(&store, b"video").await, Code::TooLarge);
+}
+
+#[tokio::test]
+async fn a_used_up_quota_and_a_paused_project_have_their_own_codes() {
+    let (storage, store) = project().await;
+    let html = "<html><title>Error</title></html>";
+    let json =
+        r#"{"statusCode":"402","error":"Payment Required","message":"exceed_storage_size_quota"}"#;
+    for (answer, code) in [
+        (Answer::new(402, "text/html", html), Code::StorageQuota),
+        (
+            Answer::new(402, "application/json", "{}"),
+            Code::StorageQuota,
+        ),
+        (
+            Answer::new(400, "application/json", json),
+            Code::StorageQuota,
+        ),
+        (Answer::new(540, "text/html", html), Code::StoragePaused),
+        (
+            Answer::new(540, "application/json", r#"{"message":"project paused"}"#),
+            Code::StoragePaused,
+        ),
+    ] {
+        for op in [Op::Upload, Op::Info, Op::Sign, Op::Delete, Op::Bucket] {
+            storage.fault(op, Fault::Answer(answer.clone()));
+            let failure = match op {
+                Op::Upload => put(&store, b"video").await.unwrap_err(),
+                Op::Info => store.info(&video()).await.unwrap_err(),
+                Op::Sign => store.playable(&video()).await.unwrap_err(),
+                Op::Delete => store.delete(&video()).await.unwrap_err(),
+                _ => store.limits(BUCKET).await.unwrap_err(),
+            };
+            assert_eq!(failure.code, code, "{op:?} {answer:?}");
+            assert_eq!(failure.code.class(), Class::Configuration);
+        }
+    }
 }
 
 #[tokio::test]
@@ -534,4 +589,35 @@ async fn a_slow_body_is_not_a_stall() {
         .boxed();
     let path = video();
     store.put(&path, 5, &digests(b"xxxxx"), slow).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_upload_that_trickles_ends() {
+    let (storage, _) = project().await;
+    let timeouts = Timeouts {
+        stall: SHORT,
+        transfer: |_| SHORT,
+        ..Timeouts::default()
+    };
+    let store = supabase(&storage, SECRET_KEY, timeouts);
+    // No pause is long enough for a stall.
+    let trickle = stream::iter(0..20)
+        .then(|_| async {
+            tokio::time::sleep(SHORT / 4).await;
+            Ok(Bytes::from_static(b"x"))
+        })
+        .boxed();
+    let path = video();
+    let failure = store
+        .put(&path, 20, &digests(&[b'x'; 20]), trickle)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (failure.code, failure.message.as_str()),
+        (
+            Code::StorageUnavailable,
+            "The upload to Supabase Storage was too slow."
+        )
+    );
+    assert_eq!(storage.uploads(&format!("{BUCKET}/{VIDEO}")), 0);
 }

@@ -165,7 +165,8 @@ pub(in crate::http) async fn detail(
     let timeline = detail.timeline.into_iter();
     Ok(render(&VideoPage {
         repository: app.repository,
-        playable: detail.video.storage_path.is_some(),
+        // A row that was ready before this server was installed has no path in our record.
+        playable: detail.video.storage_path.is_some() || detail.video.state == VideoState::Ready,
         attempt,
         timeline: timeline
             .map(|event| (Moment::parse(&event.at, now), event))

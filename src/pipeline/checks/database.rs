@@ -80,7 +80,10 @@ async fn look(
         return Ok(());
     }
     let facts = db
-        .app_facts(config.missing_row == MissingRow::Create)
+        .app_facts(
+            config.missing_row == MissingRow::Create,
+            &config.storage_bucket,
+        )
         .await?;
     report.ok(
         "database.connect",
@@ -199,6 +202,13 @@ fn app(config: &Config, facts: &AppFacts, report: &mut Report) {
             "database.timeouts",
             "The server's role has no statement timeout. Run `alter role … set statement_timeout = '10s'` (see deploy/supabase/role.sql).",
         );
+    }
+    if facts.objects_hidden {
+        let text = format!(
+            "No policy on storage.objects lets the app's users read the bucket {}, so they cannot create signed URLs for their videos. Run deploy/supabase/playback.sql, unless the app creates them with the service role key.",
+            config.storage_bucket
+        );
+        report.warn("storage.playback", text);
     }
     if facts.published || is_supabase(config) {
         report.expect(

@@ -11,7 +11,7 @@ use super::Report;
 use crate::config::Config;
 use crate::domain::failure::{Code, Failure};
 use crate::domain::ids::{GitSha, VideoKey};
-use crate::pipeline::ingest::VIDEO_BYTES_MAX_DEFAULT;
+use crate::pipeline::limits::VIDEO_BYTES_MAX_DEFAULT;
 use crate::services::storage::{Digests, ObjectInfo, ObjectPath, Store};
 
 /// The content of the test object.
@@ -123,6 +123,7 @@ async fn store_and_read(store: &Store, path: &ObjectPath) -> Result<(), Failure>
     let expected = ObjectInfo {
         size,
         sha256: Some(digests.sha256),
+        blob_sha: Some(digests.blob_sha),
     };
     let is_same = store.info(path).await? == Some(expected);
     let is_playable = store.playable(path).await?.is_some();

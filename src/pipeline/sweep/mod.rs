@@ -24,6 +24,7 @@ use crate::domain::verdict::{AgentStatus, CAUSE_CHANGED, Snapshot, Verdict};
 use crate::format::causes;
 use crate::pipeline::branch::{Branch, ListingError};
 use crate::pipeline::causes::Causes;
+use crate::pipeline::limits::Limits;
 use crate::services::github::{Github, for_purpose};
 use crate::services::openhands::OpenHands;
 use crate::services::storage::Store;
@@ -46,6 +47,8 @@ pub struct Sweep {
     pub branch: Arc<Branch>,
     /// The storage, for `verify`.
     pub store: Arc<Store>,
+    /// What the buckets accept. Each sweep has it read again.
+    pub limits: Arc<Limits>,
     /// The source of generation statuses; `None` if there is no API key.
     pub openhands: Option<Arc<OpenHands>>,
     /// The videos folder, such as `videos`.
@@ -159,6 +162,7 @@ impl Sweep {
 
     async fn run_once(&self, options: &SweepOptions) -> Result<SweepReport, SweepError> {
         let one_at_a_time = self.running.lock().await;
+        self.limits.forget();
         let listing = self.branch.latest().await?;
         let mut snapshot = self.snapshot(&listing, !options.dry_run).await?;
         if !options.dry_run {
@@ -172,7 +176,7 @@ impl Sweep {
         let (agent, mut errors) = self.generation_statuses(&snapshot, options).await?;
         let mut drifted = HashMap::new();
         if options.verify {
-            let (found, failures) = self.verify(options).await?;
+            let (found, failures) = self.verify(&listing, options).await?;
             drifted = found;
             errors.extend(failures);
         }

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 use tokio::io::AsyncWriteExt;
 
-use super::{BodyStream, ObjectInfo, ObjectPath};
+use super::{BodyStream, Digests, Hashing, ObjectInfo, ObjectPath};
 use crate::domain::failure::{Code, Failure};
 
 /// The prefix of the names of unfinished objects; they do not end with `.mp4`.
@@ -52,6 +52,23 @@ impl FolderStore {
                 return Ok(None);
             };
             read_info(File::open(file)?).map(Some)
+        })
+        .await
+    }
+
+    pub(super) async fn digests(
+        &self,
+        path: &ObjectPath,
+        size: u64,
+    ) -> Result<Option<Digests>, Failure> {
+        self.blocking(path, move |place| {
+            let Some(file) = place.existing()? else {
+                return Ok(None);
+            };
+            let mut hashing = Hashing::new(size);
+            let mut is_longer = false;
+            read_all(File::open(file)?, |bytes| is_longer |= !hashing.add(bytes))?;
+            Ok(hashing.finish().filter(|_| !is_longer))
         })
         .await
     }
@@ -233,22 +250,27 @@ fn remove_unfinished(folder: &Path, depth: usize) -> io::Result<()> {
     Ok(())
 }
 
-fn read_info(mut file: File) -> io::Result<ObjectInfo> {
+fn read_info(file: File) -> io::Result<ObjectInfo> {
     let size = file.metadata()?.len();
     let mut hash = Sha256::new();
+    read_all(file, |bytes| hash.update(bytes))?;
+    Ok(ObjectInfo {
+        size,
+        sha256: Some(hex::encode(hash.finalize())),
+        blob_sha: None,
+    })
+}
+
+fn read_all(mut file: File, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0; READ_BUFFER_BYTES];
     loop {
         match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => hash.update(&buffer[..n]),
+            Ok(0) => return Ok(()),
+            Ok(n) => each(&buffer[..n]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(ObjectInfo {
-        size,
-        sha256: Some(hex::encode(hash.finalize())),
-    })
 }
 
 fn failure(error: io::Error) -> Failure {

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use sha1::Digest as _;
 use uuid::Uuid;
 
 use crate::domain::failure::{Code, Failure};
@@ -112,6 +113,41 @@ pub struct Digests {
     pub sha256: String,
 }
 
+/// Computes [`Digests`] while the bytes arrive.
+struct Hashing {
+    left: u64,
+    git: sha1::Sha1,
+    sha256: sha2::Sha256,
+}
+
+impl Hashing {
+    fn new(size: u64) -> Self {
+        Self {
+            left: size,
+            git: sha1::Sha1::new_with_prefix(format!("blob {size}\0")),
+            sha256: sha2::Sha256::new(),
+        }
+    }
+
+    /// Adds the next bytes. Returns `false` if there are more than expected.
+    fn add(&mut self, bytes: &[u8]) -> bool {
+        let Some(left) = self.left.checked_sub(bytes.len() as u64) else {
+            return false;
+        };
+        self.left = left;
+        self.git.update(bytes);
+        self.sha256.update(bytes);
+        true
+    }
+
+    fn finish(self) -> Option<Digests> {
+        (self.left == 0).then(|| Digests {
+            blob_sha: GitSha::from_bytes(self.git.finalize().into()),
+            sha256: hex::encode(self.sha256.finalize()),
+        })
+    }
+}
+
 /// What the store knows about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectInfo {
@@ -119,6 +155,8 @@ pub struct ObjectInfo {
     pub size: u64,
     /// Its SHA-256, lower-case hexadecimal; `None` if another program stored it without one.
     pub sha256: Option<String>,
+    /// The SHA of its git blob or LFS pointer; `None` if the store does not have it.
+    pub blob_sha: Option<GitSha>,
 }
 
 /// What a bucket accepts, and who can read it.
@@ -159,6 +197,28 @@ impl Store {
         match self {
             Self::Folder(store) => store.info(path).await,
             Self::Supabase(store) => store.info(path).await,
+        }
+    }
+
+    /// Whether the last byte of the object can be read. Supabase can have lost the bytes of an object whose
+    /// information it still returns.
+    ///
+    /// # Errors
+    /// An outage looks the same for one object as lost bytes.
+    pub async fn is_readable(&self, path: &ObjectPath, size: u64) -> Result<bool, Failure> {
+        match self {
+            // For its information, the whole file was read.
+            Self::Folder(_) => Ok(true),
+            Self::Supabase(store) => store.is_readable(path, size).await,
+        }
+    }
+
+    /// Reads an object of `size` bytes and computes its hashes, `blob_sha` as that of a git blob with these
+    /// bytes. `None` = no such object, or not of that size.
+    pub async fn digests(&self, path: &ObjectPath, size: u64) -> Result<Option<Digests>, Failure> {
+        match self {
+            Self::Folder(store) => store.digests(path, size).await,
+            Self::Supabase(store) => store.digests(path, size).await,
         }
     }
 

@@ -8,15 +8,19 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures_util::{TryStreamExt, stream};
-use reqwest::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use reqwest::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, RANGE,
+};
 use reqwest::{Client, RequestBuilder, Response, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{
-    BodyStream, BucketLimits, Digests, ObjectInfo, ObjectPath, SIGNED_URL_SECONDS, VIDEO_MIME,
+    BodyStream, BucketLimits, Digests, Hashing, ObjectInfo, ObjectPath, SIGNED_URL_SECONDS,
+    VIDEO_MIME,
 };
 use crate::clock::Clock;
 use crate::domain::failure::{Code, Failure};
@@ -43,6 +47,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// Until the next byte of an upload is sent: the server has no such limit of its own.
     pub stall: Duration,
+    /// Until the last byte of an upload of so many bytes is sent.
+    pub transfer: fn(u64) -> Duration,
     /// Until the response, from the last byte of an upload on.
     pub answer: Duration,
     /// For a whole request other than an upload.
@@ -54,6 +60,7 @@ impl Default for Timeouts {
         Self {
             connect: Duration::from_secs(10),
             stall: Duration::from_secs(30),
+            transfer: client::transfer_max,
             answer: Duration::from_secs(60),
             request: Duration::from_secs(20),
         }
@@ -142,15 +149,52 @@ impl SupabaseStore {
             size: u64,
             metadata: Option<Value>,
         }
-        let request = self.calls.get(self.object_url(&["info"], path));
+        // Without `authenticated`, the server reports an invalid key as a missing bucket.
+        let url = self.object_url(&["info", "authenticated"], path);
+        let request = self.calls.get(url);
         let Some(info) = self.call::<Info>(request).await? else {
             return Ok(None);
         };
-        let sha256 = info.metadata.as_ref().and_then(|m| m["sha256"].as_str());
+        let metadata = info.metadata.unwrap_or_default();
+        let text = |field: &str| metadata[field].as_str();
         Ok(Some(ObjectInfo {
             size: info.size,
-            sha256: sha256.map(str::to_owned),
+            sha256: text("sha256").map(str::to_owned),
+            blob_sha: text("blob_sha").and_then(|sha| sha.parse().ok()),
         }))
+    }
+
+    pub(super) async fn is_readable(&self, path: &ObjectPath, size: u64) -> Result<bool, Failure> {
+        let last = size.saturating_sub(1);
+        let request = self
+            .calls
+            .get(self.object_url(&["authenticated"], path))
+            .header(RANGE, format!("bytes={last}-{last}"));
+        let response = request.send().await.map_err(|error| unreached(&error))?;
+        Ok(self.accept(response).await?.is_some())
+    }
+
+    pub(super) async fn digests(
+        &self,
+        path: &ObjectPath,
+        size: u64,
+    ) -> Result<Option<Digests>, Failure> {
+        let request = self
+            .calls
+            .get(self.object_url(&["authenticated"], path))
+            .timeout((self.timeouts.transfer)(size));
+        let mut response = request.send().await.map_err(|error| unreached(&error))?;
+        if !response.status().is_success() {
+            self.accept(response).await?;
+            return Ok(None);
+        }
+        let mut hashing = Hashing::new(size);
+        while let Some(chunk) = response.chunk().await.map_err(|error| unreached(&error))? {
+            if !hashing.add(&chunk) {
+                return Ok(None);
+            }
+        }
+        Ok(hashing.finish())
     }
 
     /// Uploads an object. If the response is lost, asks what is stored: the server completes an upload
@@ -169,6 +213,7 @@ impl SupabaseStore {
         let wanted = ObjectInfo {
             size,
             sha256: Some(digests.sha256.clone()),
+            blob_sha: Some(digests.blob_sha),
         };
         match self.info(path).await {
             Ok(Some(stored)) if stored == wanted => Ok(()),
@@ -249,23 +294,25 @@ impl SupabaseStore {
             .body(reqwest::Body::wrap_stream(pieces));
 
         let mut sending = std::pin::pin!(request.send());
+        let end = Instant::now() + (self.timeouts.transfer)(size);
         let response = loop {
             let all_taken = *so_far.borrow_and_update() >= size;
-            let timeout = if all_taken {
-                self.timeouts.answer
+            let left = end.saturating_duration_since(Instant::now());
+            let (timeout, message) = if all_taken {
+                let answer = self.timeouts.answer;
+                (answer, "Supabase Storage did not respond to the upload.")
+            } else if left < self.timeouts.stall {
+                (left, "The upload to Supabase Storage was too slow.")
             } else {
-                self.timeouts.stall
+                let stall = self.timeouts.stall;
+                (stall, "The upload to Supabase Storage stalled.")
             };
             tokio::select! {
                 // May arrive while bytes are still being sent; the rest is not sent then.
                 response = &mut sending => break response.map_err(|error| unreached(&error))?,
-                // Every piece restarts the timeout: only a stalled upload fails, not a slow one.
+                // Every piece restarts the timeout for a stall.
                 _ = so_far.changed() => {}
-                () = tokio::time::sleep(timeout) => return Err(unavailable(if all_taken {
-                    "Supabase Storage did not respond to the upload."
-                } else {
-                    "The upload to Supabase Storage stalled."
-                })),
+                () = tokio::time::sleep(timeout) => return Err(unavailable(message)),
             }
         };
         tokio::time::timeout(self.timeouts.answer, self.accept(response))
@@ -340,6 +387,14 @@ impl SupabaseStore {
                 Code::StorageDenied,
                 "Supabase Storage rejected the key; check SUPABASE_SERVICE_ROLE_KEY.",
             ),
+            Refusal::Quota => (
+                Code::StorageQuota,
+                "The Supabase project is restricted because a quota is used up or a payment is overdue; check the organization's billing settings.",
+            ),
+            Refusal::Paused => (
+                Code::StoragePaused,
+                "The Supabase project is paused; restore it in Supabase's dashboard.",
+            ),
             Refusal::NoRoute => (
                 Code::StorageUnavailable,
                 "Supabase Storage was not found at the configured URL; check SUPABASE_URL.",
@@ -388,6 +443,8 @@ enum Refusal {
     TooLarge,
     Denied,
     UnknownKey,
+    Quota,
+    Paused,
     Transient,
 }
 
@@ -422,6 +479,10 @@ fn refusal(http_status: u16, body: &[u8]) -> Refusal {
         404 if message == "Object not found" || text("error") == "not_found" => Refusal::NoObject,
         404 => Refusal::NoRoute,
         401 | 403 => Refusal::Denied,
+        // From the gateway of a restricted or paused project.
+        // Source: supabase.com/docs/guides/platform/http-status-codes
+        402 => Refusal::Quota,
+        540 => Refusal::Paused,
         413 => Refusal::TooLarge,
         415 => Refusal::Mime,
         _ => Refusal::Transient,
@@ -540,6 +601,9 @@ mod tests {
             (413, "<html>413 Request Entity Too Large</html>", TooLarge),
             (401, r#"{"message":"Invalid API key"}"#, Denied),
             (404, "", NoRoute),
+            (402, "<html>Payment Required</html>", Quota),
+            (540, "", Paused),
+            (540, r#"{"message":"project paused"}"#, Paused),
             (502, "<html>Bad Gateway</html>", Transient),
             (544, "", Transient),
             (429, "slow down", Transient),

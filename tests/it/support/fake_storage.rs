@@ -5,6 +5,7 @@
 //! - a refusal after the body has begun leaves the connection hanging for 62 seconds ("poisoned");
 //! - the gateway translates `sb_` keys to JWTs, and older ones do not;
 //! - the size limit is exact but does not see chunked bodies; types match exactly, but for wildcards;
+//! - object information takes an invalid JWT for a visitor of a public bucket, but for the authenticated route;
 //! - only `x-upsert: true`, in exactly this spelling, or `PUT` replaces an object;
 //! - a DELETE with a JSON content type needs a body; a list does not tell a missing bucket from an empty one;
 //! - the ETag is an MD5, except for large objects on an S3 back end.
@@ -78,6 +79,8 @@ pub enum Fault {
     CutAfter(usize),
     /// Not a byte of the body is read.
     Stall,
+    /// The upload is read and the connection breaks. It is committed by [`FakeStorage::commit_held`].
+    Hold,
 }
 
 /// A whole answer.
@@ -162,6 +165,8 @@ struct Model {
     pauses: VecDeque<Arc<Notifies>>,
     calls: Vec<String>,
     signed: HashMap<String, String>,
+    held: Vec<(String, Object, Upload)>,
+    lost: BTreeSet<String>,
     is_down: bool,
     translates_keys: bool,
     multipart_etags: bool,
@@ -178,6 +183,8 @@ impl Default for Model {
             pauses: VecDeque::new(),
             calls: Vec::new(),
             signed: HashMap::new(),
+            held: Vec::new(),
+            lost: BTreeSet::new(),
             is_down: false,
             translates_keys: true,
             multipart_etags: false,
@@ -276,6 +283,24 @@ impl FakeStorage {
         model.objects.get_mut(path).unwrap().bytes = Bytes::copy_from_slice(bytes);
     }
 
+    /// Stores an object as another program would, without metadata.
+    pub fn insert(&self, path: &str, bytes: &[u8]) {
+        let object = Object {
+            id: Uuid::new_v4(),
+            version: Uuid::new_v4(),
+            bytes: Bytes::copy_from_slice(bytes),
+            mime: "video/mp4".to_owned(),
+            cache_control: "max-age=3600".to_owned(),
+            metadata: json!({}),
+        };
+        self.model().objects.insert(path.to_owned(), object);
+    }
+
+    /// Loses the bytes of an object until it is uploaded again: its information stays.
+    pub fn lose_bytes(&self, path: &str) {
+        self.model().lost.insert(path.to_owned());
+    }
+
     /// Deletes an object without a call.
     pub fn delete(&self, path: &str) {
         self.model().objects.remove(path).unwrap();
@@ -309,6 +334,14 @@ impl FakeStorage {
     /// Injects a fault into the next request of that kind whose `bucket/path` contains the text.
     pub fn fault_at(&self, op: Op, path: &str, fault: Fault) {
         self.model().faults.push((op, path.to_owned(), fault));
+    }
+
+    /// Commits the uploads of [`Fault::Hold`], after everything else that was stored until now.
+    pub fn commit_held(&self) {
+        let mut model = self.model();
+        for (path, object, upload) in std::mem::take(&mut model.held) {
+            model.commit(&path, object, upload);
+        }
     }
 
     /// Pauses the next upload before its last byte.
@@ -414,10 +447,14 @@ async fn handle(shared: Arc<Shared>, request: Request<Body>) -> Response {
     let is_get = head.method == Method::GET || head.method == Method::HEAD;
     let (op, path) = match (&head.method, path.split_once('/').unwrap_or((&path, ""))) {
         (_, ("object", rest)) => match rest.split_once('/').unwrap_or((rest, "")) {
-            ("info", rest) if is_get => (
-                Op::Info,
-                rest.strip_prefix("authenticated/").unwrap_or(rest),
-            ),
+            ("info", rest) if is_get => match rest.strip_prefix("authenticated/") {
+                Some(rest) => (Op::Info, rest),
+                // The real route takes a visitor without a valid JWT for one of a public bucket.
+                None if is_unknown_jwt(authorization.as_deref()) => {
+                    return no_bucket().into_response();
+                }
+                None => (Op::Info, rest),
+            },
             ("sign", rest) if is_get => {
                 return shared.read_signed(rest, &head.uri, &head.headers);
             }
@@ -432,13 +469,14 @@ async fn handle(shared: Arc<Shared>, request: Request<Body>) -> Response {
         _ => return no_route(&head.method, &format!("/{path}")),
     };
 
+    let fault = shared.take_fault(op, path);
     let call = Call {
         op,
         path: path.to_owned(),
         method: head.method,
         headers: head.headers,
+        is_held: matches!(fault, Some(Fault::Hold)),
     };
-    let fault = shared.take_fault(op, path);
     match fault {
         Some(Fault::Answer(answer)) => {
             read_to_end(body).await.ok();
@@ -459,7 +497,7 @@ async fn handle(shared: Arc<Shared>, request: Request<Body>) -> Response {
             }
             return connection.cut().await;
         }
-        Some(Fault::DoneBut(_) | Fault::LoseAnswer | Fault::NoAnswer) | None => {}
+        Some(Fault::DoneBut(_) | Fault::LoseAnswer | Fault::NoAnswer | Fault::Hold) | None => {}
     }
     let response = match authorize(authorization.as_deref()) {
         Ok(role) => shared.answer(call, role, body, &connection).await,
@@ -470,7 +508,7 @@ async fn handle(shared: Arc<Shared>, request: Request<Body>) -> Response {
     };
     match fault {
         Some(Fault::DoneBut(answer)) => answer.into_response(),
-        Some(Fault::LoseAnswer) => connection.cut().await,
+        Some(Fault::LoseAnswer | Fault::Hold) => connection.cut().await,
         Some(Fault::NoAnswer) => std::future::pending().await,
         _ => response,
     }
@@ -481,6 +519,7 @@ struct Call {
     path: String,
     method: Method,
     headers: HeaderMap,
+    is_held: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -535,6 +574,10 @@ fn authorize(authorization: Option<&str>) -> Result<Role, Answer> {
         }
         _ => denied("Invalid Compact JWS"),
     }
+}
+
+fn is_unknown_jwt(authorization: Option<&str>) -> bool {
+    authorization.is_some() && authorize(authorization).is_err()
 }
 
 impl Shared {
@@ -672,14 +715,14 @@ impl Shared {
             cache_control: header("cache-control").unwrap_or("no-cache").to_owned(),
             metadata: serde_json::from_slice(&metadata.unwrap_or_default()).unwrap_or(json!({})),
         };
-        let id = self.model.lock().unwrap().commit(
-            &call.path,
-            object,
-            Upload {
-                bytes,
-                headers: call.headers.clone(),
-            },
-        );
+        let headers = call.headers.clone();
+        let upload = Upload { bytes, headers };
+        let mut model = self.model.lock().unwrap();
+        if call.is_held {
+            model.held.push((call.path, object, upload));
+            return StatusCode::OK.into_response();
+        }
+        let id = model.commit(&call.path, object, upload);
         Json(json!({"Key": call.path, "Id": id})).into_response()
     }
 
@@ -737,6 +780,7 @@ impl Model {
             object.id = old.id;
         }
         let id = object.id;
+        self.lost.remove(path);
         self.objects.insert(path.to_owned(), object);
         self.history
             .entry(path.to_owned())
@@ -776,6 +820,11 @@ impl Model {
         let Some(object) = self.objects.get(path) else {
             return no_object(method);
         };
+        if self.lost.contains(path) {
+            let message = "Internal Server Error";
+            return Answer::refusal(500, "500", "Internal", message, "InternalError")
+                .into_response();
+        }
         let all = [
             (header::CONTENT_TYPE, object.mime.clone()),
             (header::ETAG, self.etag(&object.bytes)),

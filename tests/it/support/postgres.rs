@@ -102,6 +102,7 @@ impl Postgres {
             "role.sql",
             "realtime.sql",
             "bucket.sql",
+            "playback.sql",
             "indexes.sql",
         ] {
             server.psql(OWNER, TEMPLATE, &format!("deploy/supabase/{script}"));

@@ -19,6 +19,19 @@ create table storage.buckets (
 alter table storage.buckets enable row level security;
 grant all on storage.buckets to postgres, service_role;
 
+create table storage.objects (
+    id        uuid primary key default gen_random_uuid(),
+    bucket_id text,
+    name      text
+);
+alter table storage.objects enable row level security;
+grant all on storage.objects to anon, authenticated, service_role;
+-- Supabase lets postgres manage the policies of this table without owning it.
+alter table storage.objects owner to postgres;
+create function storage.foldername(name text) returns text[] language sql immutable as $$
+    select (string_to_array(name, '/'))[1 : array_length(string_to_array(name, '/'), 1) - 1]
+$$;
+
 create publication supabase_realtime;
 alter publication supabase_realtime owner to postgres;
 
