@@ -5,7 +5,7 @@ use sqlx::Row as _;
 use sqlx::any::AnyRow;
 use uuid::Uuid;
 
-use super::{BATCH_ROWS, Db, DbError, Dialect, Unit, duration};
+use super::{BATCH_ROWS, ClaimError, Db, DbError, Dialect, Unit, duration};
 use crate::domain::failure::Failure;
 use crate::domain::ids::{GitSha, VideoKey};
 use crate::domain::plan::Published;
@@ -47,6 +47,9 @@ pub enum RowOwner {
     /// A fixed user. The embedded mode has no lessons.
     Fixed(Uuid),
 }
+
+/// Why a row cannot be updated that can be read.
+const NOT_UPDATABLE: &str = "row-level security allows reading the row but not updating it, because the policy \"video_ingest updates videos\" is missing or a restrictive policy applies";
 
 /// The longest reason that is written to `mime_type`, in characters. Longer messages are cut off.
 const REASON_CHARS_MAX: usize = 100;
@@ -180,8 +183,8 @@ impl Db {
         Ok(self.fetch_optional(query).await?.is_some())
     }
 
-    /// Makes the row ready. Returns `false` if it was deleted or has another lesson, owner or kind than
-    /// when it was read.
+    /// Makes the row ready, unless it was deleted or has another lesson, owner, bucket or kind than when it
+    /// was read: the object's place follows from them.
     ///
     /// This is one statement, because every update is sent to the app's Realtime subscribers.
     pub(super) async fn make_row_ready(
@@ -190,7 +193,8 @@ impl Db {
         key: VideoKey,
         published: &Published,
         user_id: Uuid,
-    ) -> Result<bool, sqlx::Error> {
+        bucket: &str,
+    ) -> Result<(), ClaimError> {
         let ingest = json!({
             "commit": published.commit,
             "blob_sha": published.blob_sha,
@@ -205,7 +209,8 @@ impl Db {
         let statement = format!(
             "update lesson_assets set storage_path = $4, mime_type = 'video/mp4', duration_ms = $5,
                 conversation_id = coalesce(conversation_id, $6), metadata = {}
-            where id = $1{{uuid}} and lesson_id = $2{{uuid}} and user_id = $3{{uuid}} and kind = 'video'",
+            where id = $1{{uuid}} and lesson_id = $2{{uuid}} and user_id = $3{{uuid}} and kind = 'video'
+              and storage_bucket = $8",
             self.with_ingest("$7")
         );
         let done = self
@@ -215,19 +220,83 @@ impl Db {
             .bind(published.duration_ms as i64)
             .bind(published.conversation_id.as_deref())
             .bind(ingest.to_string())
+            .bind(bucket)
             .execute(tx.connection())
             .await?;
-        Ok(done.rows_affected() == 1)
+        if done.rows_affected() == 1 {
+            return Ok(());
+        }
+        self.lock_row(tx, key, None).await?;
+        Err(ClaimError::RowChanged)
     }
 
-    /// Writes a failure to the row. A ready row stays ready and gets `ingest.last_error`.
+    /// Locks the row until the transaction ends. `generated_by`: only if the row is pending and still belongs
+    /// to this conversation. Returns `false` if there is no such row.
+    ///
+    /// # Errors
+    /// [`DbError::Denied`] if the row can be read but not updated.
+    pub(super) async fn lock_row(
+        &self,
+        tx: &mut Unit,
+        key: VideoKey,
+        generated_by: Option<Option<&str>>,
+    ) -> Result<bool, DbError> {
+        let and = match generated_by {
+            None => "",
+            Some(_) => "and storage_path is null and conversation_id is not distinct from $3{text}",
+        };
+        let read = format!(
+            "select 1 from lesson_assets where id = $1{{uuid}} and lesson_id = $2{{uuid}} and kind = 'video' {and}"
+        );
+        let found = async |statement: &str, tx: &mut Unit| -> Result<bool, sqlx::Error> {
+            let mut query = self.query_for(statement, key);
+            if let Some(conversation) = generated_by {
+                query = query.bind(conversation);
+            }
+            Ok(query.fetch_optional(tx.connection()).await?.is_some())
+        };
+        if found(&format!("{read} {{lock}}"), tx).await? {
+            return Ok(true);
+        }
+        // Policies hide a row that we may not update from a statement that locks it.
+        if self.dialect == Dialect::Postgres && found(&read, tx).await? {
+            return Err(DbError::Denied(NOT_UPDATABLE.to_owned()));
+        }
+        Ok(false)
+    }
+
+    /// Checks that the row can be updated, if there is one.
+    ///
+    /// # Errors
+    /// [`DbError::Denied`] if it cannot.
+    pub async fn check_row_is_writable(&self, key: VideoKey) -> Result<(), DbError> {
+        let mut tx = self.transaction().await?;
+        self.lock_row(&mut tx, key, None).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Whether a row that we can read names this object.
+    pub async fn is_named(&self, bucket: &str, path: &str) -> Result<bool, DbError> {
+        let statement =
+            "select 1 from lesson_assets where storage_bucket = $1 and storage_path = $2 limit 1";
+        let query = self.query(statement).bind(bucket).bind(path);
+        Ok(self.fetch_optional(query).await?.is_some())
+    }
+
+    /// Writes a failure to the row, if there is one. A ready row stays ready and gets `ingest.last_error`.
+    ///
+    /// # Errors
+    /// [`DbError::Denied`] if the row cannot be updated.
     pub(super) async fn make_row_failed(
         &self,
         tx: &mut Unit,
         key: VideoKey,
         failure: &Failure,
         blob_sha: Option<GitSha>,
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<(), DbError> {
+        if !self.lock_row(tx, key, None).await? {
+            return Ok(());
+        }
         let reason: String = failure.message.chars().take(REASON_CHARS_MAX).collect();
         let at = self.clock.now().to_string();
         let code = failure.code.as_str();

@@ -88,7 +88,7 @@ pub enum ClaimError {
     /// The lease has expired and another worker may have claimed the video. The worker must stop.
     #[error("the lease was lost")]
     LeaseLost,
-    /// The app's row was deleted, or has another lesson, owner or kind than when it was read.
+    /// The app's row was deleted, or has another lesson, owner, bucket or kind than when it was read.
     #[error("the row was deleted or changed")]
     RowChanged,
     /// The database is unavailable. Nothing was written, unless the connection broke during the commit.
@@ -174,10 +174,12 @@ impl Db {
     /// Finishes a claim: writes the record, the app's row, the timeline and the counts in one transaction.
     /// `listed`: the blobs that the branch contains, if the attempt got so far.
     ///
-    /// The first statement checks the token and locks the record, so it fences all the others.
+    /// The update of the record checks the token and so fences the whole transaction. The app's row comes
+    /// before it: a worker that waits for the app's lock on a row must not hold the lock on the record, for
+    /// which a push would wait.
     ///
     /// # Errors
-    /// Nothing is written if the claim is no longer valid or the row has changed.
+    /// Nothing is written if the claim is no longer valid, or the row has changed or cannot be updated.
     pub async fn finish(
         &self,
         claim: &Claim,
@@ -186,20 +188,36 @@ impl Db {
         steps: &[Entry],
     ) -> Result<(), ClaimError> {
         let mut tx = self.transaction().await?;
-        let state = self.finish_record(&mut tx, claim, listed, end).await?;
         match end {
             End::Ready {
-                published, user_id, ..
+                published,
+                user_id,
+                bucket,
+                ..
             } => {
-                self.publish(&mut tx, claim.key, published, *user_id)
+                self.make_row_ready(&mut tx, claim.key, published, *user_id, bucket)
                     .await?;
             }
             End::Failed { failure, .. } => {
                 let blob = listed.unwrap_or(claim.history.observed).0;
-                self.make_row_failed(&mut tx, claim.key, failure, blob)
-                    .await?;
+                let written = self
+                    .make_row_failed(&mut tx, claim.key, failure, blob)
+                    .await;
+                match written {
+                    // The failure is that the row cannot be written, so only the record shows it. A
+                    // refused statement has ended the transaction.
+                    Err(DbError::Denied(_)) if failure.code == Code::RowDenied => {
+                        drop(tx);
+                        tx = self.transaction().await?;
+                    }
+                    written => written?,
+                }
             }
             End::Unchanged | End::Waiting { .. } | End::Retry { .. } => {}
+        }
+        let state = self.finish_record(&mut tx, claim, listed, end).await?;
+        if let End::Ready { published, .. } = end {
+            self.keep_published(&mut tx, claim.key, published).await?;
         }
         self.insert_attempt(&mut tx, claim.key, steps).await?;
         self.count_end(&mut tx, claim, end).await?;
@@ -265,14 +283,13 @@ impl Db {
         }
     }
 
-    /// Writes the published video to the record and makes the app's row ready.
-    async fn publish(
+    /// Writes the published video to the record.
+    async fn keep_published(
         &self,
         tx: &mut Unit,
         key: VideoKey,
         published: &Published,
-        user_id: uuid::Uuid,
-    ) -> Result<(), ClaimError> {
+    ) -> Result<(), sqlx::Error> {
         let statement = "update video_ingest.videos set
                 stored_sha = $3, commit_sha = $4, sha256 = $5, size_bytes = $6, duration_ms = $7,
                 width = $8, height = $9, storage_path = $10, metadata = $11, warnings = $12,
@@ -292,11 +309,7 @@ impl Db {
             .bind(warnings.to_string())
             .execute(tx.connection())
             .await?;
-        if self.make_row_ready(tx, key, published, user_id).await? {
-            Ok(())
-        } else {
-            Err(ClaimError::RowChanged)
-        }
+        Ok(())
     }
 
     /// Queues the videos that wait for a row which exists now, or which can be inserted now because its

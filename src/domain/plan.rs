@@ -120,6 +120,8 @@ pub enum End {
         user_id: Uuid,
         /// The bucket of the object.
         bucket: String,
+        /// The path in the row when it was read; `None` if the row was pending.
+        replaces: Option<String>,
     },
     /// The row is ready and the branch contains no new files.
     Unchanged,

@@ -105,10 +105,13 @@ impl From<DbError> for Problem {
             error = causes(&error),
             "request failed: database unavailable"
         );
-        Self::new(
-            ErrorCode::DatabaseUnavailable,
-            "The database is unavailable. Try again in a few seconds.",
-        )
+        let detail = match error {
+            DbError::Denied(_) => {
+                "The database does not allow the server to read the app's tables. Run deploy/supabase/role.sql."
+            }
+            _ => "The database is unavailable. Try again in a few seconds.",
+        };
+        Self::new(ErrorCode::DatabaseUnavailable, detail)
     }
 }
 

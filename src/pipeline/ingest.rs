@@ -14,9 +14,11 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::db::{Claim, ClaimError, Db, Row, RowOwner};
 use crate::domain::failure::{Code, Failure};
+use crate::domain::ids::VideoKey;
 use crate::domain::metadata::{METADATA_BYTES_MAX, Metadata};
 use crate::domain::mp4::Probe;
 use crate::domain::plan::{Blobs, End, Plan, Published, Waits, plan, wait_for_row};
+use crate::domain::request::{Request, Source};
 use crate::domain::timeline::{self, Step};
 use crate::failpoint::FailPoints;
 use crate::format::causes;
@@ -141,7 +143,7 @@ impl<'a> Attempt<'a> {
 
 impl Ingest {
     /// Performs an attempt. Can be repeated and can be cancelled at any point: an object becomes visible only
-    /// when it is complete, and the row becomes ready in [`Ingest::finish`].
+    /// when it is complete, and the row becomes ready in [`Db::finish`].
     pub async fn run(&self, attempt: &mut Attempt<'_>) -> Result<End, Failure> {
         let claim = attempt.claim;
         self.fail.at("claimed").await?;
@@ -212,6 +214,7 @@ impl Ingest {
         Ok(End::Ready {
             user_id: row.user_id,
             bucket: row.bucket,
+            replaces: row.storage_path,
             published: Box::new(Published {
                 commit: listing.head,
                 blob_sha: mp4.sha,
@@ -229,41 +232,53 @@ impl Ingest {
         })
     }
 
-    /// Finishes the claim. If the row was deleted during the upload, deletes the object, which the app could
-    /// not find, and waits for a new row.
+    /// Handles [`ClaimError::RowChanged`] after an upload. Returns the end of the attempt; `None` if the row
+    /// has another owner or bucket now, so the video was queued again.
+    ///
+    /// Deletes the uploaded object if the row was pending when it was read, so that no row has ever named the
+    /// object, and no row names it now. A ready row that disappeared may have another kind and still name
+    /// its object: row-level security hides such rows from us.
     ///
     /// # Errors
-    /// As for [`Db::finish`].
-    pub async fn finish(&self, attempt: &Attempt<'_>, end: &End) -> Result<(), ClaimError> {
-        let written = self
-            .db
-            .finish(attempt.claim, attempt.listed, end, &attempt.steps)
-            .await;
-        let (
-            Err(ClaimError::RowChanged),
-            End::Ready {
-                user_id, bucket, ..
-            },
-        ) = (&written, end)
+    /// As for [`Db::renew`].
+    pub async fn row_changed(
+        &self,
+        claim: &Claim,
+        end: &End,
+    ) -> Result<Option<Result<End, Failure>>, ClaimError> {
+        let End::Ready {
+            published,
+            user_id,
+            bucket,
+            replaces,
+        } = end
         else {
-            return written;
+            return Ok(Some(Ok(end.clone())));
         };
-        let key = attempt.claim.key;
-        // A row that only changed its kind still owns the path, so its object must not be deleted.
+        let key = claim.key;
+        // Another worker may have claimed the video and uploaded the same object.
+        self.db.renew(claim, self.rules.lease).await?;
         let row = self.db.find_row(key.video_id).await?;
-        if row.is_none_or(|row| row.user_id != *user_id || row.lesson_id != key.lesson_id) {
+        if replaces.is_none() && !self.db.is_named(bucket, &published.storage_path).await? {
             let deleted = match ObjectPath::new(bucket, *user_id, key) {
                 Ok(object) => self.store.delete(&object).await,
                 Err(failure) => Err(failure),
             };
             if let Err(failure) = deleted {
-                tracing::warn!(video.id = %key.video_id, code = %failure.code, "failed to delete the stored object for a deleted row: {failure}");
+                tracing::warn!(video.id = %key.video_id, code = %failure.code, "failed to delete the stored object of a row that changed: {failure}");
             }
         }
-        let end = wait_for_row(&attempt.claim.history);
-        self.db
-            .finish(attempt.claim, attempt.listed, &end, &attempt.steps)
-            .await
+        match row.map(|row| own(row, key)) {
+            None => Ok(Some(Ok(wait_for_row(&claim.history)))),
+            Some(Err(failure)) => Ok(Some(Err(failure))),
+            Some(Ok(_)) => {
+                let detail = "its row changed during the attempt";
+                let again = Request::new(key, Source::Repair, detail);
+                self.db.request([again]).await?;
+                self.db.hand_back(claim).await?;
+                Ok(None)
+            }
+        }
     }
 
     /// The row of the video, inserted if the settings allow it; `None` if the video must wait for its row.
@@ -286,23 +301,11 @@ impl Ingest {
                 ));
             }
         }
-        match row {
-            Some(row) if row.lesson_id != key.lesson_id => Err(Failure::new(
-                Code::RowMismatch,
-                format!(
-                    "Row {} belongs to a different lesson than the one in the file name.",
-                    key.video_id
-                ),
-            )),
-            Some(row) if row.kind != "video" => Err(Failure::new(
-                Code::RowMismatch,
-                format!(
-                    "Row {} is of kind '{}', not 'video'.",
-                    key.video_id, row.kind
-                ),
-            )),
-            row => Ok(row),
+        if claim.history.code == Some(Code::RowDenied) {
+            // Before the download, which would be repeated until the row can be updated.
+            self.db.check_row_is_writable(key).await?;
         }
+        row.map(|row| own(row, key)).transpose()
     }
 
     async fn metadata(
@@ -465,6 +468,24 @@ impl Ingest {
             self.video_bytes_max.fetch_min(max, Ordering::Relaxed);
         }
     }
+}
+
+/// The row, unless it is not the one of this video.
+fn own(row: Row, key: VideoKey) -> Result<Row, Failure> {
+    let message = if row.lesson_id != key.lesson_id {
+        format!(
+            "Row {} belongs to a different lesson than the one in the file name.",
+            key.video_id
+        )
+    } else if row.kind != "video" {
+        format!(
+            "Row {} is of kind '{}', not 'video'.",
+            key.video_id, row.kind
+        )
+    } else {
+        return Ok(row);
+    };
+    Err(Failure::new(Code::RowMismatch, message))
 }
 
 fn corrupt(message: &str) -> Failure {

@@ -24,6 +24,7 @@ mod process;
 mod races;
 mod readme;
 mod stale;
+mod rows;
 mod storage;
 mod supabase;
 mod support;

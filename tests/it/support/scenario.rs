@@ -801,6 +801,11 @@ impl Scenario {
         self.expected_errors.push(part);
     }
 
+    /// What was logged at ERROR so far.
+    pub fn take_errors(&self) -> String {
+        std::mem::take(&mut *self.errors.lock().unwrap()).join("\n")
+    }
+
     /// The end of every scenario: the remaining work ends, and no unexpected ERROR was logged.
     pub async fn finish(mut self) {
         self.work().await;

@@ -1,0 +1,215 @@
+//! The app's rows move, are locked, are refused to us and hold odd values, and a ready video stays playable.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use uuid::Uuid;
+use video_ingest::failpoint::Fault;
+
+use crate::scenario;
+use crate::support::scenario::{Backend, SECOND, Scenario, Video};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Works, and runs a statement once the storage has the video's bytes and before its row is ready.
+async fn once_stored(t: &Scenario, video: &Video, statement: &str) {
+    let reached = Arc::new(Notify::new());
+    t.fail.arm("stored", Fault::Pause(reached.clone()));
+    let change = async {
+        while t.stored(video).as_deref() != Some(&video.mp4[..]) {
+            tokio::task::yield_now().await;
+        }
+        t.sql(statement).await;
+        t.fail.disarm("stored");
+        reached.notify_one();
+    };
+    tokio::join!(t.work(), change);
+}
+
+/// The object that the row names, as `bucket/path`.
+async fn named_object(t: &Scenario, video: &Video) -> String {
+    let named = format!(
+        "select storage_bucket || '/' || storage_path from lesson_assets where id = '{}'",
+        video.id()
+    );
+    t.text(&named).await.expect("the row is ready")
+}
+
+/// Whether the storage has this object with the video's bytes.
+fn is_stored(t: &Scenario, object: &str, video: &Video) -> bool {
+    let line = format!("{object}  {}", video.mp4.len());
+    t.objects().iter().any(|shown| shown.starts_with(&line))
+}
+
+async fn make_ready(t: &Scenario, video: &Video) {
+    t.row(video).await;
+    t.push(video).await;
+    t.work().await;
+    t.expect_ready(video).await;
+}
+
+fn set(video: &Video, columns: &str) -> String {
+    let id = video.id();
+    format!("update lesson_assets set {columns} where id = '{id}'")
+}
+
+scenario! {
+    a_row_that_moves_to_another_bucket_gets_its_object_there(t) {
+        t.storage.create_bucket("archive", None, None);
+        let video = Video::good();
+        t.row(&video).await;
+        t.push(&video).await;
+        once_stored(t, &video, &set(&video, "storage_bucket = 'archive'")).await;
+        let object = format!("archive/{}", t.path(&video));
+        assert_eq!(named_object(t, &video).await, object);
+        assert_eq!(t.video(&video).await["state"], "ready");
+        assert!(is_stored(t, &object, &video));
+        assert_eq!(t.objects().len(), 1, "no row names the first one: {:?}", t.objects());
+    }
+
+    a_row_that_moves_to_another_owner_gets_its_object_there(t) {
+        let (video, owner) = (Video::good(), Uuid::new_v4());
+        t.row(&video).await;
+        t.push(&video).await;
+        once_stored(t, &video, &set(&video, &format!("user_id = '{owner}'"))).await;
+        let object = format!("lesson-assets/{owner}/{}/{}.mp4", video.key.lesson_id, video.id());
+        assert_eq!(named_object(t, &video).await, object);
+        assert!(is_stored(t, &object, &video));
+        assert_eq!(t.objects().len(), 1, "no row names the first one: {:?}", t.objects());
+        assert_eq!(t.video(&video).await["state"], "ready");
+    }
+
+    a_ready_row_that_moves_during_a_rerender_keeps_a_video(t) {
+        let moves = ["user_id = 'ID'", "storage_bucket = 'archive'", "lesson_id = 'ID'", "kind = 'other'"];
+        t.storage.create_bucket("archive", None, None);
+        for columns in moves {
+            let v1 = Video::good();
+            let v2 = v1.rerendered(SECOND);
+            make_ready(t, &v1).await;
+            let other = Video::good();
+            // The app's lessons must exist.
+            t.row(&other).await;
+            t.push(&v2).await;
+            let columns = columns.replace("ID", &other.key.lesson_id.to_string());
+            once_stored(t, &v2, &set(&v2, &columns)).await;
+            let object = named_object(t, &v2).await;
+            assert!(is_stored(t, &object, &v2), "{columns}: {object} is not among {:?}", t.objects());
+            let shown = t.video(&v2).await;
+            match columns.split(' ').next() {
+                Some("lesson_id") => assert_eq!(shown["code"], "row_mismatch", "{shown:#}"),
+                Some("kind") => assert_ne!(shown["state"], "ready", "{shown:#}"),
+                _ => assert_eq!(shown["state"], "ready", "{shown:#}"),
+            }
+        }
+    }
+}
+
+/// A worker that waits for a lock of the app on a row does not make pushes of that video wait.
+#[tokio::test]
+async fn a_push_is_accepted_while_the_app_holds_a_lock_on_the_row() {
+    let t = Scenario::begin(Backend::Supabase).await;
+    let v1 = Video::good();
+    let v2 = v1.rerendered(SECOND);
+    t.row(&v1).await;
+    t.push(&v1).await;
+    let admin = &t.database.as_ref().unwrap().admin;
+    let mut lock = admin.begin().await.unwrap();
+    sqlx::query("select id from lesson_assets for update")
+        .fetch_all(&mut *lock)
+        .await
+        .unwrap();
+    let push = async {
+        let waiting = "select count(*)::text from pg_stat_activity
+            where datname = current_database() and wait_event_type = 'Lock'";
+        while t.text(waiting).await.as_deref() == Some("0") {
+            tokio::task::yield_now().await;
+        }
+        t.push(&v2).await;
+        lock.rollback().await.unwrap();
+    };
+    tokio::join!(t.work(), push);
+    t.expect_ready(&v2).await;
+    t.finish().await;
+}
+
+/// The calls that a video whose row cannot be written causes in an hour are bounded, its record says why,
+/// and it becomes ready once the rights are restored.
+async fn expect_denied(statements: &str, named: &str) {
+    let t = Scenario::begin(Backend::Supabase).await;
+    let video = Video::good();
+    t.row(&video).await;
+    t.sql(statements).await;
+    t.push(&video).await;
+    t.github.take_calls();
+    t.work().await;
+    t.expect_state(&video, "failed", "row_denied").await;
+    let message = t.video(&video).await["message"].to_string();
+    assert!(
+        message.contains(named) && message.contains("role.sql"),
+        "{message}"
+    );
+    let (github, storage) = (t.github.take_calls().len(), t.storage.calls().len());
+    assert!(github <= 8 && storage <= 6, "{github} and {storage} calls");
+    for _ in 0..5 {
+        t.later(Duration::from_secs(600));
+        t.work().await;
+    }
+    assert_eq!(t.github.take_calls().len(), 0, "within the hour");
+    assert_eq!(t.storage.calls().len(), storage, "within the hour");
+    t.later(HOUR);
+    t.work().await;
+    t.expect_state(&video, "failed", "row_denied").await;
+    assert_eq!(t.storage.calls().len(), storage, "the row is tried first");
+    t.sql("drop policy if exists broken on lesson_assets").await;
+    t.database.as_ref().unwrap().run_script("role.sql");
+    t.later(26 * HOUR);
+    t.work().await;
+    t.expect_ready(&video).await;
+    t.finish().await;
+}
+
+/// The server starts, serves pushes, and logs what is missing.
+#[tokio::test]
+async fn the_server_starts_without_the_right_to_read_rows() {
+    let mut t = Scenario::begin(Backend::Supabase).await;
+    t.expect_error("deploy/supabase/role.sql");
+    let video = Video::good();
+    t.row(&video).await;
+    t.sql("revoke select on lesson_assets from video_ingest")
+        .await;
+    let restarted = t.replica().await;
+    t.push(&video).await;
+    while restarted.run_once().await.unwrap() {}
+    t.expect_state(&video, "failed", "row_denied").await;
+    assert!(
+        t.take_errors()
+            .contains("permission denied for table lesson_assets")
+    );
+    t.finish().await;
+}
+
+#[tokio::test]
+async fn row_level_security_without_update_is_reported() {
+    let drop_policy = r#"drop policy "video_ingest updates videos" on lesson_assets"#;
+    expect_denied(drop_policy, "video_ingest updates videos").await;
+}
+
+#[tokio::test]
+async fn a_missing_right_to_update_is_reported() {
+    let revoke = "revoke update on lesson_assets from video_ingest";
+    expect_denied(revoke, "permission denied for table lesson_assets").await;
+}
+
+#[tokio::test]
+async fn a_missing_right_to_read_is_reported() {
+    let revoke = "revoke select on lesson_assets from video_ingest";
+    expect_denied(revoke, "permission denied for table lesson_assets").await;
+}
+
+#[tokio::test]
+async fn a_recursive_policy_is_reported() {
+    let recursive = "create policy broken on lesson_assets for all
+        using (exists (select from lesson_assets as a where a.id = lesson_assets.id))";
+    expect_denied(recursive, "infinite recursion").await;
+}
