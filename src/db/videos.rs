@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::{BATCH_ROWS, Db, DbError, RowOwner, Unit};
 use crate::domain::failure::{Code, Failure};
 use crate::domain::ids::{GitSha, VideoKey};
-use crate::domain::plan::{Blobs, End, History, Published};
+use crate::domain::plan::{Blobs, End, History, Published, Waited};
 use crate::domain::request::{Request, Source};
 use crate::domain::state::VideoState;
 use crate::domain::timeline::Entry;
@@ -117,7 +117,8 @@ impl Db {
                 order by due_at limit 1 {skip_locked})
             returning video_id, lesson_id, lease_token, requested, {now} - requested_at as requested_ago,
                 source, forced, attempts, {now} - failing_since as failing, code, message,
-                {now} - waiting_since as waited, mp4_sha, json_sha, stored_sha, commit_sha, sha256,
+                {now} - row_since as row_waited, {now} - json_since as json_waited,
+                {now} - mp4_since as mp4_waited, mp4_sha, json_sha, stored_sha, commit_sha, sha256,
                 size_bytes, duration_ms, width, height, storage_path, metadata, warnings";
         let token = uuid::Uuid::new_v4().simple().to_string();
         // `returning` returns the new values only. Two tokens tell whether the video was running before,
@@ -230,8 +231,9 @@ impl Db {
     ///
     /// `requested > $4` means that the video was requested during the attempt. It is then queued again and
     /// keeps `forced`, which may belong to the new request. After a retryable failure (`$7 = 1`), the
-    /// requests are not served yet: `observed` and `forced` are kept. `waiting_since` restarts when the
-    /// video waits for something else than before.
+    /// requests are not served yet: `observed` and `forced` are kept. What was first missed when is
+    /// kept until `$13 = 1`, see [`Waited`]. A time in the future, from before
+    /// the clock was set back, counts as now.
     async fn finish_record(
         &self,
         tx: &mut Unit,
@@ -243,6 +245,13 @@ impl Db {
         let (code, message) = end.reason().unzip();
         let is_retry = matches!(end, End::Retry { .. });
         let observed = listed.unwrap_or(claim.history.observed);
+        let since = |column: &str, missing: Code| {
+            format!(
+                "case when $13 = 1 then null
+                    when {column} <= {{now}} then {column}
+                    when {column} is not null or $9 = '{missing}' then {{now}} end"
+            )
+        };
         let statement = "update video_ingest.videos set
                 state = case when requested > $4 then 'queued' else $5 end,
                 due_at = case when requested > $4 then {now} when $6 < 0 then null else {now} + $6 end,
@@ -252,18 +261,18 @@ impl Db {
                 attempts = attempts + $8,
                 failing_since = case
                     when $7 = 0 then null
-                    when $8 = 1 then coalesce(failing_since, {now})
-                    else failing_since end,
-                waiting_since = case
-                    when $5 <> 'waiting' then null
-                    when code = $9 then coalesce(waiting_since, {now})
-                    else {now} end,
+                    when failing_since <= {now} then failing_since
+                    when failing_since is not null or $8 = 1 then {now} end,
+                row_since = {row}, json_since = {json}, mp4_since = {mp4},
                 code = $9, message = $10, mp4_sha = $11, json_sha = $12,
                 updated_at = {now}
             where video_id = $1 and lesson_id = $2 and lease_token = $3 and state = 'running'
-            returning requested";
+            returning requested"
+            .replace("{row}", &since("row_since", Code::NoRow))
+            .replace("{json}", &since("json_since", Code::MetadataMissing))
+            .replace("{mp4}", &since("mp4_since", Code::VideoMissing));
         let done = self
-            .query_for(statement, claim.key)
+            .query_for(&statement, claim.key)
             .bind(claim.token.as_str())
             .bind(claim.requested)
             .bind(state.as_str())
@@ -274,6 +283,7 @@ impl Db {
             .bind(message)
             .bind(observed.0.map(|sha| sha.to_string()))
             .bind(observed.1.map(|sha| sha.to_string()))
+            .bind(i64::from(end.ends_waiting()))
             .fetch_optional(tx.connection())
             .await?;
         match done {
@@ -518,7 +528,11 @@ fn claimed(row: &AnyRow, token_if_expired: &str) -> Result<Claim, sqlx::Error> {
             failing_for: ago("failing")?,
             code: code(row)?,
             message: row.try_get("message")?,
-            waited: ago("waited")?.unwrap_or_default(),
+            waited: Waited {
+                row: ago("row_waited")?.unwrap_or_default(),
+                json: ago("json_waited")?.unwrap_or_default(),
+                mp4: ago("mp4_waited")?.unwrap_or_default(),
+            },
             observed: (sha(row, "mp4_sha")?, sha(row, "json_sha")?),
             stored,
         },

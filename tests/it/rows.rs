@@ -103,6 +103,69 @@ scenario! {
             }
         }
     }
+
+    waiting_counts_from_the_first_sight_of_what_is_missing(t) {
+        // The JSON.
+        let video = Video::good();
+        t.row(&video).await;
+        let before = t.github.head();
+        t.github.commit(|c| c.write(video.mp4_path(), video.mp4.clone()));
+        t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
+        t.work().await;
+        t.expect_state(&video, "waiting", "metadata_missing").await;
+        t.later(Duration::from_secs(400));
+        interrupt(t, &video).await;
+        t.expect_state(&video, "waiting", "metadata_missing").await;
+        t.later(Duration::from_secs(200));
+        t.work().await;
+        t.expect_ready(&video).await;
+
+        // The MP4.
+        let video = Video::good();
+        t.row(&video).await;
+        let before = t.github.head();
+        t.github.commit(|c| c.write(video.json_path(), video.json.clone()));
+        t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
+        t.work().await;
+        t.later(4 * HOUR);
+        interrupt(t, &video).await;
+        t.expect_state(&video, "waiting", "video_missing").await;
+        t.later(2 * HOUR);
+        t.work().await;
+        t.expect_reported(&video, "video_missing").await;
+
+        // The row.
+        let video = Video::good();
+        t.push(&video).await;
+        t.work().await;
+        t.expect_state(&video, "waiting", "no_row").await;
+        t.later(20 * HOUR);
+        t.fail.arm("claimed", Fault::Fail(video_ingest::domain::failure::Code::DatabaseUnavailable));
+        t.ask(&format!("/api/videos/{}/retry", video.id())).await;
+        t.work().await;
+        t.expect_state(&video, "queued", "database_unavailable").await;
+        t.fail.disarm("claimed");
+        t.later(Duration::from_secs(10));
+        t.work().await;
+        t.expect_state(&video, "waiting", "no_row").await;
+        t.later(4 * HOUR);
+        t.work().await;
+        t.expect_failed(&video, "no_row").await;
+    }
+}
+
+/// A retry that meets an outage of GitHub, and the attempt after it.
+async fn interrupt(t: &Scenario, video: &Video) {
+    t.fail.arm(
+        "claimed",
+        Fault::Fail(video_ingest::domain::failure::Code::GithubUnavailable),
+    );
+    t.ask(&format!("/api/videos/{}/retry", video.id())).await;
+    t.work().await;
+    t.expect_state(video, "queued", "github_unavailable").await;
+    t.fail.disarm("claimed");
+    t.later(Duration::from_secs(10));
+    t.work().await;
 }
 
 /// A worker that waits for a lock of the app on a row does not make pushes of that video wait.
