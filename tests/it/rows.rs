@@ -8,7 +8,7 @@ use uuid::Uuid;
 use video_ingest::failpoint::Fault;
 
 use crate::scenario;
-use crate::support::scenario::{Backend, SECOND, Scenario, Video};
+use crate::support::scenario::{AppRow, Backend, SECOND, Scenario, Video};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -151,6 +151,36 @@ scenario! {
         t.later(4 * HOUR);
         t.work().await;
         t.expect_failed(&video, "no_row").await;
+    }
+
+    a_verdict_about_an_old_conversation_does_not_fail_the_row(t) {
+        let (old, new) = (Uuid::new_v4(), Uuid::new_v4());
+        let video = Video::good();
+        let row = AppRow { conversation: Some(old), ..AppRow::pending(video.key) };
+        t.rows(&[row]).await;
+        t.agent.conversation(old, "RUNNING", Some("stuck"));
+        t.agent.conversation(new, "RUNNING", Some("running"));
+        t.ask("/reconcile?wait=0").await;
+        // The answer about the old conversation is on its way while the app requests the video again.
+        t.agent.calls();
+        let asked = t.agent.hold().await;
+        let again = async {
+            while t.agent.calls().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            t.sql(&set(&video, &format!("conversation_id = '{new}'"))).await;
+            drop(asked);
+        };
+        tokio::join!(t.ask("/reconcile?wait=0"), again);
+        assert_eq!(t.asset(&video).await.mime_type, "video/mp4");
+        assert_eq!(t.video(&video).await["state"], "generating");
+        let report = t.ask("/reconcile?wait=0").await.json;
+        assert_eq!(report["stillGenerating"], 1, "{report:#}");
+        // A verdict about the current one counts, after it was confirmed.
+        t.agent.conversation(new, "RUNNING", Some("stuck"));
+        t.ask("/reconcile?wait=0").await;
+        t.ask("/reconcile?wait=0").await;
+        t.expect_reported(&video, "generation_failed").await;
     }
 }
 

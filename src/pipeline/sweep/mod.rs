@@ -211,6 +211,10 @@ impl Sweep {
         options: &SweepOptions,
     ) -> (SweepReport, Writes) {
         let mut seen = HashSet::new();
+        let pending = snapshot.pending.iter();
+        let conversations: HashMap<_, _> = pending
+            .filter_map(|row| Some((row.key, row.conversation_id.as_ref()?)))
+            .collect();
         let pending = snapshot.pending.iter().map(|row| row.key);
         let keys = pending
             .chain(snapshot.listed.keys().copied())
@@ -250,10 +254,12 @@ impl Sweep {
                 found: outcome == Outcome::Queued,
             });
             if let Verdict::Fail(code, message) = verdict {
-                let requested = snapshot.records.get(&key).map(|record| record.requested);
-                writes
-                    .failed
-                    .push((key, requested, Failure::new(code, message)));
+                writes.failed.push(Overdue {
+                    key,
+                    requested: snapshot.records.get(&key).map(|record| record.requested),
+                    conversation_id: conversations.get(&key).copied().cloned(),
+                    failure: Failure::new(code, message),
+                });
             }
         }
         (report, writes)
@@ -291,10 +297,19 @@ impl Sweep {
         if !writes.adopted.is_empty() {
             self.db.adopt(&writes.adopted).await?;
         }
-        for (key, requested, failure) in writes.failed {
+        for overdue in writes.failed {
+            let Overdue {
+                key,
+                requested,
+                conversation_id,
+                failure,
+            } = overdue;
             debug_assert_eq!(failure.code.class(), Class::Expired);
-            self.db.fail_pending(key, requested, &failure).await?;
-            tracing::warn!(video.id = %key.video_id, code = %failure.code, "video failed: {}", failure.message);
+            let conversation = conversation_id.as_deref();
+            let failed = self.db.fail_pending(key, requested, conversation, &failure);
+            if failed.await? {
+                tracing::warn!(video.id = %key.video_id, code = %failure.code, "video failed: {}", failure.message);
+            }
         }
         if !writes.requests.is_empty() {
             self.db.request(writes.requests).await?;
@@ -349,8 +364,17 @@ fn slow_scan() -> Failure {
 struct Writes {
     requests: Vec<Request>,
     adopted: Vec<(VideoKey, Blobs)>,
-    /// The videos to fail, each with the count of requests in its record; `None` if it has no record.
-    failed: Vec<(VideoKey, Option<i64>, Failure)>,
+    failed: Vec<Overdue>,
+}
+
+/// A video to fail, with what the verdict is based on.
+struct Overdue {
+    key: VideoKey,
+    /// The count of requests in its record; `None` if it has no record.
+    requested: Option<i64>,
+    /// The conversation in its row.
+    conversation_id: Option<String>,
+    failure: Failure,
 }
 
 impl Writes {
