@@ -323,7 +323,7 @@ impl Db {
     }
 
     /// Queues the videos that wait for a row which exists now, or which can be inserted now because its
-    /// lesson exists. Returns the number of videos.
+    /// lesson exists. Returns the number of videos. Leaves those that another replica is writing.
     pub async fn queue_videos_with_rows(
         &self,
         missing_rows_owner: Option<RowOwner>,
@@ -335,9 +335,12 @@ impl Db {
             Some(RowOwner::Fixed(_)) | None => "",
         };
         let statement = format!(
-            "update video_ingest.videos set state = 'queued', due_at = {{now}}
-            where state = 'waiting' and code = 'no_row'
-              and (exists (select 1 from lesson_assets as a where a.id = videos.video_id{{uuid}}) {lesson})"
+            "update video_ingest.videos set state = 'queued', due_at = {{now}}, updated_at = {{now}}
+            where (video_id, lesson_id) in (
+                select video_id, lesson_id from video_ingest.videos
+                where state = 'waiting' and code = 'no_row'
+                  and (exists (select 1 from lesson_assets as a where a.id = videos.video_id{{uuid}}) {lesson})
+                {{skip_locked}})"
         );
         Ok(self.execute(self.query(&statement)).await?)
     }
@@ -378,6 +381,9 @@ impl Db {
                 k.value ->> 'mp4', k.value ->> 'json', {now}, {now}
             from {each}($1{jsonb}) as k where true
             on conflict (video_id, lesson_id) do nothing";
+        // Replicas that sweep at the same time insert the same records. A common order prevents deadlocks.
+        let mut videos: Vec<&(VideoKey, Blobs)> = videos.iter().collect();
+        videos.sort_by_key(|(key, _)| *key);
         let rows: serde_json::Value = videos
             .iter()
             .map(|(key, (mp4, json))| {
