@@ -283,6 +283,30 @@ impl Db {
         }))
     }
 
+    /// Whether the video is being generated: its row is pending and not failed, and nothing was pushed. There
+    /// may be a record of an earlier generation under the same id.
+    pub async fn is_generating(&self, key: VideoKey) -> Result<bool, DbError> {
+        let never_pushed = [
+            Code::GenerationFailed,
+            Code::GenerationTimeout,
+            Code::FinishedWithoutVideo,
+            Code::VideoMissing,
+        ]
+        .map(|code| format!("'{code}'"))
+        .join(", ");
+        let statement = format!(
+            "select 1 from lesson_assets as a
+            where a.id = $1{{uuid}} and a.lesson_id = $2{{uuid}} and a.kind = 'video'
+                and a.storage_path is null and a.mime_type not like 'error:%'
+                and not exists (select 1 from video_ingest.videos as v
+                    where v.video_id = a.id{{text}} and v.lesson_id = a.lesson_id{{text}}
+                        and not (v.state = 'failed' and v.code in ({never_pushed})
+                            and v.mp4_sha is null and v.json_sha is null))"
+        );
+        let found = self.fetch_optional(self.query_for(&statement, key)).await?;
+        Ok(found.is_some())
+    }
+
     /// The states of these videos, by id. If a video has several records, the published one counts.
     pub async fn states(
         &self,

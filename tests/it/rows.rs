@@ -182,6 +182,33 @@ scenario! {
         t.ask("/reconcile?wait=0").await;
         t.expect_reported(&video, "generation_failed").await;
     }
+
+    a_retry_does_not_fail_a_video_that_is_generating(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        let before = t.snapshot().await;
+        let answer = t.ask(&format!("/api/videos/{}/retry", video.id())).await;
+        answer.expect_problem(409, "still_generating");
+        t.work().await;
+        assert_eq!(t.snapshot().await, before);
+        let page = t.get(&format!("/videos/{}", video.id())).await.json.to_string();
+        assert!(!page.contains("<button>") && page.contains("Nothing to retry"), "{page}");
+        assert_eq!(t.video(&video).await["state"], "generating");
+        // Generated again under the same id, after a failure.
+        t.later(7 * HOUR);
+        t.ask("/reconcile?wait=0").await;
+        t.expect_reported(&video, "generation_timeout").await;
+        t.sql(&set(&video, "mime_type = 'video/mp4', metadata = null")).await;
+        let answer = t.ask(&format!("/api/videos/{}/retry", video.id())).await;
+        answer.expect_problem(409, "still_generating");
+        t.work().await;
+        assert_eq!(t.asset(&video).await.mime_type, "video/mp4");
+        // Once something was pushed, a retry is a retry.
+        t.push(&video).await;
+        assert_eq!(t.ask(&format!("/api/videos/{}/retry", video.id())).await.status, 202);
+        t.work().await;
+        t.expect_ready(&video).await;
+    }
 }
 
 /// A retry that meets an outage of GitHub, and the attempt after it.
@@ -223,6 +250,26 @@ async fn a_push_is_accepted_while_the_app_holds_a_lock_on_the_row() {
     };
     tokio::join!(t.work(), push);
     t.expect_ready(&v2).await;
+    t.finish().await;
+}
+
+/// Replicas that start at the same time adopt the same rows.
+#[tokio::test]
+async fn replicas_adopt_the_same_rows_without_deadlocks() {
+    const ROUNDS: usize = 5;
+    const ROWS: usize = 4000;
+    let t = Scenario::begin(Backend::Supabase).await;
+    let other = t.replica().await;
+    for _ in 0..ROUNDS {
+        let keys: Vec<_> = (0..ROWS)
+            .map(|_| (Video::good().key, (None, None)))
+            .collect();
+        let reversed: Vec<_> = keys.iter().rev().copied().collect();
+        let adopted = tokio::join!(t.db.adopt(&keys), other.db.adopt(&reversed));
+        adopted.0.and(adopted.1).unwrap();
+    }
+    let log = t.database_log();
+    assert!(!log.contains("deadlock"), "{log}");
     t.finish().await;
 }
 
