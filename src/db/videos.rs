@@ -17,11 +17,15 @@ use tokio::time::Instant;
 use super::{BATCH_ROWS, Db, DbError, RowOwner, Unit};
 use crate::domain::failure::{Code, Failure};
 use crate::domain::ids::{GitSha, VideoKey};
-use crate::domain::plan::{Blobs, End, History, Published, Waited};
+use crate::domain::plan::{Blobs, End, History, LEASE_MAX, Published, Waited};
 use crate::domain::request::{Request, Source};
 use crate::domain::state::VideoState;
 use crate::domain::timeline::Entry;
 use crate::domain::verdict::Record;
+
+/// How far in the future a record may have been written before the clock counts as set back. Smaller
+/// corrections of the clock delay a video by no more than this.
+const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
 /// Upserts requests. `$2`: an array of [`to_json`]. `{recorded}`: the deliveries that request the videos.
 ///
@@ -343,6 +347,36 @@ impl Db {
                 {{skip_locked}})"
         );
         Ok(self.execute(self.query(&statement)).await?)
+    }
+
+    /// Corrects what was scheduled before the database's clock was set back, and would be due only when the
+    /// clock has caught up: queued, waiting and failed videos become due, and leases end after `lease`.
+    /// Returns the number of videos.
+    ///
+    /// A clock that was set back shows in records that were written in the future, and in leases that are
+    /// longer than any.
+    pub async fn undo_clock_jump(&self, lease: Duration) -> Result<u64, DbError> {
+        // Two statements, so that each uses an index.
+        let scheduled = "update video_ingest.videos
+            set due_at = {now}, requested_at = {now}, updated_at = {now}
+            where (video_id, lesson_id) in (
+                select video_id, lesson_id from video_ingest.videos
+                where updated_at > {now} + $1 and due_at is not null and state <> 'running'
+                {skip_locked})";
+        let query = self.query(scheduled).bind(CLOCK_SLACK.as_millis() as i64);
+        let corrected = self.execute(query).await?;
+        let leased = "update video_ingest.videos
+            set due_at = {now} + $1, requested_at = {now}, updated_at = {now}
+            where (video_id, lesson_id) in (
+                select video_id, lesson_id from video_ingest.videos
+                where state = 'running' and due_at > {now} + $2
+                {skip_locked})";
+        let longest = LEASE_MAX + CLOCK_SLACK;
+        let query = self
+            .query(leased)
+            .bind(lease.as_millis() as i64)
+            .bind(longest.as_millis() as i64);
+        Ok(corrected + self.execute(query).await?)
     }
 
     /// All records.

@@ -12,6 +12,9 @@ use super::ids::{FileKind, GitSha};
 use super::state::VideoState;
 use super::timeline::Step;
 
+/// The longest lease that the settings allow.
+pub const LEASE_MAX: Duration = Duration::from_secs(600);
+
 /// The blobs of the two files of a video: the MP4 and the JSON.
 pub type Blobs = (Option<GitSha>, Option<GitSha>);
 

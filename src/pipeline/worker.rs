@@ -102,6 +102,9 @@ impl Worker {
             }
             return Ok(true);
         }
+        if db.undo_clock_jump(self.lease).await? > 0 {
+            return Ok(true);
+        }
         let owner = self.ingest.rules.missing_rows_owner;
         match db.queue_videos_with_rows(owner).await {
             // Reported at startup and by each attempt that reads a row.
