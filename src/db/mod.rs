@@ -39,7 +39,7 @@ use crate::format::causes;
 
 pub use checks::{AppFacts, Migrated, Schema, Tls};
 pub use deliveries::Delivery;
-pub use rows::{ReadyObject, Row, RowOwner};
+pub use rows::{OddRow, ReadyObject, Row, RowOwner};
 pub use scan::{SCAN_DISTANCE, SCAN_TIMEOUT, Scan};
 pub use stats::{Day, Hour, Overview};
 pub use statuses::StoredStatus;

@@ -1,5 +1,7 @@
 //! The app's table `lesson_assets`: its rows, and all statements that write to them.
 
+use std::time::Duration;
+
 use serde_json::json;
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
@@ -39,6 +41,17 @@ pub struct ReadyObject {
     pub size: Option<u64>,
 }
 
+/// A row with a value that the server cannot use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OddRow {
+    /// Its id, as text.
+    pub id: String,
+    /// The video, if the ids are UUIDs.
+    pub key: Option<VideoKey>,
+    /// The column with the value.
+    pub column: &'static str,
+}
+
 /// The owner of inserted rows.
 #[derive(Clone, Copy, Debug)]
 pub enum RowOwner {
@@ -48,8 +61,15 @@ pub enum RowOwner {
     Fixed(Uuid),
 }
 
+/// The largest distance of a row's `created_at` from now. Beyond it, the value is not the row's age.
+const ROW_AGE_MAX: Duration = Duration::from_secs(20 * 365 * 86_400);
+
 /// Why a row cannot be updated that can be read.
 const NOT_UPDATABLE: &str = "row-level security allows reading the row but not updating it, because the policy \"video_ingest updates videos\" is missing or a restrictive policy applies";
+
+/// SQL for SQLite: `metadata`, or an empty object if it is not an object.
+const METADATA: &str = "case when json_valid(metadata) then case json_type(metadata)
+    when 'object' then metadata else '{}' end else '{}' end";
 
 /// The longest reason that is written to `mime_type`, in characters. Longer messages are cut off.
 const REASON_CHARS_MAX: usize = 100;
@@ -58,7 +78,7 @@ impl Db {
     /// The row with this id, of any lesson and kind.
     pub async fn find_row(&self, video_id: Uuid) -> Result<Option<Row>, DbError> {
         let statement = "select lesson_id{text} as lesson_id, user_id{text} as user_id, kind,
-                storage_bucket, storage_path
+                coalesce(storage_bucket, '') as storage_bucket, storage_path
             from lesson_assets where id = $1{uuid}";
         let query = self.query(statement).bind(video_id.to_string());
         let found = self.fetch_optional(query).await?;
@@ -73,37 +93,55 @@ impl Db {
         }))
     }
 
-    /// The pending rows, the oldest first.
-    pub async fn pending_rows(&self) -> Result<Vec<PendingRow>, DbError> {
-        let created = match self.dialect {
-            Dialect::Sqlite => "created_at",
-            Dialect::Postgres => "(extract(epoch from created_at) * 1000)::bigint",
-        };
+    /// The pending rows, the oldest first, and those that are skipped because of an unusable value.
+    pub async fn pending_rows(&self) -> Result<(Vec<PendingRow>, Vec<OddRow>), DbError> {
         let statement = format!(
-            "select id{{text}} as id, lesson_id{{text}} as lesson_id, {{now}} - {created} as age, conversation_id, mime_type
+            "select id{{text}} as id, lesson_id{{text}} as lesson_id,
+                cast({{now}} - {} as bigint) as age, conversation_id, mime_type
             from lesson_assets where kind = 'video' and storage_path is null and id > $1{{uuid}}
-            order by id limit $2"
+            order by id limit $2",
+            self.created_ms("created_at")
         );
         let rows = self.fetch_pages(&statement).await?;
-        let pending = rows.iter().filter_map(|row| {
-            let mime: String = row.get("mime_type");
-            Some(PendingRow {
-                key: row_key(row)?,
+        let (mut pending, mut odd) = (Vec::new(), Vec::new());
+        for row in &rows {
+            let key = row_key(row);
+            let age: i64 = row.get("age");
+            let (Some(key), true) = (key, age.unsigned_abs() <= ROW_AGE_MAX.as_millis() as u64)
+            else {
+                let column = key.map_or("id or lesson_id", |_| "created_at");
+                let id = row.get("id");
+                odd.push(OddRow { id, key, column });
+                continue;
+            };
+            let mime: Option<String> = row.get("mime_type");
+            let failed = mime.as_deref().and_then(|mime| mime.strip_prefix("error:"));
+            pending.push(PendingRow {
+                key,
                 age: duration(row, "age"),
                 conversation_id: row.get("conversation_id"),
-                failed: mime
-                    .strip_prefix("error:")
-                    .map(|reason| reason.trim().to_owned()),
-            })
-        });
-        let mut all: Vec<PendingRow> = pending.collect();
-        all.sort_by_key(|row| std::cmp::Reverse(row.age));
-        Ok(all)
+                failed: failed.map(|reason| reason.trim().to_owned()),
+            });
+        }
+        pending.sort_by_key(|row| std::cmp::Reverse(row.age));
+        Ok((pending, odd))
+    }
+
+    /// SQL for a time of the app in milliseconds since the Unix epoch. Postgres also stores infinite times and
+    /// years that no other part of the server can represent; they become the first or last moment of the
+    /// years 1 to 9999.
+    pub(super) fn created_ms(&self, column: &str) -> String {
+        match self.dialect {
+            Dialect::Sqlite => format!("cast({column} as integer)"),
+            Dialect::Postgres => format!(
+                "(extract(epoch from least(greatest({column}, '0001-01-01Z'), '9999-12-31Z')) * 1000)::bigint"
+            ),
+        }
     }
 
     /// The ready rows and their objects.
     pub async fn ready_objects(&self) -> Result<Vec<ReadyObject>, DbError> {
-        let statement = "select a.id{text} as id, a.lesson_id{text} as lesson_id, a.storage_bucket,
+        let statement = "select a.id{text} as id, a.lesson_id{text} as lesson_id, coalesce(a.storage_bucket, '') as storage_bucket,
                 a.storage_path, v.size_bytes
             from lesson_assets as a left join video_ingest.videos as v
                 on v.video_id = a.id{text} and v.lesson_id = a.lesson_id{text} and v.storage_path = a.storage_path
@@ -325,7 +363,7 @@ impl Db {
     fn with_ingest(&self, value: &str) -> String {
         match self.dialect {
             Dialect::Sqlite => {
-                format!("json_set(coalesce(metadata, '{{}}'), '$.ingest', json({value}))")
+                format!("json_set({METADATA}, '$.ingest', json({value}))")
             }
             Dialect::Postgres => format!(
                 "case when jsonb_typeof(metadata) = 'object' then metadata else '{{}}'::jsonb end
@@ -338,7 +376,11 @@ impl Db {
     fn with_last_error(&self, value: &str) -> String {
         match self.dialect {
             Dialect::Sqlite => {
-                format!("json_set(coalesce(metadata, '{{}}'), '$.ingest.last_error', json({value}))")
+                format!(
+                    "json_set({METADATA}, '$.ingest', json_set(
+                        case json_type({METADATA}, '$.ingest') when 'object' then json_extract({METADATA}, '$.ingest') else '{{}}' end,
+                        '$.last_error', json({value})))"
+                )
             }
             Dialect::Postgres => format!(
                 "case when jsonb_typeof(metadata) = 'object' then metadata else '{{}}'::jsonb end

@@ -201,15 +201,11 @@ impl Db {
     fn pending(&self, has_cursor: bool, search: Option<Search>) -> String {
         // Postgres stores `created_at` in microseconds. With a cursor in milliseconds, rows of the same
         // millisecond would be skipped or repeated.
-        let (created, created_us, before) = match self.dialect {
-            Dialect::Sqlite => (
-                "a.created_at",
-                "a.created_at * 1000",
-                "(a.created_at, a.id) < ($3, $4)",
-            ),
+        let created = self.created_ms("a.created_at");
+        let (created_us, before) = match self.dialect {
+            Dialect::Sqlite => ("cast(a.created_at as integer) * 1000", "(a.created_at, a.id) < ($3, $4)"),
             Dialect::Postgres => (
-                "(extract(epoch from a.created_at) * 1000)::bigint",
-                "(extract(epoch from a.created_at) * 1000000)::bigint",
+                "(extract(epoch from least(greatest(a.created_at, '0001-01-01Z'), '9999-12-31Z')) * 1000000)::bigint",
                 "(a.created_at, a.id) < ('epoch'::timestamptz + $5 * interval '1 microsecond', $6::uuid)",
             ),
         };

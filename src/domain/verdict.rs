@@ -86,6 +86,9 @@ pub struct Snapshot {
     pub records: HashMap<VideoKey, Record>,
     /// The pending rows, the oldest first.
     pub pending: Vec<PendingRow>,
+    /// The pending rows that are skipped, each with its ids, if they are usable, and the column whose value is
+    /// not.
+    pub odd: Vec<(Option<VideoKey>, &'static str)>,
     /// The videos whose rows are ready.
     pub ready: HashSet<VideoKey>,
 }

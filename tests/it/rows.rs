@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use uuid::Uuid;
+use video_ingest::domain::failure::Code;
 use video_ingest::failpoint::Fault;
 
 use crate::scenario;
-use crate::support::scenario::{AppRow, Backend, SECOND, Scenario, Video};
+use crate::support::scenario::{AppRow, Backend, SECOND, Scenario, TRUNCATED, Video};
 
 const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Works, and runs a statement once the storage has the video's bytes and before its row is ready.
 async fn once_stored(t: &Scenario, video: &Video, statement: &str) {
@@ -140,7 +142,7 @@ scenario! {
         t.work().await;
         t.expect_state(&video, "waiting", "no_row").await;
         t.later(20 * HOUR);
-        t.fail.arm("claimed", Fault::Fail(video_ingest::domain::failure::Code::DatabaseUnavailable));
+        t.fail.arm("claimed", Fault::Fail(Code::DatabaseUnavailable));
         t.ask(&format!("/api/videos/{}/retry", video.id())).await;
         t.work().await;
         t.expect_state(&video, "queued", "database_unavailable").await;
@@ -209,14 +211,50 @@ scenario! {
         t.work().await;
         t.expect_ready(&video).await;
     }
+
+    nothing_waits_until_a_clock_that_was_set_back_has_caught_up(t) {
+        for jump in [HOUR, 10 * DAY] {
+            // A retry is scheduled.
+            let retried = Video::good();
+            t.row(&retried).await;
+            t.fail.arm("claimed", Fault::Fail(Code::GithubUnavailable));
+            t.push(&retried).await;
+            t.work().await;
+            t.expect_state(&retried, "queued", "github_unavailable").await;
+            t.fail.disarm("claimed");
+            // A worker died.
+            let leased = Video::good();
+            t.row(&leased).await;
+            t.push(&leased).await;
+            t.db.claim(Duration::from_secs(30)).await.unwrap().unwrap();
+            // The JSON is missing.
+            let waiting = Video::good();
+            t.row(&waiting).await;
+            let before = t.github.head();
+            t.github.commit(|c| c.write(waiting.mp4_path(), waiting.mp4.clone()));
+            t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
+            t.work().await;
+            t.expect_state(&waiting, "waiting", "metadata_missing").await;
+
+            t.earlier(jump);
+            t.work().await;
+            t.expect_ready(&retried).await;
+            t.later(Duration::from_secs(31));
+            t.work().await;
+            t.later(Duration::from_secs(10));
+            t.work().await;
+            t.expect_ready(&leased).await;
+            t.later(Duration::from_secs(600));
+            t.work().await;
+            t.expect_ready(&waiting).await;
+            t.later(jump);
+        }
+    }
 }
 
 /// A retry that meets an outage of GitHub, and the attempt after it.
 async fn interrupt(t: &Scenario, video: &Video) {
-    t.fail.arm(
-        "claimed",
-        Fault::Fail(video_ingest::domain::failure::Code::GithubUnavailable),
-    );
+    t.fail.arm("claimed", Fault::Fail(Code::GithubUnavailable));
     t.ask(&format!("/api/videos/{}/retry", video.id())).await;
     t.work().await;
     t.expect_state(video, "queued", "github_unavailable").await;
@@ -250,6 +288,47 @@ async fn a_push_is_accepted_while_the_app_holds_a_lock_on_the_row() {
     };
     tokio::join!(t.work(), push);
     t.expect_ready(&v2).await;
+    t.finish().await;
+}
+
+/// Without workers and without anyone who reads them, too.
+#[tokio::test]
+async fn the_counts_are_compacted_without_a_reader() {
+    const ENTRIES_MAX: i64 = 100;
+    let t = Scenario::begin(Backend::Supabase).await;
+    let entries = async || {
+        let count = "select count(*)::text from video_ingest.counts";
+        let entries = t.text(count).await.unwrap();
+        entries.parse::<i64>().unwrap()
+    };
+    for _ in 0..ENTRIES_MAX {
+        let video = Video::good();
+        t.row(&video).await;
+        t.push(&video).await;
+        t.worker.run_once().await.unwrap();
+    }
+    assert!(entries().await > ENTRIES_MAX);
+    let counted = "select n::text from (select state, sum(n) as n from video_ingest.counts
+        group by state) as counts where state = 'ready'";
+    assert_eq!(t.text(counted).await.as_deref(), Some("100"));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app = t.app(|config| {
+        config.workers = 0;
+        config.reconcile_interval = None;
+    });
+    let stop = tokio_util::sync::CancellationToken::new();
+    let serving = tokio::spawn(app.await.serve(listener, stop.clone()));
+    let compacted = async {
+        while entries().await > ENTRIES_MAX {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(15), compacted)
+        .await
+        .expect("the entries are compacted");
+    assert_eq!(t.text(counted).await.as_deref(), Some("100"));
+    stop.cancel();
+    serving.await.unwrap();
     t.finish().await;
 }
 
@@ -352,4 +431,90 @@ async fn a_recursive_policy_is_reported() {
     let recursive = "create policy broken on lesson_assets for all
         using (exists (select from lesson_assets as a where a.id = lesson_assets.id))";
     expect_denied(recursive, "infinite recursion").await;
+}
+
+/// A row with a value that we cannot use does not stop the others.
+#[tokio::test]
+async fn odd_rows_are_skipped_and_named() {
+    let t = Scenario::begin(Backend::Supabase).await;
+    let (pushed, good) = (Video::good(), Video::good());
+    let times = ["infinity", "-infinity", "4000-01-01 BC", "294276-12-31"];
+    let odd: Vec<Video> = times.map(|_| Video::good()).into();
+    for (video, created) in odd.iter().zip(times) {
+        t.row(video).await;
+        t.sql(&set(
+            video,
+            &format!("created_at = '{created}', metadata = '[1]'"),
+        ))
+        .await;
+    }
+    t.row(&pushed).await;
+    t.sql(&set(
+        &pushed,
+        "created_at = 'infinity', metadata = '\"text\"'",
+    ))
+    .await;
+    t.row(&good).await;
+    t.commit(&pushed);
+    t.commit(&good);
+    let report = t.ask("/reconcile?wait=0").await.json;
+    let database = serde_json::json!([{"service": "database", "code": "odd_row"}]);
+    assert_eq!(report["errors"], database, "{report:#}");
+    assert_eq!(report["queued"], 2, "{report:#}");
+    assert_eq!(report["unknown"], times.len(), "{report:#}");
+    for video in &odd {
+        let videos = report["videos"].as_array().unwrap();
+        let shown = videos.iter().find(|shown| shown["video_id"] == video.id());
+        let detail = shown.unwrap()["detail"].to_string();
+        assert!(detail.contains("created_at"), "{detail}");
+        assert_eq!(t.asset(video).await.mime_type, "video/mp4");
+        assert_eq!(t.video(video).await["state"], "generating");
+    }
+    t.work().await;
+    t.expect_ready(&good).await;
+    t.expect_ready(&pushed).await;
+    let shown = t.get("/api/videos").await;
+    assert_eq!(shown.status, 200, "{shown:?}");
+    assert_eq!(t.get("/").await.status, 200);
+    t.finish().await;
+}
+
+#[tokio::test]
+async fn odd_rows_of_the_embedded_database_are_skipped() {
+    let t = Scenario::begin(Backend::Embedded).await;
+    let videos =
+        ["[1]", "{", "{\"ingest\": 7, \"kept\": 1}"].map(|metadata| (Video::good(), metadata));
+    for (video, metadata) in &videos {
+        t.row(video).await;
+        t.sql(&set(video, &format!("metadata = '{metadata}'")))
+            .await;
+    }
+    let (text, nameless) = (Video::good(), Video::good());
+    t.row(&text).await;
+    t.sql(&set(&text, "created_at = 'yesterday'")).await;
+    t.row(&nameless).await;
+    t.sql(&set(&nameless, "id = 'not a UUID'")).await;
+    for (video, _) in &videos {
+        t.commit(video);
+    }
+    let report = t.ask("/reconcile?wait=0").await.json;
+    assert_eq!(report["errors"][0]["code"], "odd_row", "{report:#}");
+    assert_eq!(
+        (&report["queued"], &report["unknown"]),
+        (&3.into(), &1.into())
+    );
+    t.work().await;
+    for (video, _) in &videos {
+        t.expect_ready(video).await;
+    }
+    assert_eq!(t.asset(&videos[2].0).await.metadata["kept"], 1);
+    // A bad re-render of a video whose metadata was changed.
+    let bad = videos[0].0.rerendered(TRUNCATED);
+    t.sql(&set(&bad, "metadata = '{\"ingest\": 7}'")).await;
+    t.push(&bad).await;
+    t.work().await;
+    let metadata = t.asset(&bad).await.metadata;
+    assert_eq!(metadata["ingest"]["last_error"]["code"], "truncated");
+    assert_eq!(t.get("/api/videos").await.status, 200);
+    t.finish().await;
 }

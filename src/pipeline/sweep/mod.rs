@@ -17,7 +17,7 @@ use crate::db::{Db, DbError, SCAN_TIMEOUT, Scan};
 use crate::domain::failure::{Class, Code, Failure};
 use crate::domain::ids::{FileKind, VideoKey};
 use crate::domain::plan::Blobs;
-use crate::domain::report::{Outcome, SweepReport, SweptVideo};
+use crate::domain::report::{Outcome, ServiceError, SweepReport, SweptVideo};
 use crate::domain::request::{Purpose, Request, Source};
 use crate::domain::state::VideoState;
 use crate::domain::verdict::{AgentStatus, Snapshot, Verdict};
@@ -30,6 +30,12 @@ use crate::telemetry::metrics;
 
 /// The interval at which a sweep with `wait` polls the state of the requested videos.
 const WAIT_POLL: Duration = Duration::from_millis(200);
+
+/// The entry in the report's errors if a row was skipped.
+const ODD_ROW: ServiceError = ServiceError {
+    service: "database",
+    code: "odd_row",
+};
 
 /// The wait after a failed scan.
 const SCAN_RETRY: Duration = Duration::from_secs(5);
@@ -169,6 +175,9 @@ impl Sweep {
             drifted = found;
             errors.extend(failures);
         }
+        if !snapshot.odd.is_empty() {
+            errors.push(ODD_ROW);
+        }
         let (mut report, writes) = self.decide(&snapshot, &agent, &drifted, options);
         report.errors = errors;
         if !options.dry_run {
@@ -261,6 +270,17 @@ impl Sweep {
                     failure: Failure::new(code, message),
                 });
             }
+        }
+        let odd = snapshot.odd.iter();
+        let odd = odd.filter_map(|(key, column)| Some(((*key)?, column)));
+        for (key, column) in odd.filter(|(key, _)| options.includes(*key) && !seen.contains(key)) {
+            report.videos.push(SweptVideo {
+                lesson_id: key.lesson_id,
+                video_id: key.video_id,
+                outcome: Outcome::Unknown,
+                detail: format!("Its row has an unusable {column}; correct it in lesson_assets."),
+                found: false,
+            });
         }
         (report, writes)
     }

@@ -25,7 +25,14 @@ impl Sweep {
         keep_cursor: bool,
     ) -> Result<Snapshot, SweepError> {
         let records = self.db.records().await?;
-        let pending = self.db.pending_rows().await?;
+        let (pending, odd) = self.db.pending_rows().await?;
+        for row in &odd {
+            tracing::warn!(
+                row.id = row.id,
+                column = row.column,
+                "skipped a row of lesson_assets because of an unusable value; correct it"
+            );
+        }
         let ready = self.db.ready_objects().await?;
         let files = listing.files.iter();
         let mut listed: HashMap<_, _> = files.map(|(key, pair)| (*key, pair.blobs())).collect();
@@ -38,6 +45,7 @@ impl Sweep {
             complete: listing.complete,
             records,
             pending,
+            odd: odd.into_iter().map(|row| (row.key, row.column)).collect(),
             ready: ready.into_iter().map(|object| object.key).collect(),
         })
     }
