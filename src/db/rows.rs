@@ -207,12 +207,63 @@ impl Db {
             query = query.bind(user.to_string());
         }
         let is_inserted = self.execute(query).await? > 0;
+        if is_inserted {
+            let statement = "update video_ingest.videos set created_row = 1
+                where video_id = $1 and lesson_id = $2";
+            self.execute(self.query_for(statement, key)).await?;
+        }
         match owner {
             // Either the lesson is missing, or the insert conflicted with a row that may be hidden from
             // us by row-level security.
             RowOwner::OfLesson if !is_inserted => self.has_lesson(key.lesson_id).await,
             RowOwner::OfLesson | RowOwner::Fixed(_) => Ok(true),
         }
+    }
+
+    /// Whether this server inserted the row of a video.
+    pub async fn has_created_row(&self, key: VideoKey) -> Result<bool, DbError> {
+        let statement = "select 1 from video_ingest.videos
+            where video_id = $1 and lesson_id = $2 and created_row = 1";
+        Ok(self
+            .fetch_optional(self.query_for(statement, key))
+            .await?
+            .is_some())
+    }
+
+    /// Moves a row that this server inserted from the lesson `from` to the lesson of `key`. A ready row stays
+    /// ready: it names its object until the next one is published. Returns `false` if nothing was moved.
+    ///
+    /// # Errors
+    /// [`DbError::Denied`] if our role may not change the lesson of a row, as in Supabase mode.
+    pub async fn move_created_row(
+        &self,
+        from: Uuid,
+        key: VideoKey,
+        owner: RowOwner,
+    ) -> Result<bool, DbError> {
+        let owned = match owner {
+            RowOwner::Fixed(_) => "",
+            RowOwner::OfLesson => {
+                ", user_id = (select l.user_id from lessons as l where l.id = $2{uuid})"
+            }
+        };
+        let row = format!(
+            "update lesson_assets set lesson_id = $2{{uuid}} {owned}
+            where id = $1{{uuid}} and lesson_id = $3{{uuid}} and kind = 'video'"
+        );
+        let records = "update video_ingest.videos set
+                created_row = case when lesson_id = $2 then 1 else 0 end,
+                stored_sha = case when lesson_id = $2 then stored_sha end
+            where video_id = $1 and lesson_id in ($2, $3)";
+        let mut tx = self.transaction().await?;
+        let query = self.query_for(&row, key).bind(from.to_string());
+        if query.execute(tx.connection()).await?.rows_affected() == 0 {
+            return Ok(false);
+        }
+        let query = self.query_for(records, key).bind(from.to_string());
+        query.execute(tx.connection()).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 
     async fn has_lesson(&self, lesson_id: Uuid) -> Result<bool, DbError> {

@@ -379,6 +379,23 @@ impl Db {
         Ok(corrected + self.execute(query).await?)
     }
 
+    /// The videos that failed because this server inserted their row for a file with another lesson in its
+    /// name, each with the video of that file.
+    pub async fn mismatched(&self) -> Result<Vec<(VideoKey, VideoKey)>, DbError> {
+        let statement = "select v.video_id, v.lesson_id, o.lesson_id as other
+            from video_ingest.videos as v join video_ingest.videos as o
+                on o.video_id = v.video_id and o.lesson_id <> v.lesson_id and o.created_row = 1
+            where v.state = 'failed' and v.code = $1";
+        let query = self.query(statement).bind(Code::RowMismatch.as_str());
+        let rows = self.fetch_all(query).await?;
+        let pair = |row: &AnyRow| {
+            let key = key(row).ok()?;
+            let lesson_id = row.get::<String, _>("other").parse().ok()?;
+            Some((key, VideoKey { lesson_id, ..key }))
+        };
+        Ok(rows.iter().filter_map(pair).collect())
+    }
+
     /// All records.
     pub async fn records(&self) -> Result<HashMap<VideoKey, Record>, DbError> {
         let statement =

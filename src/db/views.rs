@@ -203,7 +203,10 @@ impl Db {
         // millisecond would be skipped or repeated.
         let created = self.created_ms("a.created_at");
         let (created_us, before) = match self.dialect {
-            Dialect::Sqlite => ("cast(a.created_at as integer) * 1000", "(a.created_at, a.id) < ($3, $4)"),
+            Dialect::Sqlite => (
+                "cast(a.created_at as integer) * 1000",
+                "(a.created_at, a.id) < ($3, $4)",
+            ),
             Dialect::Postgres => (
                 "(extract(epoch from least(greatest(a.created_at, '0001-01-01Z'), '9999-12-31Z')) * 1000000)::bigint",
                 "(a.created_at, a.id) < ('epoch'::timestamptz + $5 * interval '1 microsecond', $6::uuid)",
@@ -242,7 +245,8 @@ impl Db {
         // published, or else the one that matches the row's lesson, takes precedence.
         let statement = format!(
             "select {COLUMNS}, metadata, warnings from video_ingest.videos where video_id = $1
-            order by case when stored_sha is null then 1 else 0 end, code = 'row_mismatch', updated_at desc limit 1"
+            order by case when stored_sha is null then 1 else 0 end,
+                case when code = 'row_mismatch' then 1 else 0 end, updated_at desc limit 1"
         );
         let mut unit = self.unit(&self.read).await?;
         let found = self

@@ -89,6 +89,9 @@ pub struct Snapshot {
     /// The pending rows that are skipped, each with its ids, if they are usable, and the column whose value is
     /// not.
     pub odd: Vec<(Option<VideoKey>, &'static str)>,
+    /// The videos that failed because of a row that this server inserted for a file with another lesson. The
+    /// file is gone, so the row can be moved.
+    pub released: HashSet<VideoKey>,
     /// The videos whose rows are ready.
     pub ready: HashSet<VideoKey>,
 }
@@ -126,9 +129,14 @@ impl Snapshot {
                 .cloned()
                 .unwrap_or(AgentStatus::NotRequested),
         };
+        let verdict = |key| match verdict(&facts(key), deadline) {
+            Verdict::Failed(_) if self.released.contains(&key) => {
+                Verdict::Request("the file with another lesson is gone")
+            }
+            verdict => verdict,
+        };
         let keys = keys.into_iter();
-        keys.map(|key| (key, verdict(&facts(key), deadline)))
-            .collect()
+        keys.map(|key| (key, verdict(key))).collect()
     }
 }
 

@@ -12,7 +12,7 @@ use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::db::{Claim, ClaimError, Db, Row, RowOwner};
+use crate::db::{Claim, ClaimError, Db, DbError, Row, RowOwner};
 use crate::domain::failure::{Code, Failure};
 use crate::domain::ids::VideoKey;
 use crate::domain::metadata::{METADATA_BYTES_MAX, Metadata};
@@ -147,15 +147,13 @@ impl Ingest {
     pub async fn run(&self, attempt: &mut Attempt<'_>) -> Result<End, Failure> {
         let claim = attempt.claim;
         self.fail.at("claimed").await?;
-        let Some(row) = self.row(claim).await? else {
+        let row = self.row(claim).await?;
+        let Some(row) = self.reclaimed(claim, row).await? else {
             return Ok(wait_for_row(&claim.history));
         };
+        let row = own(row, claim.key)?;
         let listing = self.branch.listing(claim.requested_at).await?;
-        let pair = if listing.complete {
-            listing.files.get(&claim.key).copied().unwrap_or_default()
-        } else {
-            self.github.lookup(claim.key, listing.head).await?
-        };
+        let pair = self.files(&listing, claim.key).await?;
         attempt.listed = Some(pair.blobs());
         attempt.step(Step::Listed, format!("head {}", listing.head.short()));
         self.fail.at("listed").await?;
@@ -305,7 +303,69 @@ impl Ingest {
             // Before the download, which would be repeated until the row can be updated.
             self.db.check_row_is_writable(key).await?;
         }
-        row.map(|row| own(row, key)).transpose()
+        Ok(row)
+    }
+
+    async fn files(&self, listing: &Listing, key: VideoKey) -> Result<Pair, Failure> {
+        if listing.complete {
+            return Ok(listing.files.get(&key).copied().unwrap_or_default());
+        }
+        self.github.lookup(key, listing.head).await
+    }
+
+    /// The row, moved to the lesson of the claimed video if we inserted it for a file that is gone from the
+    /// branch: the file had the wrong lesson in its name.
+    async fn reclaimed(&self, claim: &Claim, row: Option<Row>) -> Result<Option<Row>, Failure> {
+        let key = claim.key;
+        let (Some(found), Some(owner)) = (&row, self.rules.missing_rows_owner) else {
+            return Ok(row);
+        };
+        let other = VideoKey {
+            lesson_id: found.lesson_id,
+            ..key
+        };
+        if other == key || !self.db.has_created_row(other).await? {
+            return Ok(row);
+        }
+        let listing = self.branch.listing(claim.requested_at).await?;
+        if self.files(&listing, other).await?.blobs() != (None, None)
+            || self.files(&listing, key).await?.mp4.is_none()
+        {
+            return Ok(row);
+        }
+        match self.db.move_created_row(other.lesson_id, key, owner).await {
+            Ok(_) => {
+                tracing::info!(video.id = %key.video_id, lesson.id = %key.lesson_id, "moved a row to the lesson of the pushed file");
+                Ok(self.db.find_row(key.video_id).await?)
+            }
+            // Then the row keeps its lesson, and the video fails with `row_mismatch`.
+            Err(DbError::Denied(_)) => Ok(row),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Deletes the object that the row named before it was moved to another lesson, now that the new one is
+    /// published, unless a row names it.
+    pub async fn delete_replaced(&self, end: &End) -> Result<(), Failure> {
+        let End::Ready {
+            published,
+            bucket,
+            replaces: Some(path),
+            ..
+        } = end
+        else {
+            return Ok(());
+        };
+        // Only an object of the same video.
+        let file = |path: &str| path.rsplit('/').next().map(str::to_owned);
+        let is_ours = file(path) == file(&published.storage_path);
+        if !is_ours || *path == published.storage_path || self.db.is_named(bucket, path).await? {
+            return Ok(());
+        }
+        match ObjectPath::from_stored(bucket, path) {
+            Some(object) => self.store.delete(&object).await,
+            None => Ok(()),
+        }
     }
 
     async fn metadata(

@@ -192,6 +192,9 @@ impl Worker {
             let changed = match finished {
                 Ok(()) => {
                     let _ = self.ingest.fail.at("published").await;
+                    if let Err(failure) = self.ingest.delete_replaced(&end).await {
+                        tracing::warn!(video.id = %claim.key.video_id, code = %failure.code, "failed to delete a replaced object: {failure}");
+                    }
                     metrics::ended(claim, &end);
                     return log(claim, &end);
                 }

@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use uuid::Uuid;
+use video_ingest::config::{Config, MissingRow};
 use video_ingest::domain::failure::Code;
+use video_ingest::domain::ids::VideoKey;
 use video_ingest::failpoint::Fault;
+use video_ingest::fake_github::Changes;
 
 use crate::scenario;
 use crate::support::scenario::{AppRow, Backend, SECOND, Scenario, TRUNCATED, Video};
@@ -517,4 +520,62 @@ async fn odd_rows_of_the_embedded_database_are_skipped() {
     assert_eq!(metadata["ingest"]["last_error"]["code"], "truncated");
     assert_eq!(t.get("/api/videos").await.status, 200);
     t.finish().await;
+}
+
+/// `MISSING_ROW=create`: a wrong lesson in a file name is corrected by a later push, in any order of its steps.
+#[tokio::test]
+async fn a_row_of_a_file_with_the_wrong_lesson_follows_the_corrected_file() {
+    for steps in 1..=3 {
+        let create = |config: &mut Config| config.missing_row = MissingRow::Create;
+        let t = Scenario::begin_with(Backend::Embedded, create).await;
+        let wrong = Video::good();
+        let key = VideoKey {
+            video_id: wrong.key.video_id,
+            ..Video::good().key
+        };
+        let right = Video {
+            mp4: SECOND.into(),
+            ..Video::of(key)
+        };
+        t.push(&wrong).await;
+        t.work().await;
+        let first = named_object(&t, &wrong).await;
+        assert!(is_stored(&t, &first, &wrong));
+        let push = async |change: &dyn Fn(Changes) -> Changes| {
+            let before = t.github.head();
+            t.github.commit(change);
+            let push = t.github.push(before, t.github.head());
+            t.deliver(&push).await.expect_accepted();
+            t.work().await;
+        };
+        match steps {
+            1 => push(&|c| right.write(wrong.remove(c))).await,
+            2 => {
+                push(&|c| wrong.remove(c)).await;
+                assert!(is_stored(&t, &first, &wrong), "a ready video is kept");
+                push(&|c| right.write(c)).await;
+            }
+            _ => {
+                push(&|c| right.write(c)).await;
+                assert_eq!(
+                    named_object(&t, &wrong).await,
+                    first,
+                    "both files are there"
+                );
+                push(&|c| wrong.remove(c)).await;
+                let report = t.ask("/reconcile?wait=0").await.json;
+                assert_eq!(report["queued"], 1, "{report:#}");
+                t.work().await;
+            }
+        }
+        assert_eq!(t.video(&right).await["state"], "ready", "{steps}");
+        let object = named_object(&t, &right).await;
+        assert!(
+            object.contains(&right.key.lesson_id.to_string()),
+            "{object}"
+        );
+        assert!(is_stored(&t, &object, &right), "{steps}");
+        assert_eq!(t.objects().len(), 1, "{:?}", t.objects());
+        t.finish().await;
+    }
 }

@@ -40,7 +40,12 @@ impl Sweep {
             let found = self.look_up(listing, &pending, &records, keep_cursor);
             listed.extend(found.await?);
         }
+        let mismatched = self.db.mismatched().await?.into_iter();
+        let released = mismatched.filter(|(key, other)| {
+            listed.contains_key(key) && listing.complete && !listed.contains_key(other)
+        });
         Ok(Snapshot {
+            released: released.map(|(key, _)| key).collect(),
             listed,
             complete: listing.complete,
             records,
