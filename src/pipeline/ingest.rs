@@ -25,7 +25,7 @@ use crate::format::causes;
 use crate::pipeline::branch::Branch;
 use crate::pipeline::breaker::Breaker;
 use crate::pipeline::spool::{Kind, Spool, Spooled};
-use crate::services::github::{Download, Entry, Github, Pair};
+use crate::services::github::{Download, Entry, Github, Listing, Pair};
 use crate::services::storage::{Digests, ObjectPath, Store};
 use crate::telemetry::metrics;
 
