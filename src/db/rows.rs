@@ -206,12 +206,15 @@ impl Db {
         if let RowOwner::Fixed(user) = owner {
             query = query.bind(user.to_string());
         }
-        let is_inserted = self.execute(query).await? > 0;
+        let mut tx = self.transaction().await?;
+        let is_inserted = query.execute(tx.connection()).await?.rows_affected() > 0;
         if is_inserted {
             let statement = "update video_ingest.videos set created_row = 1
                 where video_id = $1 and lesson_id = $2";
-            self.execute(self.query_for(statement, key)).await?;
+            let query = self.query_for(statement, key);
+            query.execute(tx.connection()).await?;
         }
+        tx.commit().await?;
         match owner {
             // Either the lesson is missing, or the insert conflicted with a row that may be hidden from
             // us by row-level security.
