@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Database, MissingRow, OpenHandsConfig, StoreConfig};
 use crate::db::{Db, DbError, RowOwner};
 use crate::domain::plan::Waits;
+use crate::format::causes;
 use crate::http::{self, AppState, STREAMS_MAX};
 use crate::pipeline::branch::Branch;
 use crate::pipeline::causes::Causes;
@@ -35,6 +36,10 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long handing back may take. With closing the database, all of it stays below the documented 25 s.
 const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The interval at which the server bounds tables that every change adds to. With constant load, `counts` has
+/// at most the entries of this interval, and 100.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// Replaceable parts, which tests set and production leaves at their defaults.
 #[derive(Clone, Debug, Default)]
@@ -220,13 +225,15 @@ impl App {
         }
         tasks.spawn(self.intake);
         tasks.close();
-        let upkeep = tokio::spawn(fold_metrics());
+        let folding = tokio::spawn(fold_metrics());
+        let upkeep = tokio::spawn(keep_up(self.db.clone(), self.config.lease));
         let serving = http::serve(listener, self.router, stop.clone());
         let closing = async {
             stop.cancelled().await;
             self.closing.cancel();
         };
         tokio::join!(serving, closing);
+        folding.abort();
         upkeep.abort();
         tracing::info!("draining");
         self.worker.stop.cancel();
@@ -284,6 +291,20 @@ async fn fold_metrics() {
     loop {
         tokio::time::sleep(metrics::UPKEEP_EVERY).await;
         metrics::recorder().run_upkeep();
+    }
+}
+
+/// Keeps the database in order independently of its readers and of the load.
+async fn keep_up(db: Db, lease: Duration) {
+    loop {
+        tokio::time::sleep(UPKEEP_EVERY).await;
+        let done = db.compact_counts().await;
+        if let Err(error) = done.and(db.undo_clock_jump(lease).await.map(drop)) {
+            tracing::warn!(
+                error = causes(&error),
+                "upkeep of the database failed, retrying"
+            );
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 
 use crate::domain::ids::{NotARepoName, RepoName};
+use crate::domain::plan::LEASE_MAX;
 use crate::format;
 
 /// Shortest secret that this server compares, and shortest storage key, in bytes.
@@ -34,7 +35,7 @@ const UNITS: [(char, u64); 4] = [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1
 pub(super) const ANY_DURATION: RangeInclusive<Duration> = seconds(1)..=seconds(3_650 * 86_400);
 
 /// Shorter leases expire during a slow write; longer ones delay the videos of a crashed replica.
-pub(super) const LEASE: RangeInclusive<Duration> = seconds(5)..=seconds(600);
+pub(super) const LEASE: RangeInclusive<Duration> = seconds(5)..=LEASE_MAX;
 
 /// The value, or a description of a valid one, as the rest of a sentence after the variable's name.
 pub(super) type Rule<T> = Result<T, String>;

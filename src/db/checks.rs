@@ -371,6 +371,7 @@ impl DbError {
     pub fn reason(&self) -> String {
         let error = match self {
             Self::Misconfigured(reason) => return reason.trim_end_matches('.').to_owned(),
+            Self::Denied(cause) => return format!("it returned an error: {cause}"),
             Self::Sqlx(error) => error,
         };
         let reason = match error {

@@ -39,7 +39,7 @@ use crate::format::causes;
 
 pub use checks::{AppFacts, Migrated, Schema, Tls};
 pub use deliveries::Delivery;
-pub use rows::{ReadyObject, Row, RowOwner};
+pub use rows::{OddRow, ReadyObject, Row, RowOwner};
 pub use scan::{SCAN_DISTANCE, SCAN_TIMEOUT, Scan};
 pub use stats::{Day, Hour, Overview};
 pub use statuses::StoredStatus;
@@ -89,7 +89,7 @@ const CHANGES_MAX: usize = 1024;
 const BATCH_ROWS: i64 = 1000;
 
 /// Tokens in statements, and their replacements for SQLite and Postgres.
-const TOKENS: [(&str, &str, &str); 7] = [
+const TOKENS: [(&str, &str, &str); 8] = [
     ("{each}", "json_each", "jsonb_array_elements"),
     ("{jsonb}", "", "::jsonb"),
     ("{uuid}", "", "::uuid"),
@@ -98,6 +98,7 @@ const TOKENS: [(&str, &str, &str); 7] = [
     ("{recorded}", "deliveries", "recorded"),
     // SQLite has a single writer.
     ("{skip_locked}", "", "for update skip locked"),
+    ("{lock}", "", "for no key update"),
     ("video_ingest.", "", "video_ingest."),
 ];
 
@@ -135,14 +136,45 @@ enum Dialect {
 pub enum DbError {
     /// The database is unavailable or rejected the statement.
     #[error("database operation failed")]
-    Sqlx(#[from] sqlx::Error),
+    Sqlx(#[source] sqlx::Error),
+    /// The database does not allow our role to read or write the app's tables. The text is the cause in the
+    /// words of the database, without a period.
+    #[error("the database refused access: {0}; run deploy/supabase/role.sql")]
+    Denied(String),
     /// The setting or the database's schema is wrong. The text tells the operator what to do.
     #[error("{0}")]
     Misconfigured(String),
 }
 
+/// What Postgres answers if it is available but does not allow a statement: a missing privilege or a policy,
+/// a recursive policy, a value or row that a constraint or trigger of the app rejects.
+/// Source: PostgreSQL documentation, appendix A; `23` is a class.
+const DENIED: [&str; 5] = ["42501", "42P17", "22003", "23", "P0001"];
+
+impl From<sqlx::Error> for DbError {
+    fn from(error: sqlx::Error) -> Self {
+        if let sqlx::Error::Database(cause) = &error
+            && let Some(code) = cause.code()
+            // The codes of SQLite are shorter.
+            && code.len() == 5
+            && DENIED.iter().any(|denied| code.starts_with(denied))
+        {
+            return Self::Denied(cause.message().to_owned());
+        }
+        Self::Sqlx(error)
+    }
+}
+
 impl From<DbError> for crate::domain::failure::Failure {
     fn from(error: DbError) -> Self {
+        if let DbError::Denied(cause) = &error {
+            return Self::new(
+                crate::domain::failure::Code::RowDenied,
+                format!(
+                    "The app's database refused to read or update the row: {cause}. Run deploy/supabase/role.sql, then retry."
+                ),
+            );
+        }
         tracing::warn!(error = causes(&error), "database operation failed");
         Self::new(
             crate::domain::failure::Code::DatabaseUnavailable,
@@ -358,7 +390,7 @@ impl Db {
         self.check_app_tables().await
     }
 
-    /// Checks that the app's table has all columns that we write.
+    /// Checks that the app's table has all columns that we write. Only logs if our role may not read it.
     async fn check_app_tables(&self) -> Result<(), DbError> {
         let mut unit = self.unit(&self.read).await?;
         let probe = "select conversation_id, metadata, duration_ms, storage_bucket from lesson_assets where false";
@@ -377,7 +409,18 @@ impl Db {
                         .into(),
                 ))
             }
-            Err(e) => Err(e.into()),
+            Err(e) => match e.into() {
+                // The server starts: pushes are recorded, and each video has the failure `row_denied` until
+                // the privileges are restored.
+                DbError::Denied(cause) => {
+                    tracing::error!(
+                        cause,
+                        "the app's tables cannot be read; run deploy/supabase/role.sql"
+                    );
+                    Ok(())
+                }
+                error => Err(error),
+            },
         }
     }
 

@@ -9,7 +9,8 @@ const PRUNE_ROWS: i64 = 5000;
 
 impl Db {
     /// Deletes deliveries, timeline entries, hourly counts and former heads that are older than `retention`,
-    /// and the generation statuses of rows that are ready or were deleted.
+    /// and the generation statuses of rows that are ready or were deleted. Leaves rows that another replica is
+    /// deleting.
     pub async fn prune(&self, retention: Duration) -> Result<(), DbError> {
         // The table `events` has no primary key. The name of the physical row id differs.
         let (events_id, statuses_where) = match self.dialect {
@@ -18,21 +19,23 @@ impl Db {
         };
         let events = format!(
             "delete from video_ingest.events where {events_id} in (
-                select {events_id} from video_ingest.events where at < {{now}} - $1 limit $2)"
+                select {events_id} from video_ingest.events where at < {{now}} - $1 limit $2 {{skip_locked}})"
         );
         let deliveries = "delete from video_ingest.deliveries where guid in (
                 select guid from video_ingest.deliveries
-                where received_at < {now} - $1 limit $2)";
+                where received_at < {now} - $1 limit $2 {skip_locked})";
         let hours = "delete from video_ingest.hours where (hour, what, bucket) in (
-                select hour, what, bucket from video_ingest.hours where hour < {now} - $1 limit $2)";
+                select hour, what, bucket from video_ingest.hours where hour < {now} - $1 limit $2 {skip_locked})";
         let heads = "delete from video_ingest.heads where sha in (
                 select sha from video_ingest.heads where first_seen_at < {now} - $1
                     and coalesce(accepted_at, 0) < (
                         select coalesce(max(accepted_at), 1) from video_ingest.heads)
-                limit $2)";
+                limit $2 {skip_locked})";
         let statuses = format!(
-            "delete from video_ingest.statuses where not exists (
-                select 1 from lesson_assets where {statuses_where} and storage_path is null)"
+            "delete from video_ingest.statuses where video_id in (
+                select video_id from video_ingest.statuses where not exists (
+                    select 1 from lesson_assets where {statuses_where} and storage_path is null)
+                {{skip_locked}})"
         );
         for statement in [events.as_str(), deliveries, heads, hours] {
             loop {

@@ -1,11 +1,13 @@
 //! The app's table `lesson_assets`: its rows, and all statements that write to them.
 
+use std::time::Duration;
+
 use serde_json::json;
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
 use uuid::Uuid;
 
-use super::{BATCH_ROWS, Db, DbError, Dialect, Unit, duration};
+use super::{BATCH_ROWS, ClaimError, Db, DbError, Dialect, Unit, duration};
 use crate::domain::failure::Failure;
 use crate::domain::ids::{GitSha, VideoKey};
 use crate::domain::plan::Published;
@@ -41,6 +43,17 @@ pub struct ReadyObject {
     pub sha256: Option<String>,
 }
 
+/// A row with a value that the server cannot use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OddRow {
+    /// Its id, as text.
+    pub id: String,
+    /// The video, if the ids are UUIDs.
+    pub key: Option<VideoKey>,
+    /// The column with the value.
+    pub column: &'static str,
+}
+
 /// The owner of inserted rows.
 #[derive(Clone, Copy, Debug)]
 pub enum RowOwner {
@@ -50,6 +63,16 @@ pub enum RowOwner {
     Fixed(Uuid),
 }
 
+/// The largest distance of a row's `created_at` from now. Beyond it, the value is not the row's age.
+const ROW_AGE_MAX: Duration = Duration::from_secs(20 * 365 * 86_400);
+
+/// Why a row cannot be updated that can be read.
+const NOT_UPDATABLE: &str = "row-level security allows reading the row but not updating it, because the policy \"video_ingest updates videos\" is missing or a restrictive policy applies";
+
+/// SQL for SQLite: `metadata`, or an empty object if it is not an object.
+const METADATA: &str = "case when json_valid(metadata) then case json_type(metadata)
+    when 'object' then metadata else '{}' end else '{}' end";
+
 /// The longest reason that is written to `mime_type`, in characters. Longer messages are cut off.
 const REASON_CHARS_MAX: usize = 100;
 
@@ -57,7 +80,7 @@ impl Db {
     /// The row with this id, of any lesson and kind.
     pub async fn find_row(&self, video_id: Uuid) -> Result<Option<Row>, DbError> {
         let statement = "select lesson_id{text} as lesson_id, user_id{text} as user_id, kind,
-                storage_bucket, storage_path
+                coalesce(storage_bucket, '') as storage_bucket, storage_path
             from lesson_assets where id = $1{uuid}";
         let query = self.query(statement).bind(video_id.to_string());
         let found = self.fetch_optional(query).await?;
@@ -72,37 +95,55 @@ impl Db {
         }))
     }
 
-    /// The pending rows, the oldest first.
-    pub async fn pending_rows(&self) -> Result<Vec<PendingRow>, DbError> {
-        let created = match self.dialect {
-            Dialect::Sqlite => "created_at",
-            Dialect::Postgres => "(extract(epoch from created_at) * 1000)::bigint",
-        };
+    /// The pending rows, the oldest first, and those that are skipped because of an unusable value.
+    pub async fn pending_rows(&self) -> Result<(Vec<PendingRow>, Vec<OddRow>), DbError> {
         let statement = format!(
-            "select id{{text}} as id, lesson_id{{text}} as lesson_id, {{now}} - {created} as age, conversation_id, mime_type
+            "select id{{text}} as id, lesson_id{{text}} as lesson_id,
+                cast({{now}} - {} as bigint) as age, conversation_id, mime_type
             from lesson_assets where kind = 'video' and storage_path is null and id > $1{{uuid}}
-            order by id limit $2"
+            order by id limit $2",
+            self.created_ms("created_at")
         );
         let rows = self.fetch_pages(&statement).await?;
-        let pending = rows.iter().filter_map(|row| {
-            let mime: String = row.get("mime_type");
-            Some(PendingRow {
-                key: row_key(row)?,
+        let (mut pending, mut odd) = (Vec::new(), Vec::new());
+        for row in &rows {
+            let key = row_key(row);
+            let age: i64 = row.get("age");
+            let (Some(key), true) = (key, age.unsigned_abs() <= ROW_AGE_MAX.as_millis() as u64)
+            else {
+                let column = key.map_or("id or lesson_id", |_| "created_at");
+                let id = row.get("id");
+                odd.push(OddRow { id, key, column });
+                continue;
+            };
+            let mime: Option<String> = row.get("mime_type");
+            let failed = mime.as_deref().and_then(|mime| mime.strip_prefix("error:"));
+            pending.push(PendingRow {
+                key,
                 age: duration(row, "age"),
                 conversation_id: row.get("conversation_id"),
-                failed: mime
-                    .strip_prefix("error:")
-                    .map(|reason| reason.trim().to_owned()),
-            })
-        });
-        let mut all: Vec<PendingRow> = pending.collect();
-        all.sort_by_key(|row| std::cmp::Reverse(row.age));
-        Ok(all)
+                failed: failed.map(|reason| reason.trim().to_owned()),
+            });
+        }
+        pending.sort_by_key(|row| std::cmp::Reverse(row.age));
+        Ok((pending, odd))
+    }
+
+    /// SQL for a time of the app in milliseconds since the Unix epoch. Postgres also stores infinite times and
+    /// years that no other part of the server can represent; they become the first or last moment of the
+    /// years 1 to 9999.
+    pub(super) fn created_ms(&self, column: &str) -> String {
+        match self.dialect {
+            Dialect::Sqlite => format!("cast({column} as integer)"),
+            Dialect::Postgres => format!(
+                "(extract(epoch from least(greatest({column}, '0001-01-01Z'), '9999-12-31Z')) * 1000)::bigint"
+            ),
+        }
     }
 
     /// The ready rows and their objects.
     pub async fn ready_objects(&self) -> Result<Vec<ReadyObject>, DbError> {
-        let statement = "select a.id{text} as id, a.lesson_id{text} as lesson_id, a.storage_bucket,
+        let statement = "select a.id{text} as id, a.lesson_id{text} as lesson_id, coalesce(a.storage_bucket, '') as storage_bucket,
                 a.storage_path, v.size_bytes, v.sha256
             from lesson_assets as a left join video_ingest.videos as v
                 on v.video_id = a.id{text} and v.lesson_id = a.lesson_id{text} and v.storage_path = a.storage_path
@@ -168,7 +209,15 @@ impl Db {
         if let RowOwner::Fixed(user) = owner {
             query = query.bind(user.to_string());
         }
-        let is_inserted = self.execute(query).await? > 0;
+        let mut tx = self.transaction().await?;
+        let is_inserted = query.execute(tx.connection()).await?.rows_affected() > 0;
+        if is_inserted {
+            let statement = "update video_ingest.videos set created_row = 1
+                where video_id = $1 and lesson_id = $2";
+            let query = self.query_for(statement, key);
+            query.execute(tx.connection()).await?;
+        }
+        tx.commit().await?;
         match owner {
             // Either the lesson is missing, or the insert conflicted with a row that may be hidden from
             // us by row-level security.
@@ -177,14 +226,60 @@ impl Db {
         }
     }
 
+    /// Whether this server inserted the row of a video.
+    pub async fn has_created_row(&self, key: VideoKey) -> Result<bool, DbError> {
+        let statement = "select 1 from video_ingest.videos
+            where video_id = $1 and lesson_id = $2 and created_row = 1";
+        Ok(self
+            .fetch_optional(self.query_for(statement, key))
+            .await?
+            .is_some())
+    }
+
+    /// Moves a row that this server inserted from the lesson `from` to the lesson of `key`. A ready row stays
+    /// ready: it names its object until the next one is published. Returns `false` if nothing was moved.
+    ///
+    /// # Errors
+    /// [`DbError::Denied`] if our role may not change the lesson of a row, as in Supabase mode.
+    pub async fn move_created_row(
+        &self,
+        from: Uuid,
+        key: VideoKey,
+        owner: RowOwner,
+    ) -> Result<bool, DbError> {
+        let owned = match owner {
+            RowOwner::Fixed(_) => "",
+            RowOwner::OfLesson => {
+                ", user_id = (select l.user_id from lessons as l where l.id = $2{uuid})"
+            }
+        };
+        let row = format!(
+            "update lesson_assets set lesson_id = $2{{uuid}} {owned}
+            where id = $1{{uuid}} and lesson_id = $3{{uuid}} and kind = 'video'"
+        );
+        let records = "update video_ingest.videos set
+                created_row = case when lesson_id = $2 then 1 else 0 end,
+                stored_sha = case when lesson_id = $2 then stored_sha end
+            where video_id = $1 and lesson_id in ($2, $3)";
+        let mut tx = self.transaction().await?;
+        let query = self.query_for(&row, key).bind(from.to_string());
+        if query.execute(tx.connection()).await?.rows_affected() == 0 {
+            return Ok(false);
+        }
+        let query = self.query_for(records, key).bind(from.to_string());
+        query.execute(tx.connection()).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
     async fn has_lesson(&self, lesson_id: Uuid) -> Result<bool, DbError> {
         let statement = "select 1 from lessons where id = $1{uuid}";
         let query = self.query(statement).bind(lesson_id.to_string());
         Ok(self.fetch_optional(query).await?.is_some())
     }
 
-    /// Makes the row ready. Returns `false` if it was deleted or has another lesson, owner or kind than
-    /// when it was read.
+    /// Makes the row ready, unless it was deleted or has another lesson, owner, bucket or kind than when it
+    /// was read: the object's place follows from them.
     ///
     /// This is one statement, because every update is sent to the app's Realtime subscribers.
     pub(super) async fn make_row_ready(
@@ -193,7 +288,8 @@ impl Db {
         key: VideoKey,
         published: &Published,
         user_id: Uuid,
-    ) -> Result<bool, sqlx::Error> {
+        bucket: &str,
+    ) -> Result<(), ClaimError> {
         let ingest = json!({
             "commit": published.commit,
             "blob_sha": published.blob_sha,
@@ -208,7 +304,8 @@ impl Db {
         let statement = format!(
             "update lesson_assets set storage_path = $4, mime_type = 'video/mp4', duration_ms = $5,
                 conversation_id = coalesce(conversation_id, $6), metadata = {}
-            where id = $1{{uuid}} and lesson_id = $2{{uuid}} and user_id = $3{{uuid}} and kind = 'video'",
+            where id = $1{{uuid}} and lesson_id = $2{{uuid}} and user_id = $3{{uuid}} and kind = 'video'
+              and storage_bucket = $8",
             self.with_ingest("$7")
         );
         let done = self
@@ -218,19 +315,83 @@ impl Db {
             .bind(published.duration_ms as i64)
             .bind(published.conversation_id.as_deref())
             .bind(ingest.to_string())
+            .bind(bucket)
             .execute(tx.connection())
             .await?;
-        Ok(done.rows_affected() == 1)
+        if done.rows_affected() == 1 {
+            return Ok(());
+        }
+        self.lock_row(tx, key, None).await?;
+        Err(ClaimError::RowChanged)
     }
 
-    /// Writes a failure to the row. A ready row stays ready and gets `ingest.last_error`.
+    /// Locks the row until the transaction ends. `generated_by`: only if the row is pending and still belongs
+    /// to this conversation. Returns `false` if there is no such row.
+    ///
+    /// # Errors
+    /// [`DbError::Denied`] if the row can be read but not updated.
+    pub(super) async fn lock_row(
+        &self,
+        tx: &mut Unit,
+        key: VideoKey,
+        generated_by: Option<Option<&str>>,
+    ) -> Result<bool, DbError> {
+        let and = match generated_by {
+            None => "",
+            Some(_) => "and storage_path is null and conversation_id is not distinct from $3{text}",
+        };
+        let read = format!(
+            "select 1 from lesson_assets where id = $1{{uuid}} and lesson_id = $2{{uuid}} and kind = 'video' {and}"
+        );
+        let found = async |statement: &str, tx: &mut Unit| -> Result<bool, sqlx::Error> {
+            let mut query = self.query_for(statement, key);
+            if let Some(conversation) = generated_by {
+                query = query.bind(conversation);
+            }
+            Ok(query.fetch_optional(tx.connection()).await?.is_some())
+        };
+        if found(&format!("{read} {{lock}}"), tx).await? {
+            return Ok(true);
+        }
+        // Policies hide a row that we may not update from a statement that locks it.
+        if self.dialect == Dialect::Postgres && found(&read, tx).await? {
+            return Err(DbError::Denied(NOT_UPDATABLE.to_owned()));
+        }
+        Ok(false)
+    }
+
+    /// Checks that the row can be updated, if there is one.
+    ///
+    /// # Errors
+    /// [`DbError::Denied`] if it cannot.
+    pub async fn check_row_is_writable(&self, key: VideoKey) -> Result<(), DbError> {
+        let mut tx = self.transaction().await?;
+        self.lock_row(&mut tx, key, None).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Whether a row that we can read names this object.
+    pub async fn is_named(&self, bucket: &str, path: &str) -> Result<bool, DbError> {
+        let statement =
+            "select 1 from lesson_assets where storage_bucket = $1 and storage_path = $2 limit 1";
+        let query = self.query(statement).bind(bucket).bind(path);
+        Ok(self.fetch_optional(query).await?.is_some())
+    }
+
+    /// Writes a failure to the row, if there is one. A ready row stays ready and gets `ingest.last_error`.
+    ///
+    /// # Errors
+    /// [`DbError::Denied`] if the row cannot be updated.
     pub(super) async fn make_row_failed(
         &self,
         tx: &mut Unit,
         key: VideoKey,
         failure: &Failure,
         blob_sha: Option<GitSha>,
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<(), DbError> {
+        if !self.lock_row(tx, key, None).await? {
+            return Ok(());
+        }
         let reason: String = failure.message.chars().take(REASON_CHARS_MAX).collect();
         let at = self.clock.now().to_string();
         let code = failure.code.as_str();
@@ -259,7 +420,7 @@ impl Db {
     fn with_ingest(&self, value: &str) -> String {
         match self.dialect {
             Dialect::Sqlite => {
-                format!("json_set(coalesce(metadata, '{{}}'), '$.ingest', json({value}))")
+                format!("json_set({METADATA}, '$.ingest', json({value}))")
             }
             Dialect::Postgres => format!(
                 "case when jsonb_typeof(metadata) = 'object' then metadata else '{{}}'::jsonb end
@@ -272,7 +433,11 @@ impl Db {
     fn with_last_error(&self, value: &str) -> String {
         match self.dialect {
             Dialect::Sqlite => {
-                format!("json_set(coalesce(metadata, '{{}}'), '$.ingest.last_error', json({value}))")
+                format!(
+                    "json_set({METADATA}, '$.ingest', json_set(
+                        case json_type({METADATA}, '$.ingest') when 'object' then json_extract({METADATA}, '$.ingest') else '{{}}' end,
+                        '$.last_error', json({value})))"
+                )
             }
             Dialect::Postgres => format!(
                 "case when jsonb_typeof(metadata) = 'object' then metadata else '{{}}'::jsonb end

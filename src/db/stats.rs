@@ -1,8 +1,8 @@
 //! The tables `counts` and `hours`: statistics whose cost does not depend on the number of videos.
 //!
 //! `counts` holds the number of videos per state and is maintained by triggers. On Postgres, the triggers
-//! only insert, so that concurrent transactions do not wait for each other. The entries are compacted when
-//! they are read. `hours` holds counts per hour, and histograms of durations.
+//! only insert, so that concurrent transactions do not wait for each other. The server compacts the entries
+//! regularly. `hours` holds counts per hour, and histograms of durations.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::Row as _;
 
-use super::{Claim, Db, DbError, Unit, duration};
+use super::{Claim, Db, DbError, Dialect, Unit, duration};
 use crate::domain::failure::Failure;
 use crate::domain::plan::End;
 use crate::domain::report::SweepCounts;
@@ -82,16 +82,13 @@ impl Db {
         let mut unit = self.unit(&self.read).await?;
         let counted = self
             .query(
-                "select state, cast(sum(n) as bigint) as n, count(*) as entries
+                "select state, cast(sum(n) as bigint) as n
                 from video_ingest.counts group by state",
             )
             .fetch_all(unit.connection())
             .await?;
-        let mut entries = 0;
         for row in &counted {
-            let n = row.get("n");
-            entries += row.get::<i64, _>("entries");
-            overview.counts.insert(super::state(row), n);
+            overview.counts.insert(super::state(row), row.get("n"));
         }
         // One subquery per state, because the index begins with the state.
         let oldest = |state: VideoState| {
@@ -127,15 +124,22 @@ impl Db {
                 )
             });
         unit.commit().await?;
-        if entries > COUNT_ENTRIES_MAX {
-            self.compact_counts().await?;
-        }
         Ok(overview)
     }
 
-    /// Replaces the entries of `counts` with one entry per state. Replicas may do this concurrently: each
-    /// locks other entries. Never called on SQLite, whose triggers update the counts in place.
-    async fn compact_counts(&self) -> Result<(), DbError> {
+    /// Replaces the entries of `counts` with one entry per state if there are more than 100. Replicas may do
+    /// this concurrently: each locks other entries. Does nothing on SQLite, whose triggers update the counts
+    /// in place.
+    pub async fn compact_counts(&self) -> Result<(), DbError> {
+        if self.dialect == Dialect::Sqlite {
+            return Ok(());
+        }
+        let statement = "select count(*) as entries from (select 1 from video_ingest.counts limit $1) as entries";
+        let query = self.query(statement).bind(COUNT_ENTRIES_MAX + 1);
+        let entries: i64 = self.fetch_all(query).await?[0].get("entries");
+        if entries <= COUNT_ENTRIES_MAX {
+            return Ok(());
+        }
         let statement = "with taken as (
                 delete from video_ingest.counts where ctid in (
                     select ctid from video_ingest.counts limit $1 {skip_locked})

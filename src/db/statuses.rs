@@ -52,7 +52,8 @@ impl Db {
             return Ok(());
         }
         // `first_at` survives a new reason, but not a new status or conversation: a failure must be
-        // reported twice for the same conversation before it counts. The last `where` avoids a write
+        // reported twice for the same conversation before it counts. A time in the future, from before the
+        // clock was set back, counts as now. The last `where` avoids a write
         // where nothing has changed, which is the common case.
         let statement = "insert into video_ingest.statuses as statuses
                 (video_id, conversation_id, status, detail, first_at, at)
@@ -64,9 +65,13 @@ impl Db {
                 detail = excluded.detail, at = excluded.at,
                 first_at = case when statuses.status = excluded.status
                     and statuses.conversation_id = excluded.conversation_id
+                    and statuses.first_at <= {now}
                     then statuses.first_at else excluded.first_at end
             where statuses.status <> excluded.status or statuses.detail <> excluded.detail
-                or statuses.conversation_id <> excluded.conversation_id";
+                or statuses.conversation_id <> excluded.conversation_id or statuses.first_at > {now}";
+        // Replicas that sweep at the same time write the same rows. A common order prevents deadlocks.
+        let mut statuses: Vec<_> = statuses.iter().collect();
+        statuses.sort_by_key(|(key, ..)| key.video_id);
         let rows: serde_json::Value = statuses
             .iter()
             .map(|(key, conversation, status)| {

@@ -17,11 +17,15 @@ use tokio::time::Instant;
 use super::{BATCH_ROWS, Db, DbError, RowOwner, Unit};
 use crate::domain::failure::{Class, Code, Failure};
 use crate::domain::ids::{GitSha, VideoKey};
-use crate::domain::plan::{Blobs, End, History, LATE_UPLOAD_LOOK, Published};
+use crate::domain::plan::{Blobs, End, History, LATE_UPLOAD_LOOK, LEASE_MAX, Published, Waited};
 use crate::domain::request::{Request, Source};
 use crate::domain::state::VideoState;
 use crate::domain::timeline::Entry;
 use crate::domain::verdict::{Blocked, Record};
+
+/// How far in the future a record may have been written before the clock counts as set back. Smaller
+/// corrections of the clock delay a video by no more than this.
+const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
 /// Upserts requests. `$2`: an array of [`to_json`]. `{recorded}`: the deliveries that request the videos.
 ///
@@ -95,7 +99,7 @@ pub enum ClaimError {
     /// The lease has expired and another worker may have claimed the video. The worker must stop.
     #[error("the lease was lost")]
     LeaseLost,
-    /// The app's row was deleted, or has another lesson, owner or kind than when it was read.
+    /// The app's row was deleted, or has another lesson, owner, bucket or kind than when it was read.
     #[error("the row was deleted or changed")]
     RowChanged,
     /// The database is unavailable. Nothing was written, unless the connection broke during the commit.
@@ -125,7 +129,8 @@ impl Db {
             returning video_id, lesson_id, lease_token, requested, observed, {now} - requested_at as requested_ago,
                 look_again_at - {now} as look_in,
                 source, forced, attempts, {now} - failing_since as failing, code, message, cause,
-                {now} - waiting_since as waited, mp4_sha, json_sha, stored_sha, commit_sha, sha256,
+                {now} - row_since as row_waited, {now} - json_since as json_waited,
+                {now} - mp4_since as mp4_waited, mp4_sha, json_sha, stored_sha, commit_sha, sha256,
                 size_bytes, duration_ms, width, height, storage_path, metadata, warnings";
         let token = uuid::Uuid::new_v4().simple().to_string();
         // `returning` returns the new values only. Two tokens tell whether the video was running before,
@@ -213,10 +218,12 @@ impl Db {
     /// Finishes a claim: writes the record, the app's row, the timeline and the counts in one transaction.
     /// `listed`: the blobs that the branch contains, if the attempt got so far.
     ///
-    /// The first statement checks the token and locks the record, so it fences all the others.
+    /// The update of the record checks the token and so fences the whole transaction. The app's row comes
+    /// before it: a worker that waits for the app's lock on a row must not hold the lock on the record, for
+    /// which a push would wait.
     ///
     /// # Errors
-    /// Nothing is written if the claim is no longer valid or the row has changed.
+    /// Nothing is written if the claim is no longer valid, or the row has changed or cannot be updated.
     pub async fn finish(
         &self,
         claim: &Claim,
@@ -225,20 +232,36 @@ impl Db {
         steps: &[Entry],
     ) -> Result<(), ClaimError> {
         let mut tx = self.transaction().await?;
-        let state = self.finish_record(&mut tx, claim, listed, end).await?;
         match end {
             End::Ready {
-                published, user_id, ..
+                published,
+                user_id,
+                bucket,
+                ..
             } => {
-                self.publish(&mut tx, claim.key, published, *user_id)
+                self.make_row_ready(&mut tx, claim.key, published, *user_id, bucket)
                     .await?;
             }
             End::Failed { failure, .. } => {
                 let blob = listed.unwrap_or(claim.history.observed).0;
-                self.make_row_failed(&mut tx, claim.key, failure, blob)
-                    .await?;
+                let written = self
+                    .make_row_failed(&mut tx, claim.key, failure, blob)
+                    .await;
+                match written {
+                    // The failure is that the row cannot be written, so only the record shows it. A
+                    // refused statement has ended the transaction.
+                    Err(DbError::Denied(_)) if failure.code == Code::RowDenied => {
+                        drop(tx);
+                        tx = self.transaction().await?;
+                    }
+                    written => written?,
+                }
             }
             End::Unchanged | End::Waiting { .. } | End::Retry { .. } => {}
+        }
+        let state = self.finish_record(&mut tx, claim, listed, end).await?;
+        if let End::Ready { published, .. } = end {
+            self.keep_published(&mut tx, claim.key, published).await?;
         }
         self.insert_attempt(&mut tx, claim.key, steps).await?;
         self.count_end(&mut tx, claim, end).await?;
@@ -251,8 +274,9 @@ impl Db {
     ///
     /// `requested > $4` means that the video was requested during the attempt. It is then queued again and
     /// keeps `forced`, which may belong to the new request. After a retryable failure (`$7 = 1`), the
-    /// requests are not served yet: `observed` and `forced` are kept. `waiting_since` restarts when the
-    /// video waits for something else than before.
+    /// requests are not served yet: `observed` and `forced` are kept. What was first missed when is
+    /// kept until `$14 = 1`, see [`Waited`]. A time in the future, from before
+    /// the clock was set back, counts as now.
     ///
     /// A ready video is due again when its object is to be compared (`$13 = 1`).
     async fn finish_record(
@@ -268,6 +292,13 @@ impl Db {
         let observed = listed.unwrap_or(claim.history.observed);
         // Without a confirmed object, the upload of this attempt may still complete.
         let keeps_look = claim.look_is_pending || state != VideoState::Ready;
+        let since = |column: &str, missing: Code| {
+            format!(
+                "case when $14 = 1 then null
+                    when {column} <= {{now}} then {column}
+                    when {column} is not null or $9 = '{missing}' then {{now}} end"
+            )
+        };
         let statement = "update video_ingest.videos set
                 state = case when requested > $4 then 'queued' else $5 end,
                 due_at = case when requested > $4 then {now} when $6 >= 0 then {now} + $6
@@ -279,18 +310,18 @@ impl Db {
                 attempts = attempts + $8,
                 failing_since = case
                     when $7 = 0 then null
-                    when $8 = 1 then coalesce(failing_since, {now})
-                    else failing_since end,
-                waiting_since = case
-                    when $5 <> 'waiting' then null
-                    when code = $9 then coalesce(waiting_since, {now})
-                    else {now} end,
+                    when failing_since <= {now} then failing_since
+                    when failing_since is not null or $8 = 1 then {now} end,
+                row_since = {row}, json_since = {json}, mp4_since = {mp4},
                 code = $9, message = $10, mp4_sha = $11, json_sha = $12,
                 updated_at = {now}
             where video_id = $1 and lesson_id = $2 and lease_token = $3 and state = 'running'
-            returning requested";
+            returning requested"
+            .replace("{row}", &since("row_since", Code::NoRow))
+            .replace("{json}", &since("json_since", Code::MetadataMissing))
+            .replace("{mp4}", &since("mp4_since", Code::VideoMissing));
         let done = self
-            .query_for(statement, claim.key)
+            .query_for(&statement, claim.key)
             .bind(claim.token.as_str())
             .bind(claim.requested)
             .bind(state.as_str())
@@ -302,6 +333,7 @@ impl Db {
             .bind(observed.0.map(|sha| sha.to_string()))
             .bind(observed.1.map(|sha| sha.to_string()))
             .bind(i64::from(keeps_look))
+            .bind(i64::from(end.ends_waiting()))
             .fetch_optional(tx.connection())
             .await?;
         match done {
@@ -311,14 +343,13 @@ impl Db {
         }
     }
 
-    /// Writes the published video to the record and makes the app's row ready.
-    async fn publish(
+    /// Writes the published video to the record.
+    async fn keep_published(
         &self,
         tx: &mut Unit,
         key: VideoKey,
         published: &Published,
-        user_id: uuid::Uuid,
-    ) -> Result<(), ClaimError> {
+    ) -> Result<(), sqlx::Error> {
         let statement = "update video_ingest.videos set
                 stored_sha = $3, commit_sha = $4, sha256 = $5, size_bytes = $6, duration_ms = $7,
                 width = $8, height = $9, storage_path = $10, metadata = $11, warnings = $12,
@@ -338,15 +369,11 @@ impl Db {
             .bind(warnings.to_string())
             .execute(tx.connection())
             .await?;
-        if self.make_row_ready(tx, key, published, user_id).await? {
-            Ok(())
-        } else {
-            Err(ClaimError::RowChanged)
-        }
+        Ok(())
     }
 
     /// Queues the videos that wait for a row which exists now, or which can be inserted now because its
-    /// lesson exists. Returns the number of videos.
+    /// lesson exists. Returns the number of videos. Leaves those that another replica is writing.
     pub async fn queue_videos_with_rows(
         &self,
         missing_rows_owner: Option<RowOwner>,
@@ -358,9 +385,12 @@ impl Db {
             Some(RowOwner::Fixed(_)) | None => "",
         };
         let statement = format!(
-            "update video_ingest.videos set state = 'queued', due_at = {{now}}
-            where state = 'waiting' and code = 'no_row'
-              and (exists (select 1 from lesson_assets as a where a.id = videos.video_id{{uuid}}) {lesson})"
+            "update video_ingest.videos set state = 'queued', due_at = {{now}}, updated_at = {{now}}
+            where (video_id, lesson_id) in (
+                select video_id, lesson_id from video_ingest.videos
+                where state = 'waiting' and code = 'no_row'
+                  and (exists (select 1 from lesson_assets as a where a.id = videos.video_id{{uuid}}) {lesson})
+                {{skip_locked}})"
         );
         Ok(self.execute(self.query(&statement)).await?)
     }
@@ -404,6 +434,53 @@ impl Db {
         Ok(blocked.collect())
     }
 
+    /// Corrects what was scheduled before the database's clock was set back, and would be due only when the
+    /// clock has caught up: queued, waiting and failed videos become due, and leases end after `lease`.
+    /// Returns the number of videos.
+    ///
+    /// A clock that was set back shows in records that were written in the future, and in leases that are
+    /// longer than any.
+    pub async fn undo_clock_jump(&self, lease: Duration) -> Result<u64, DbError> {
+        // Two statements, so that each uses an index.
+        let scheduled = "update video_ingest.videos
+            set due_at = {now}, requested_at = {now}, updated_at = {now}
+            where (video_id, lesson_id) in (
+                select video_id, lesson_id from video_ingest.videos
+                where updated_at > {now} + $1 and due_at is not null and state <> 'running'
+                {skip_locked})";
+        let query = self.query(scheduled).bind(CLOCK_SLACK.as_millis() as i64);
+        let corrected = self.execute(query).await?;
+        let leased = "update video_ingest.videos
+            set due_at = {now} + $1, requested_at = {now}, updated_at = {now}
+            where (video_id, lesson_id) in (
+                select video_id, lesson_id from video_ingest.videos
+                where state = 'running' and due_at > {now} + $2
+                {skip_locked})";
+        let longest = LEASE_MAX + CLOCK_SLACK;
+        let query = self
+            .query(leased)
+            .bind(lease.as_millis() as i64)
+            .bind(longest.as_millis() as i64);
+        Ok(corrected + self.execute(query).await?)
+    }
+
+    /// The videos that failed because this server inserted their row for a file with another lesson in its
+    /// name, each with the video of that file.
+    pub async fn mismatched(&self) -> Result<Vec<(VideoKey, VideoKey)>, DbError> {
+        let statement = "select v.video_id, v.lesson_id, o.lesson_id as other
+            from video_ingest.videos as v join video_ingest.videos as o
+                on o.video_id = v.video_id and o.lesson_id <> v.lesson_id and o.created_row = 1
+            where v.state = 'failed' and v.code = $1";
+        let query = self.query(statement).bind(Code::RowMismatch.as_str());
+        let rows = self.fetch_all(query).await?;
+        let pair = |row: &AnyRow| {
+            let key = key(row).ok()?;
+            let lesson_id = row.get::<String, _>("other").parse().ok()?;
+            Some((key, VideoKey { lesson_id, ..key }))
+        };
+        Ok(rows.iter().filter_map(pair).collect())
+    }
+
     /// All records.
     pub async fn records(&self) -> Result<HashMap<VideoKey, Record>, DbError> {
         let statement =
@@ -440,6 +517,9 @@ impl Db {
                 k.value ->> 'mp4', k.value ->> 'json', {now}, {now}
             from {each}($1{jsonb}) as k where true
             on conflict (video_id, lesson_id) do nothing";
+        // Replicas that sweep at the same time insert the same records. A common order prevents deadlocks.
+        let mut videos: Vec<&(VideoKey, Blobs)> = videos.iter().collect();
+        videos.sort_by_key(|(key, _)| *key);
         let rows: serde_json::Value = videos
             .iter()
             .map(|(key, (mp4, json))| {
@@ -452,43 +532,66 @@ impl Db {
     }
 
     /// Fails a video that has a pending row and no files, in the record and in the row. `requested`: the
-    /// record's count of requests when the sweep read it; `None`: there was no record.
+    /// record's count of requests when the sweep read it; `None`: there was no record. `conversation_id`: the
+    /// conversation that the verdict is about. Returns `false` if the verdict does not apply any more.
     ///
-    /// Has no effect if the video was requested since then or if the row is ready. The sweep calls the
-    /// OpenHands API before it decides, which takes long enough for a push to be ingested.
+    /// Has no effect if the video was requested since then, or if the row is ready or is generated by another
+    /// conversation. The sweep calls the OpenHands API before it decides, which takes long enough for a push
+    /// to be ingested, or for the video to be generated again under the same id.
+    ///
+    /// If the row cannot be updated, the record gets the failure [`Code::RowDenied`].
     pub async fn fail_pending(
         &self,
         key: VideoKey,
         requested: Option<i64>,
+        conversation_id: Option<&str>,
         failure: &Failure,
-    ) -> Result<(), DbError> {
+    ) -> Result<bool, DbError> {
+        let mut tx = self.transaction().await?;
+        // The row before the record, as in `finish`.
+        let written = match self.lock_row(&mut tx, key, Some(conversation_id)).await {
+            Ok(true) => self.make_row_failed(&mut tx, key, failure, None).await,
+            Ok(false) => return Ok(false),
+            Err(error) => Err(error),
+        };
+        let denied = match written {
+            Err(error @ DbError::Denied(_)) => {
+                drop(tx);
+                tx = self.transaction().await?;
+                Some(Failure::from(error))
+            }
+            written => {
+                written?;
+                None
+            }
+        };
+        let failure = denied.as_ref().unwrap_or(failure);
         let statement = "insert into video_ingest.videos as videos
                 (video_id, lesson_id, state, source, requested, observed, requested_at, code, message, created_at, updated_at)
-            select $1, $2, 'failed', 'sweep', 1, 1, {now}, $3, $4, {now}, {now}
-            from lesson_assets as a
-            where a.id = $1{uuid} and a.lesson_id = $2{uuid} and a.kind = 'video' and a.storage_path is null
+            values ($1, $2, 'failed', 'sweep', 1, 1, {now}, $3, $4, {now}, {now})
             on conflict (video_id, lesson_id) do update set
                 state = 'failed', code = excluded.code, message = excluded.message, due_at = null,
+                row_since = null, json_since = null, mp4_since = null,
                 mp4_sha = null, json_sha = null, updated_at = excluded.updated_at
-            where videos.requested = $5 and videos.state not in ('queued', 'running')";
-        let mut tx = self.transaction().await?;
+            where videos.requested = $5 and videos.state not in ('queued', 'running')
+              and (videos.state <> 'failed' or $6 = 0 or videos.code <> excluded.code)";
         let done = self
             .query_for(statement, key)
             .bind(failure.code.as_str())
             .bind(failure.message.as_str())
             // No record has a count of 0.
             .bind(requested.unwrap_or(0))
+            .bind(i64::from(denied.is_some()))
             .execute(tx.connection())
             .await?;
         if done.rows_affected() == 0 {
-            return Ok(());
+            return Ok(false);
         }
-        self.make_row_failed(&mut tx, key, failure, None).await?;
         self.insert_failure(&mut tx, key, failure).await?;
         self.count_failed(&mut tx).await?;
         tx.commit().await?;
         self.announce(key.video_id, VideoState::Failed);
-        Ok(())
+        Ok(true)
     }
 
     /// The number of these videos that are queued or running.
@@ -596,7 +699,11 @@ fn claimed(row: &AnyRow, token_if_expired: &str) -> Result<Claim, sqlx::Error> {
             code: code(row)?,
             message: row.try_get("message")?,
             cause: row.try_get("cause")?,
-            waited: ago("waited")?.unwrap_or_default(),
+            waited: Waited {
+                row: ago("row_waited")?.unwrap_or_default(),
+                json: ago("json_waited")?.unwrap_or_default(),
+                mp4: ago("mp4_waited")?.unwrap_or_default(),
+            },
             observed: (sha(row, "mp4_sha")?, sha(row, "json_sha")?),
             stored,
         },

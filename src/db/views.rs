@@ -201,15 +201,14 @@ impl Db {
     fn pending(&self, has_cursor: bool, search: Option<Search>) -> String {
         // Postgres stores `created_at` in microseconds. With a cursor in milliseconds, rows of the same
         // millisecond would be skipped or repeated.
-        let (created, created_us, before) = match self.dialect {
+        let created = self.created_ms("a.created_at");
+        let (created_us, before) = match self.dialect {
             Dialect::Sqlite => (
-                "a.created_at",
-                "a.created_at * 1000",
+                "cast(a.created_at as integer) * 1000",
                 "(a.created_at, a.id) < ($3, $4)",
             ),
             Dialect::Postgres => (
-                "(extract(epoch from a.created_at) * 1000)::bigint",
-                "(extract(epoch from a.created_at) * 1000000)::bigint",
+                "(extract(epoch from least(greatest(a.created_at, '0001-01-01Z'), '9999-12-31Z')) * 1000000)::bigint",
                 "(a.created_at, a.id) < ('epoch'::timestamptz + $5 * interval '1 microsecond', $6::uuid)",
             ),
         };
@@ -246,7 +245,8 @@ impl Db {
         // published, or else the one that matches the row's lesson, takes precedence.
         let statement = format!(
             "select {COLUMNS}, metadata, warnings from video_ingest.videos where video_id = $1
-            order by case when stored_sha is null then 1 else 0 end, code = 'row_mismatch', updated_at desc limit 1"
+            order by case when stored_sha is null then 1 else 0 end,
+                case when code = 'row_mismatch' then 1 else 0 end, updated_at desc limit 1"
         );
         let mut unit = self.unit(&self.read).await?;
         let found = self
@@ -281,6 +281,30 @@ impl Db {
             timeline,
             deliveries,
         }))
+    }
+
+    /// Whether the video is being generated: its row is pending and not failed, and nothing was pushed. There
+    /// may be a record of an earlier generation under the same id.
+    pub async fn is_generating(&self, key: VideoKey) -> Result<bool, DbError> {
+        let never_pushed = [
+            Code::GenerationFailed,
+            Code::GenerationTimeout,
+            Code::FinishedWithoutVideo,
+            Code::VideoMissing,
+        ]
+        .map(|code| format!("'{code}'"))
+        .join(", ");
+        let statement = format!(
+            "select 1 from lesson_assets as a
+            where a.id = $1{{uuid}} and a.lesson_id = $2{{uuid}} and a.kind = 'video'
+                and a.storage_path is null and a.mime_type not like 'error:%'
+                and not exists (select 1 from video_ingest.videos as v
+                    where v.video_id = a.id{{text}} and v.lesson_id = a.lesson_id{{text}}
+                        and not (v.state = 'failed' and v.code in ({never_pushed})
+                            and v.mp4_sha is null and v.json_sha is null))"
+        );
+        let found = self.fetch_optional(self.query_for(&statement, key)).await?;
+        Ok(found.is_some())
     }
 
     /// The states of these videos, by id. If a video has several records, the published one counts.

@@ -15,6 +15,9 @@ use super::timeline::Step;
 /// The storage can complete an upload whose connection was lost, also after a newer one.
 pub const LATE_UPLOAD_LOOK: Duration = Duration::from_secs(5 * 60);
 
+/// The longest lease that the settings allow.
+pub const LEASE_MAX: Duration = Duration::from_secs(600);
+
 /// The blobs of the two files of a video: the MP4 and the JSON.
 pub type Blobs = (Option<GitSha>, Option<GitSha>);
 
@@ -64,8 +67,8 @@ pub struct History {
     pub code: Option<Code>,
     /// The message for `code`.
     pub message: Option<String>,
-    /// The time for which the video has been waiting because of `code`.
-    pub waited: Duration,
+    /// The time since each missing part was first missed.
+    pub waited: Waited,
     /// What the last configuration failure depends on; `None`: there was none since the last request.
     pub cause: Option<String>,
     /// The blobs that the last attempt found in the branch.
@@ -74,15 +77,16 @@ pub struct History {
     pub stored: Option<Published>,
 }
 
-impl History {
-    /// The time for which the video has been waiting because of `code`; zero if it is not.
-    fn waited_for(&self, code: Code) -> Duration {
-        if self.code == Some(code) {
-            self.waited
-        } else {
-            Duration::ZERO
-        }
-    }
+/// The time since a part of the video was first found missing; zero if it was not. It continues through
+/// everything that happens in between, such as outages, until the video is ready or has failed for good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waited {
+    /// For the app's row.
+    pub row: Duration,
+    /// For the JSON.
+    pub json: Duration,
+    /// For the MP4.
+    pub mp4: Duration,
 }
 
 /// A video whose object the storage has confirmed.
@@ -125,6 +129,8 @@ pub enum End {
         user_id: Uuid,
         /// The bucket of the object.
         bucket: String,
+        /// The path in the row when it was read; `None` if the row was pending.
+        replaces: Option<String>,
     },
     /// The row is ready and the branch contains no new files.
     Unchanged,
@@ -198,6 +204,15 @@ impl End {
         }
     }
 
+    /// Whether nothing is awaited any more: the video is ready or has failed for good.
+    pub const fn ends_waiting(&self) -> bool {
+        match self {
+            Self::Ready { .. } | Self::Unchanged => true,
+            Self::Failed { recheck_in, .. } => recheck_in.is_none(),
+            Self::Waiting { .. } | Self::Retry { .. } => false,
+        }
+    }
+
     /// Whether it counts as an attempt.
     pub const fn is_counted(&self) -> bool {
         match self {
@@ -251,7 +266,7 @@ pub fn plan(history: &History, ready_path: Option<&str>, listed: Pair, waits: Wa
     if settled && history.code.is_none() && is_published {
         return Plan::End(End::Unchanged);
     }
-    let waited = history.waited_for(Code::MetadataMissing);
+    let waited = history.waited.json;
     if listed.json.is_none() && waited < waits.metadata_grace {
         return Plan::End(End::Waiting {
             code: Code::MetadataMissing,
@@ -272,10 +287,7 @@ fn without_mp4(history: &History, is_ready: bool, has_json: bool, waits: Waits) 
     if !has_json {
         return fail("The branch does not contain the MP4; push it again.");
     }
-    match remaining(
-        waits.generation_deadline,
-        history.waited_for(Code::VideoMissing),
-    ) {
+    match remaining(waits.generation_deadline, history.waited.mp4) {
         Some(recheck_in) => Plan::End(End::Waiting {
             code: Code::VideoMissing,
             message: "Only the JSON file has been pushed so far; waiting for the MP4.".to_owned(),
@@ -287,7 +299,7 @@ fn without_mp4(history: &History, is_ready: bool, has_json: bool, waits: Waits) 
 
 /// The end of an attempt at a video without a row.
 pub fn wait_for_row(history: &History) -> End {
-    match remaining(GIVE_UP_AFTER, history.waited_for(Code::NoRow)) {
+    match remaining(GIVE_UP_AFTER, history.waited.row) {
         Some(recheck_in) => End::Waiting {
             code: Code::NoRow,
             message: "There is no row with this ID in lesson_assets yet; waiting for it."
@@ -421,24 +433,34 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_for_something_else_does_not_count() {
-        let history = |code, minutes: u64| History {
-            code: Some(code),
-            waited: Duration::from_secs(minutes * 60),
-            ..History::default()
-        };
-        let recheck_in =
-            |history: &History| match plan(history, None, listed((sha(1), None)), WAITS) {
+    fn waiting_continues_through_other_failures() {
+        let minutes = |n: u64| Duration::from_secs(n * 60);
+        let recheck_in = |code, waited| {
+            let history = History {
+                code: Some(code),
+                waited,
+                ..History::default()
+            };
+            match plan(&history, None, listed((sha(1), None)), WAITS) {
                 Plan::End(end) => end.recheck_in(),
                 _ => None,
-            };
-        let minutes = |n: u64| Some(Duration::from_secs(n * 60));
-        assert_eq!(recheck_in(&history(Code::MetadataMissing, 4)), minutes(6));
+            }
+        };
+        let json = |n| Waited {
+            json: minutes(n),
+            ..Waited::default()
+        };
+        assert_eq!(recheck_in(Code::MetadataMissing, json(4)), Some(minutes(6)));
         assert_eq!(
-            recheck_in(&history(Code::GithubUnavailable, 4)),
-            minutes(10)
+            recheck_in(Code::GithubUnavailable, json(4)),
+            Some(minutes(6))
         );
-        assert_eq!(recheck_in(&history(Code::MetadataMissing, 10)), None);
+        assert_eq!(recheck_in(Code::MetadataMissing, json(10)), None);
+        let row = Waited {
+            row: minutes(400),
+            ..Waited::default()
+        };
+        assert_eq!(recheck_in(Code::NoRow, row), Some(minutes(10)));
     }
 
     #[test]

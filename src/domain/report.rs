@@ -58,9 +58,10 @@ pub struct SweepCounts {
 /// A failed request to a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct ServiceError {
-    /// `openhands` or `storage`.
+    /// `openhands`, `storage` or `database`.
     pub service: &'static str,
-    /// A failure code, or the kind of error of the OpenHands API.
+    /// A failure code, the kind of error of the OpenHands API, or `odd_row`: a row has an unusable value. The
+    /// log names it.
     pub code: &'static str,
 }
 

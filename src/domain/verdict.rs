@@ -86,6 +86,12 @@ pub struct Snapshot {
     pub records: HashMap<VideoKey, Record>,
     /// The pending rows, the oldest first.
     pub pending: Vec<PendingRow>,
+    /// The pending rows that are skipped, each with its ids, if they are usable, and the column whose value is
+    /// not.
+    pub odd: Vec<(Option<VideoKey>, &'static str)>,
+    /// The videos that failed because of a row that this server inserted for a file with another lesson. The
+    /// file is gone, so the row can be moved.
+    pub released: HashSet<VideoKey>,
     /// The videos whose rows are ready.
     pub ready: HashSet<VideoKey>,
     /// The failed videos whose cause may have changed: see [`Circumstances::may_differ`].
@@ -178,9 +184,14 @@ impl Snapshot {
                 .unwrap_or(AgentStatus::NotRequested),
             cause_changed: self.changed.contains(&key),
         };
+        let verdict = |key| match verdict(&facts(key), deadline) {
+            Verdict::Failed(_) if self.released.contains(&key) => {
+                Verdict::Request("the file with another lesson is gone")
+            }
+            verdict => verdict,
+        };
         let keys = keys.into_iter();
-        keys.map(|key| (key, verdict(&facts(key), deadline)))
-            .collect()
+        keys.map(|key| (key, verdict(key))).collect()
     }
 }
 

@@ -110,7 +110,8 @@ pub(super) struct Queued {
     status: VideoState,
 }
 
-/// Requests a video again, even if its current files were rejected.
+/// Requests a video again, even if its current files were rejected. A video that is still being generated is
+/// left alone (409, `still_generating`).
 #[utoipa::path(
     post,
     path = "/api/videos/{video_id}/retry",
@@ -133,9 +134,16 @@ pub(super) async fn retry(
     Ok((StatusCode::ACCEPTED, Json(body)).into_response())
 }
 
-/// Requests a video on behalf of an operator.
+/// Requests a video on behalf of an operator, unless nothing has been pushed for it yet: an attempt would find
+/// no file and fail the row, although the agent is still working.
 pub(super) async fn request_retry(app: &AppState, video_id: &str) -> Result<VideoKey, Problem> {
     let key = find_video(app, video_id).await?.video.key();
+    if app.db.is_generating(key).await? {
+        return Err(Problem::new(
+            ErrorCode::StillGenerating,
+            "The video is still being generated, and nothing has been pushed for it. It is ingested when the agent pushes it.",
+        ));
+    }
     let request = Request::new(key, Source::Retry, "retried by an operator");
     app.db.request([request]).await?;
     app.wake.notify_waiters();

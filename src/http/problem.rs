@@ -23,6 +23,7 @@ pub enum ErrorCode {
     PayloadTooLarge,
     MethodNotAllowed,
     NotFound,
+    StillGenerating,
     DatabaseUnavailable,
     GithubUnavailable,
     Busy,
@@ -40,6 +41,7 @@ impl ErrorCode {
             Self::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            Self::StillGenerating => (StatusCode::CONFLICT, "still_generating"),
             Self::DatabaseUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable"),
             Self::GithubUnavailable => (StatusCode::BAD_GATEWAY, "github_unavailable"),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
@@ -105,10 +107,13 @@ impl From<DbError> for Problem {
             error = causes(&error),
             "request failed: database unavailable"
         );
-        Self::new(
-            ErrorCode::DatabaseUnavailable,
-            "The database is unavailable. Try again in a few seconds.",
-        )
+        let detail = match error {
+            DbError::Denied(_) => {
+                "The database does not allow the server to read the app's tables. Run deploy/supabase/role.sql."
+            }
+            _ => "The database is unavailable. Try again in a few seconds.",
+        };
+        Self::new(ErrorCode::DatabaseUnavailable, detail)
     }
 }
 

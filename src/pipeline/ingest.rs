@@ -12,12 +12,14 @@ use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::db::{Claim, ClaimError, Db, Row, RowOwner};
+use crate::db::{Claim, ClaimError, Db, DbError, Row, RowOwner};
 use crate::domain::failure::{Code, Failure};
+use crate::domain::ids::VideoKey;
 use crate::domain::lfs::Pointer;
 use crate::domain::metadata::{METADATA_BYTES_MAX, Metadata};
 use crate::domain::mp4::Probe;
 use crate::domain::plan::{Blobs, End, History, Plan, Published, Waits, plan, wait_for_row};
+use crate::domain::request::{Request, Source};
 use crate::domain::timeline::{self, Step};
 use crate::failpoint::FailPoints;
 use crate::format::causes;
@@ -26,7 +28,7 @@ use crate::pipeline::breaker::Breaker;
 use crate::pipeline::causes::Causes;
 use crate::pipeline::limits::Limits;
 use crate::pipeline::spool::{Kind, Spool, Spooled, has_space};
-use crate::services::github::{Download, Entry, Github, Pair};
+use crate::services::github::{Download, Entry, Github, Listing, Pair};
 use crate::services::storage::{Digests, ObjectPath, Store};
 use crate::telemetry::metrics;
 
@@ -142,23 +144,21 @@ impl<'a> Attempt<'a> {
 
 impl Ingest {
     /// Performs an attempt. Can be repeated and can be cancelled at any point: an object becomes visible only
-    /// when it is complete, and the row becomes ready in [`Ingest::finish`].
+    /// when it is complete, and the row becomes ready in [`Db::finish`].
     pub async fn run(&self, attempt: &mut Attempt<'_>) -> Result<End, Failure> {
         let claim = attempt.claim;
         self.fail.at("claimed").await?;
         if claim.look_is_due && self.is_unharmed(attempt).await? {
             return Ok(End::Unchanged);
         }
-        let Some(row) = self.row(claim).await? else {
+        let row = self.row(claim).await?;
+        let Some(row) = self.reclaimed(claim, row).await? else {
             return Ok(wait_for_row(&claim.history));
         };
+        let row = own(row, claim.key)?;
         attempt.bucket = Some(row.bucket.clone());
         let listing = self.branch.listing(claim.requested_at).await?;
-        let pair = if listing.complete {
-            listing.files.get(&claim.key).copied().unwrap_or_default()
-        } else {
-            self.github.lookup(claim.key, listing.head).await?
-        };
+        let pair = self.files(&listing, claim.key).await?;
         attempt.listed = Some(pair.blobs());
         attempt.step(Step::Listed, format!("head {}", listing.head.short()));
         self.fail.at("listed").await?;
@@ -222,6 +222,7 @@ impl Ingest {
         Ok(End::Ready {
             user_id: row.user_id,
             bucket: row.bucket,
+            replaces: row.storage_path,
             published: Box::new(Published {
                 commit: listing.head,
                 blob_sha: mp4.sha,
@@ -267,41 +268,53 @@ impl Ingest {
         Ok(false)
     }
 
-    /// Finishes the claim. If the row was deleted during the upload, deletes the object, which the app could
-    /// not find, and waits for a new row.
+    /// Handles [`ClaimError::RowChanged`] after an upload. Returns the end of the attempt; `None` if the row
+    /// has another owner or bucket now, so the video was queued again.
+    ///
+    /// Deletes the uploaded object if the row was pending when it was read, so that no row has ever named the
+    /// object, and no row names it now. A ready row that disappeared may have another kind and still name
+    /// its object: row-level security hides such rows from us.
     ///
     /// # Errors
-    /// As for [`Db::finish`].
-    pub async fn finish(&self, attempt: &Attempt<'_>, end: &End) -> Result<(), ClaimError> {
-        let written = self
-            .db
-            .finish(attempt.claim, attempt.listed, end, &attempt.steps)
-            .await;
-        let (
-            Err(ClaimError::RowChanged),
-            End::Ready {
-                user_id, bucket, ..
-            },
-        ) = (&written, end)
+    /// As for [`Db::renew`].
+    pub async fn row_changed(
+        &self,
+        claim: &Claim,
+        end: &End,
+    ) -> Result<Option<Result<End, Failure>>, ClaimError> {
+        let End::Ready {
+            published,
+            user_id,
+            bucket,
+            replaces,
+        } = end
         else {
-            return written;
+            return Ok(Some(Ok(end.clone())));
         };
-        let key = attempt.claim.key;
-        // A row that only changed its kind still owns the path, so its object must not be deleted.
+        let key = claim.key;
+        // Another worker may have claimed the video and uploaded the same object.
+        self.db.renew(claim, self.rules.lease).await?;
         let row = self.db.find_row(key.video_id).await?;
-        if row.is_none_or(|row| row.user_id != *user_id || row.lesson_id != key.lesson_id) {
+        if replaces.is_none() && !self.db.is_named(bucket, &published.storage_path).await? {
             let deleted = match ObjectPath::new(bucket, *user_id, key) {
                 Ok(object) => self.store.delete(&object).await,
                 Err(failure) => Err(failure),
             };
             if let Err(failure) = deleted {
-                tracing::warn!(video.id = %key.video_id, code = %failure.code, "failed to delete the stored object for a deleted row: {failure}");
+                tracing::warn!(video.id = %key.video_id, code = %failure.code, "failed to delete the stored object of a row that changed: {failure}");
             }
         }
-        let end = wait_for_row(&attempt.claim.history);
-        self.db
-            .finish(attempt.claim, attempt.listed, &end, &attempt.steps)
-            .await
+        match row.map(|row| own(row, key)) {
+            None => Ok(Some(Ok(wait_for_row(&claim.history)))),
+            Some(Err(failure)) => Ok(Some(Err(failure))),
+            Some(Ok(_)) => {
+                let detail = "its row changed during the attempt";
+                let again = Request::new(key, Source::Repair, detail);
+                self.db.request([again]).await?;
+                self.db.hand_back(claim).await?;
+                Ok(None)
+            }
+        }
     }
 
     /// The row of the video, inserted if the settings allow it; `None` if the video must wait for its row.
@@ -324,22 +337,72 @@ impl Ingest {
                 ));
             }
         }
-        match row {
-            Some(row) if row.lesson_id != key.lesson_id => Err(Failure::new(
-                Code::RowMismatch,
-                format!(
-                    "Row {} belongs to a different lesson than the one in the file name.",
-                    key.video_id
-                ),
-            )),
-            Some(row) if row.kind != "video" => Err(Failure::new(
-                Code::RowMismatch,
-                format!(
-                    "Row {} is of kind '{}', not 'video'.",
-                    key.video_id, row.kind
-                ),
-            )),
-            row => Ok(row),
+        if claim.history.code == Some(Code::RowDenied) {
+            // Before the download, which would be repeated until the row can be updated.
+            self.db.check_row_is_writable(key).await?;
+        }
+        Ok(row)
+    }
+
+    async fn files(&self, listing: &Listing, key: VideoKey) -> Result<Pair, Failure> {
+        if listing.complete {
+            return Ok(listing.files.get(&key).copied().unwrap_or_default());
+        }
+        self.github.lookup(key, listing.head).await
+    }
+
+    /// The row, moved to the lesson of the claimed video if we inserted it for a file that is gone from the
+    /// branch: the file had the wrong lesson in its name.
+    async fn reclaimed(&self, claim: &Claim, row: Option<Row>) -> Result<Option<Row>, Failure> {
+        let key = claim.key;
+        let (Some(found), Some(owner)) = (&row, self.rules.missing_rows_owner) else {
+            return Ok(row);
+        };
+        let other = VideoKey {
+            lesson_id: found.lesson_id,
+            ..key
+        };
+        if other == key || !self.db.has_created_row(other).await? {
+            return Ok(row);
+        }
+        let listing = self.branch.listing(claim.requested_at).await?;
+        if self.files(&listing, other).await?.blobs() != (None, None)
+            || self.files(&listing, key).await?.mp4.is_none()
+        {
+            return Ok(row);
+        }
+        match self.db.move_created_row(other.lesson_id, key, owner).await {
+            Ok(_) => {
+                tracing::info!(video.id = %key.video_id, lesson.id = %key.lesson_id, "moved a row to the lesson of the pushed file");
+                Ok(self.db.find_row(key.video_id).await?)
+            }
+            // Then the row keeps its lesson, and the video fails with `row_mismatch`.
+            Err(DbError::Denied(_)) => Ok(row),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Deletes the object that the row named before it was moved to another lesson, now that the new one is
+    /// published, unless a row names it.
+    pub async fn delete_replaced(&self, end: &End) -> Result<(), Failure> {
+        let End::Ready {
+            published,
+            bucket,
+            replaces: Some(path),
+            ..
+        } = end
+        else {
+            return Ok(());
+        };
+        // Only an object of the same video.
+        let file = |path: &str| path.rsplit('/').next().map(str::to_owned);
+        let is_ours = file(path) == file(&published.storage_path);
+        if !is_ours || *path == published.storage_path || self.db.is_named(bucket, path).await? {
+            return Ok(());
+        }
+        match ObjectPath::from_stored(bucket, path) {
+            Some(object) => self.store.delete(&object).await,
+            None => Ok(()),
         }
     }
 
@@ -513,6 +576,24 @@ fn check_metadata_size(size: u64) -> Result<(), Failure> {
     let message =
         format!("The JSON file is {size} bytes, but the limit is {METADATA_BYTES_MAX} bytes.");
     Err(Failure::new(Code::BadMetadata, message))
+}
+
+/// The row, unless it is not the one of this video.
+fn own(row: Row, key: VideoKey) -> Result<Row, Failure> {
+    let message = if row.lesson_id != key.lesson_id {
+        format!(
+            "Row {} belongs to a different lesson than the one in the file name.",
+            key.video_id
+        )
+    } else if row.kind != "video" {
+        format!(
+            "Row {} is of kind '{}', not 'video'.",
+            key.video_id, row.kind
+        )
+    } else {
+        return Ok(row);
+    };
+    Err(Failure::new(Code::RowMismatch, message))
 }
 
 fn corrupt(message: &str) -> Failure {

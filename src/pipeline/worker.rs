@@ -104,8 +104,18 @@ impl Worker {
             }
             return Ok(true);
         }
+        if db.undo_clock_jump(self.lease).await? > 0 {
+            return Ok(true);
+        }
         let owner = self.ingest.rules.missing_rows_owner;
-        Ok(db.queue_videos_with_rows(owner).await? > 0)
+        match db.queue_videos_with_rows(owner).await {
+            // Reported at startup and by each attempt that reads a row.
+            Err(DbError::Denied(cause)) => {
+                tracing::debug!(cause, "cannot look for new rows");
+                Ok(false)
+            }
+            queued => Ok(queued? > 0),
+        }
     }
 
     async fn work(&self, claim: &Claim) {
@@ -155,37 +165,52 @@ impl Worker {
     /// Finishes the claim.
     async fn settle(&self, attempt: &mut Attempt<'_>, result: Result<End, Failure>) {
         let claim = attempt.claim;
-        let end = result
-            .unwrap_or_else(|failure| after_failure(&claim.history, failure, fastrand::f64()));
-        let detail = match &end {
-            End::Ready { .. } => "the row is ready".to_owned(),
-            End::Unchanged => "no new files in the branch".to_owned(),
-            End::Waiting { message, .. } => message.clone(),
-            End::Retry { failure, wait, .. } => {
-                format!("{failure} Next attempt in {} s.", wait.as_secs())
-            }
-            End::Failed { failure, .. } => failure.to_string(),
+        let decide = |result: Result<End, Failure>| {
+            result.unwrap_or_else(|failure| after_failure(&claim.history, failure, fastrand::f64()))
         };
-        attempt.step(end.step(), detail);
+        let mut end = decide(result);
+        attempt.step(end.step(), detail(&end));
         for tries in 1..=FINISH_TRIES_MAX {
-            match self.ingest.finish(attempt, &end).await {
+            let finished = self
+                .db
+                .finish(claim, attempt.listed, &end, &attempt.steps)
+                .await;
+            let changed = match finished {
                 Ok(()) => {
                     let _ = self.ingest.fail.at("published").await;
                     self.keep_cause(attempt, &end).await;
+                    if let Err(failure) = self.ingest.delete_replaced(&end).await {
+                        tracing::warn!(video.id = %claim.key.video_id, code = %failure.code, "failed to delete a replaced object: {failure}");
+                    }
                     metrics::ended(claim, &end);
                     return log(claim, &end);
+                }
+                Err(ClaimError::RowChanged) => match self.ingest.row_changed(claim, &end).await {
+                    Ok(Some(result)) => Ok(result),
+                    Ok(None) => {
+                        let video = claim.key.video_id;
+                        return tracing::info!(video.id = %video, "the row changed during the attempt, queued the video again");
+                    }
+                    Err(error) => Err(error),
+                },
+                Err(ClaimError::Db(error @ DbError::Denied(_))) => Ok(Err(error.into())),
+                Err(error) => Err(error),
+            };
+            match changed {
+                Ok(result) => {
+                    end = decide(result);
+                    attempt.steps.pop();
+                    attempt.step(end.step(), detail(&end));
                 }
                 Err(ClaimError::Db(error)) if tries < FINISH_TRIES_MAX => {
                     tracing::warn!(video.id = %claim.key.video_id, error = causes(&error), "failed to persist the result, retrying");
                     tokio::time::sleep(DATABASE_RETRY).await;
                 }
-                Err(_) => {
-                    return self
-                        .lost(claim, attempt.uploading.load(Ordering::Relaxed))
-                        .await;
-                }
+                Err(_) => break,
             }
         }
+        self.lost(claim, attempt.uploading.load(Ordering::Relaxed))
+            .await;
     }
 
     /// Records what a failure depends on. If that fails, the next sweep retries the video once.
@@ -227,6 +252,19 @@ impl Worker {
                 tracing::error!(video.id = %claim.key.video_id, error = causes(&error), "failed to request a repair; run a sweep with verify=true");
             }
         }
+    }
+}
+
+/// The end of an attempt in the timeline.
+fn detail(end: &End) -> String {
+    match end {
+        End::Ready { .. } => "the row is ready".to_owned(),
+        End::Unchanged => "no new files in the branch".to_owned(),
+        End::Waiting { message, .. } => message.clone(),
+        End::Retry { failure, wait, .. } => {
+            format!("{failure} Next attempt in {} s.", wait.as_secs())
+        }
+        End::Failed { failure, .. } => failure.to_string(),
     }
 }
 

@@ -220,6 +220,7 @@ async fn missing_rows_need_a_grant_and_belong_to_the_lessons_owner() {
         ..known
     };
     let service = connect(&database.service_url).await;
+    service.migrate().await.unwrap();
     let create = async |key| {
         service
             .create_row(key, RowOwner::OfLesson, "lesson-assets")

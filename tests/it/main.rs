@@ -26,6 +26,7 @@ mod page;
 mod process;
 mod races;
 mod readme;
+mod rows;
 mod schedule;
 mod stale;
 mod storage;

@@ -201,6 +201,7 @@ scenario! {
             assert_eq!((overview.count(Ready), overview.count(Failed)), (1, 1));
             assert_eq!([Queued, Running, Waiting].map(|state| overview.count(state)), [0; 3]);
             assert_eq!(overview.oldest, None);
+            t.db.compact_counts().await.unwrap();
         }
         let entries = t.text("select cast(count(*) as text) from video_ingest.counts").await;
         assert!(entries.unwrap().parse::<u32>().unwrap() <= 5);

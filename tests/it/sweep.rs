@@ -602,13 +602,13 @@ scenario! {
         t.push(&queued).await;
         let snapshot = t.snapshot().await;
         for video in [&ready, &half, &queued] {
-            t.db.fail_pending(video.key, seen.get(&video.key).map(|record| record.requested), &failure).await.unwrap();
+            t.db.fail_pending(video.key, seen.get(&video.key).map(|record| record.requested), None, &failure).await.unwrap();
         }
         assert_eq!(snapshot, t.snapshot().await);
         // Or the old function, which still runs, made the row ready.
         let others = made_ready_by_the_old_function(t).await;
         let snapshot = t.snapshot().await;
-        t.db.fail_pending(others.key, None, &failure).await.unwrap();
+        t.db.fail_pending(others.key, None, None, &failure).await.unwrap();
         assert_eq!(snapshot, t.snapshot().await);
     }
 

@@ -36,6 +36,10 @@ alter table video_ingest.statuses rename column reading to status;
 alter table video_ingest.videos add column row_since bigint;
 alter table video_ingest.videos add column json_since bigint;
 alter table video_ingest.videos add column mp4_since bigint;
+update video_ingest.videos set row_since = waiting_since where code = 'no_row';
+update video_ingest.videos set json_since = waiting_since where code = 'metadata_missing';
+update video_ingest.videos set mp4_since = waiting_since where code = 'video_missing';
+alter table video_ingest.videos drop column waiting_since;
 -- When the object is to be compared again, because an upload without a response may complete late.
 alter table video_ingest.videos add column look_again_at bigint;
 -- What a configuration failure depends on, in the form it had then. If it changes, the video is retried.

@@ -39,10 +39,18 @@ const NOT_FOUND: ErrorPage = ErrorPage {
     detail: "This page or video does not exist. The video may belong to another repository, or its row may have been deleted.",
 };
 
+const STILL_GENERATING: ErrorPage = ErrorPage {
+    status: StatusCode::CONFLICT,
+    title: "Still generating",
+    detail: "Nothing to retry: the video is still being generated. It is ingested when the agent pushes it.",
+};
+
 impl<E: Into<Problem>> From<E> for ErrorPage {
     fn from(error: E) -> Self {
-        if error.into().code() == ErrorCode::NotFound {
-            return NOT_FOUND;
+        match error.into().code() {
+            ErrorCode::NotFound => return NOT_FOUND,
+            ErrorCode::StillGenerating => return STILL_GENERATING,
+            _ => {}
         }
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,

@@ -17,7 +17,7 @@ use crate::db::{Db, DbError, SCAN_TIMEOUT, Scan};
 use crate::domain::failure::{Class, Code, Failure};
 use crate::domain::ids::{FileKind, VideoKey};
 use crate::domain::plan::Blobs;
-use crate::domain::report::{Outcome, SweepReport, SweptVideo};
+use crate::domain::report::{Outcome, ServiceError, SweepReport, SweptVideo};
 use crate::domain::request::{Purpose, Request, Source};
 use crate::domain::state::VideoState;
 use crate::domain::verdict::{AgentStatus, CAUSE_CHANGED, Snapshot, Verdict};
@@ -32,6 +32,12 @@ use crate::telemetry::metrics;
 
 /// The interval at which a sweep with `wait` polls the state of the requested videos.
 const WAIT_POLL: Duration = Duration::from_millis(200);
+
+/// The entry in the report's errors if a row was skipped.
+const ODD_ROW: ServiceError = ServiceError {
+    service: "database",
+    code: "odd_row",
+};
 
 /// The wait after a failed scan.
 const SCAN_RETRY: Duration = Duration::from_secs(5);
@@ -180,6 +186,9 @@ impl Sweep {
             drifted = found;
             errors.extend(failures);
         }
+        if !snapshot.odd.is_empty() {
+            errors.push(ODD_ROW);
+        }
         let (mut report, writes) = self.decide(&snapshot, &agent, &drifted, options);
         report.errors = errors;
         if !options.dry_run {
@@ -222,6 +231,10 @@ impl Sweep {
         options: &SweepOptions,
     ) -> (SweepReport, Writes) {
         let mut seen = HashSet::new();
+        let pending = snapshot.pending.iter();
+        let conversations: HashMap<_, _> = pending
+            .filter_map(|row| Some((row.key, row.conversation_id.as_ref()?)))
+            .collect();
         let pending = snapshot.pending.iter().map(|row| row.key);
         let keys = pending
             .chain(snapshot.listed.keys().copied())
@@ -264,11 +277,24 @@ impl Sweep {
                 found: outcome == Outcome::Queued,
             });
             if let Verdict::Fail(code, message) = verdict {
-                let requested = snapshot.records.get(&key).map(|record| record.requested);
-                writes
-                    .failed
-                    .push((key, requested, Failure::new(code, message)));
+                writes.failed.push(Overdue {
+                    key,
+                    requested: snapshot.records.get(&key).map(|record| record.requested),
+                    conversation_id: conversations.get(&key).copied().cloned(),
+                    failure: Failure::new(code, message),
+                });
             }
+        }
+        let odd = snapshot.odd.iter();
+        let odd = odd.filter_map(|(key, column)| Some(((*key)?, column)));
+        for (key, column) in odd.filter(|(key, _)| options.includes(*key) && !seen.contains(key)) {
+            report.videos.push(SweptVideo {
+                lesson_id: key.lesson_id,
+                video_id: key.video_id,
+                outcome: Outcome::Unknown,
+                detail: format!("Its row has an unusable {column}; correct it in lesson_assets."),
+                found: false,
+            });
         }
         (report, writes)
     }
@@ -305,10 +331,19 @@ impl Sweep {
         if !writes.adopted.is_empty() {
             self.db.adopt(&writes.adopted).await?;
         }
-        for (key, requested, failure) in writes.failed {
+        for overdue in writes.failed {
+            let Overdue {
+                key,
+                requested,
+                conversation_id,
+                failure,
+            } = overdue;
             debug_assert_eq!(failure.code.class(), Class::Expired);
-            self.db.fail_pending(key, requested, &failure).await?;
-            tracing::warn!(video.id = %key.video_id, code = %failure.code, "video failed: {}", failure.message);
+            let conversation = conversation_id.as_deref();
+            let failed = self.db.fail_pending(key, requested, conversation, &failure);
+            if failed.await? {
+                tracing::warn!(video.id = %key.video_id, code = %failure.code, "video failed: {}", failure.message);
+            }
         }
         if !writes.requests.is_empty() {
             self.db.request(writes.requests).await?;
@@ -363,8 +398,17 @@ fn slow_scan() -> Failure {
 struct Writes {
     requests: Vec<Request>,
     adopted: Vec<(VideoKey, Blobs)>,
-    /// The videos to fail, each with the count of requests in its record; `None` if it has no record.
-    failed: Vec<(VideoKey, Option<i64>, Failure)>,
+    failed: Vec<Overdue>,
+}
+
+/// A video to fail, with what the verdict is based on.
+struct Overdue {
+    key: VideoKey,
+    /// The count of requests in its record; `None` if it has no record.
+    requested: Option<i64>,
+    /// The conversation in its row.
+    conversation_id: Option<String>,
+    failure: Failure,
 }
 
 impl Writes {

@@ -45,7 +45,14 @@ impl Sweep {
         keep_cursor: bool,
     ) -> Result<Snapshot, SweepError> {
         let records = self.db.records().await?;
-        let pending = self.db.pending_rows().await?;
+        let (pending, odd) = self.db.pending_rows().await?;
+        for row in &odd {
+            tracing::warn!(
+                row.id = row.id,
+                column = row.column,
+                "skipped a row of lesson_assets because of an unusable value; correct it"
+            );
+        }
         let ready = self.db.ready_objects().await?;
         let files = listing.files.iter();
         let mut listed: HashMap<_, _> = files.map(|(key, pair)| (*key, pair.blobs())).collect();
@@ -53,11 +60,17 @@ impl Sweep {
             let found = self.look_up(listing, &pending, &records, keep_cursor);
             listed.extend(found.await?);
         }
+        let mismatched = self.db.mismatched().await?.into_iter();
+        let released = mismatched.filter(|(key, other)| {
+            listed.contains_key(key) && listing.complete && !listed.contains_key(other)
+        });
         Ok(Snapshot {
+            released: released.map(|(key, _)| key).collect(),
             listed,
             complete: listing.complete,
             records,
             pending,
+            odd: odd.into_iter().map(|row| (row.key, row.column)).collect(),
             ready: ready.into_iter().map(|object| object.key).collect(),
             changed: HashSet::new(),
         })

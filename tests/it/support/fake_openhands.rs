@@ -75,6 +75,7 @@ struct Model {
     v0: HashMap<Uuid, Value>,
     faults: Vec<(String, Fault)>,
     calls: Vec<String>,
+    gate: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl FakeOpenHands {
@@ -182,6 +183,12 @@ impl FakeOpenHands {
         self.model().faults.clear();
     }
 
+    /// Holds all answers until the guard is dropped.
+    pub async fn hold(&self) -> tokio::sync::OwnedRwLockWriteGuard<()> {
+        let gate = self.model().gate.clone();
+        gate.write_owned().await
+    }
+
     /// Path and query of each call since the last time that this was called.
     pub fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.model().calls)
@@ -196,12 +203,13 @@ impl Drop for FakeOpenHands {
 
 async fn answer(State(model): State<Arc<Mutex<Model>>>, uri: Uri, headers: HeaderMap) -> Response {
     let (path, query) = (uri.path(), uri.query().unwrap_or_default());
-    let fault = {
+    let (fault, gate) = {
         let mut model = model.lock().unwrap();
         model.calls.push(uri.to_string());
         let hit = model.faults.iter().find(|(part, _)| path.contains(part));
-        hit.map(|(_, fault)| *fault)
+        (hit.map(|(_, fault)| *fault), model.gate.clone())
     };
+    let _open = gate.read().await;
     if let Some(fault) = fault {
         return fail(fault).await;
     }

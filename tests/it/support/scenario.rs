@@ -570,15 +570,21 @@ impl Scenario {
 
     /// Another process on the same database and store.
     pub async fn replica(&self) -> Worker {
+        self.app(|_| {}).await.worker
+    }
+
+    /// The same with changed settings, and all parts of it.
+    pub async fn app(&self, change: impl FnOnce(&mut Config)) -> App {
         let injected = Injected {
             clock: self.clock.clone(),
             ..Injected::default()
         };
-        let config = Config {
+        let mut config = Config {
             fail_points: FailPoints::default(),
             ..self.config.clone()
         };
-        App::build(config, injected).await.unwrap().worker
+        change(&mut config);
+        App::build(config, injected).await.unwrap()
     }
 
     /// Runs everything that is due now, one task after another.
@@ -594,6 +600,11 @@ impl Scenario {
     /// Moves the clock.
     pub fn later(&self, by: Duration) {
         self.clock.advance(by);
+    }
+
+    /// Sets the clock back.
+    pub fn earlier(&self, by: Duration) {
+        self.clock.set_back(by);
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -799,6 +810,11 @@ impl Scenario {
     /// Allows ERROR log lines that contain this text.
     pub fn expect_error(&mut self, part: &'static str) {
         self.expected_errors.push(part);
+    }
+
+    /// What was logged at ERROR so far.
+    pub fn take_errors(&self) -> String {
+        std::mem::take(&mut *self.errors.lock().unwrap()).join("\n")
     }
 
     /// The end of every scenario: the remaining work ends, and no unexpected ERROR was logged.
