@@ -64,12 +64,14 @@
 //! 1. A 2xx response to a push means that the push is committed.
 //! 2. Nothing is recorded before the signature is verified.
 //! 3. No transaction is open during a network call.
-//! 4. Every write after a claim is fenced by its lease.
+//! 4. Every write after a claim is fenced by its lease, and a publication also by everything the upload
+//!    relied on: the row's lesson, owner and bucket.
 //! 5. A row becomes ready only after the storage has confirmed the object.
 //! 6. The branch is the source of truth: a replayed, late or reordered delivery never restores older
 //!    content, nor does an older head that GitHub's API serves.
 //! 7. Every step can run twice and can stop at any point.
 //! 8. Every buffer, queue, body, wait and retry has a named limit with a unit.
+//! 9. A ready video is never taken away: a failed re-render, a deleted file or a moved row keeps it.
 //!
 //! For each invariant, `tests/mutations` contains patches that break it, and `tests/mutations.sh` checks
 //! that the tests then fail.
