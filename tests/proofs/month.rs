@@ -356,7 +356,9 @@ impl Month {
     async fn expect_bounded_queue(&mut self) {
         let wrong = self.is_out(Service::Github)
             || self.is_out(Service::Store)
-            || self.slot < self.quiet_until;
+            || self.slot < self.quiet_until
+            // Videos that a sweep found wait while the rest of GitHub's limit is reserved for pushes.
+            || self.calls_granted == CALLS_LEFT_OVER;
         self.calm_slots = if wrong { 0 } else { self.calm_slots + 1 };
         if self.calm_slots > RETRY_SLOTS {
             self.requested = 0;
