@@ -37,8 +37,8 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long handing back may take. With closing the database, all of it stays below the documented 25 s.
 const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The interval at which the server bounds tables that every change adds to. With constant load, `counts` has
-/// at most the entries of this interval, and 100.
+/// The interval of [`keep_up`]. Under constant load, the table `counts` contains at most the entries that are
+/// added in one interval, plus 100.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// Replaceable parts, which tests set and production leaves at their defaults.
@@ -294,7 +294,7 @@ async fn fold_metrics() {
     }
 }
 
-/// Keeps the database in order independently of its readers and of the load.
+/// Compacts the counts and undoes clock jumps at a fixed interval, regardless of readers and load.
 async fn keep_up(db: Db, lease: Duration) {
     loop {
         tokio::time::sleep(UPKEEP_EVERY).await;
@@ -302,7 +302,7 @@ async fn keep_up(db: Db, lease: Duration) {
         if let Err(error) = done.and(db.undo_clock_jump(lease).await.map(drop)) {
             tracing::warn!(
                 error = causes(&error),
-                "upkeep of the database failed, retrying"
+                "database maintenance failed, retrying"
             );
         }
     }

@@ -26,15 +26,18 @@
 //!   `storage_path`.
 //! - **Record:** our own row for a video, in `video_ingest.videos`. The record is also the job.
 //! - **Delivery:** one webhook request, identified by the GUID that GitHub assigned to it.
-//! - **Head:** the commit that the branch points to. It is *accepted* if it is newer than all heads that were
-//!   pushed or accepted before, or if GitHub's API has served it for two minutes.
+//! - **Head:** the commit that the branch points to. The *served* head is the one that GitHub's API returns.
+//!   It is *accepted* if it is newer than all heads that were pushed or accepted before, or if GitHub's API
+//!   has served it for two minutes. A pushed head is *awaited* until it or a newer one is served, but for at
+//!   most two minutes.
 //! - **Listing:** the head and the files of the videos folder at that commit, each with its blob SHA and
 //!   size.
 //! - **Sweep:** a comparison of the listing with all records and rows. It requests missing and changed
 //!   videos and fails overdue rows. To *reconcile* is to request a sweep, over HTTP or from the command
 //!   line.
-//! - **Scan:** a look at the whole listing because the file lists of some deliveries may be incomplete. It
-//!   requests videos like a sweep does, but never fails a row. One scan serves all deliveries before it.
+//! - **Scan:** a check of all videos in the listing, required if the file lists of a delivery may be
+//!   incomplete. It requests videos like a sweep does, but never fails a row. One scan serves all deliveries
+//!   that were recorded before it began.
 //! - **Verdict:** the decision of a sweep or scan about one video, a pure function of listing, record,
 //!   row and generation status.
 //! - **Claim:** the exclusive right of one worker to process a video, identified by a random token.
@@ -64,14 +67,15 @@
 //! 1. A 2xx response to a push means that the push is committed.
 //! 2. Nothing is recorded before the signature is verified.
 //! 3. No transaction is open during a network call.
-//! 4. Every write after a claim is fenced by its lease, and a publication also by everything the upload
-//!    relied on: the row's lesson, owner and bucket.
+//! 4. Every write after a claim is fenced by its lease. A publication is also fenced by the row's lesson,
+//!    owner and bucket, on which the location of the uploaded object depends.
 //! 5. A row becomes ready only after the storage has confirmed the object.
 //! 6. The branch is the source of truth: a replayed, late or reordered delivery never restores older
 //!    content, nor does an older head that GitHub's API serves.
 //! 7. Every step can run twice and can stop at any point.
 //! 8. Every buffer, queue, body, wait and retry has a named limit with a unit.
-//! 9. A ready video is never taken away: a failed re-render, a deleted file or a moved row keeps it.
+//! 9. A ready video stays available: a failed re-render, a deleted file, or a change of the row's lesson,
+//!    owner or bucket does not remove it.
 //!
 //! For each invariant, `tests/mutations` contains patches that break it, and `tests/mutations.sh` checks
 //! that the tests then fail.
@@ -124,10 +128,10 @@
 //! pushes of the same video need one attempt, for the newest content. A request that arrives during an
 //! attempt queues the video again.
 //!
-//! **Why is a head not simply believed?** GitHub's API can serve an older head for some seconds after a
-//! push, and two reads in a row can be served by different replicas. The table `heads` knows which commits
-//! were the head; [`domain::head`] decides whether a served one is newer. A branch that was really moved
-//! back is therefore noticed two minutes later.
+//! **Why is a served head not always accepted?** GitHub's API can serve an older head for some seconds
+//! after a push, and two reads in a row can be served by different replicas. The table `heads` contains the
+//! commits that were the head; [`domain::head`] decides whether a served one is newer. If the branch is
+//! moved back to an older commit, that commit is therefore accepted only after two minutes.
 //!
 //! **Why is there no leader election?** Every operation is safe to run twice. Two sweeps at the same time
 //! request the same videos, and a claim belongs to exactly one worker.

@@ -1,7 +1,7 @@
--- What: creates the private bucket `lesson-assets`, which accepts MP4 files of up to 50 MiB, and a bucket
---       like it for every other name in `lesson_assets.storage_bucket` of a video. Updates the existing
---       buckets `lesson-assets` and `lesson_assets` to accept them; their higher limits and other allowed
---       types are kept. Other existing buckets are not changed.
+-- What: creates the private bucket `lesson-assets`, which accepts MP4 files of up to 50 MiB, and an
+--       identical bucket for each other name in the `storage_bucket` column of video rows. Updates the
+--       existing buckets `lesson-assets` and `lesson_assets` to accept these files; higher limits and
+--       additional allowed types are kept. Other existing buckets are not changed.
 -- Who:  `postgres`, the user of Supabase's SQL editor.
 -- When: once, and again if the service reports `bucket_missing` or `mime_not_allowed`.
 --

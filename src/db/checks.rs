@@ -117,8 +117,8 @@ pub struct AppFacts {
     pub extra_rights: Vec<String>,
     /// Commands that row-level security rejects for all rows: `select`, `update`.
     pub blocked: Vec<String>,
-    /// Whether Supabase Storage is in this database and has no policy with which users could read objects
-    /// of the bucket.
+    /// Whether this database contains the tables of Supabase Storage, but no policy that lets users read the
+    /// bucket's objects.
     pub objects_hidden: bool,
 }
 
@@ -233,7 +233,7 @@ impl Db {
         Ok(facts)
     }
 
-    /// A policy that names no bucket is for all of them.
+    /// See [`AppFacts::objects_hidden`]. A policy that names no bucket applies to all buckets.
     async fn objects_hidden(&self, unit: &mut Unit, bucket: &str) -> Result<bool, DbError> {
         let statement = "select exists (
                 select from pg_class as c join pg_namespace as n on n.oid = relnamespace

@@ -88,8 +88,8 @@ impl Db {
         let statement = match self.dialect {
             // All parts of one statement see the same snapshot, so the upsert of the requests cannot read
             // the inserted deliveries from their table. It reads them from `recorded`. Postgres executes the
-            // parts from the last to the first. Those with rows that all pushes share come first here, so
-            // that a delivery which waits for the lock of another row does not hold theirs.
+            // parts in reverse order. The parts that write rows shared by all pushes come first here, so they
+            // run last: a delivery that waits for the lock of another row holds no lock on the shared rows.
             Dialect::Postgres => format!(
                 "with named as ({INSERT_HEADS}),
                 recorded as ({INSERT_DELIVERIES} returning guid, redeliveries),

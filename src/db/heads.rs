@@ -1,5 +1,5 @@
-//! The table `heads`: the commits that the branch's head is known to have been. What follows from them is in
-//! [`crate::domain::head`].
+//! The table `heads`: the commits that are or were the branch's head. [`crate::domain::head`] decides which
+//! of them is current.
 
 use serde_json::json;
 use sqlx::Row as _;
@@ -8,11 +8,12 @@ use super::{Db, DbError, Dialect, duration};
 use crate::domain::head::{AWAITED_FOR, Awaited, Heads};
 use crate::domain::ids::GitSha;
 
-/// The most awaited heads that a served head is compared with, the newest first. Consecutive pushes leave only
-/// the last one awaited, so more of them require as many forced pushes within [`AWAITED_FOR`].
+/// The maximum number of awaited heads that a served head is compared with, newest first. After consecutive
+/// pushes, only the last head is awaited, so exceeding this number takes as many forced pushes within
+/// [`AWAITED_FOR`].
 const AWAITED_MAX: i64 = 8;
 
-/// The most pushes between the accepted head and an awaited one that are followed.
+/// The maximum number of pushes that are followed from an awaited head back to the accepted one.
 const PUSHES_FOLLOWED_MAX: i64 = 64;
 
 /// The key of the advisory lock that serializes acceptances. The value is arbitrary, but must be the same in
@@ -25,8 +26,8 @@ const ACCEPTED: &str = "select sha from video_ingest.heads
 
 /// Inserts the heads that deliveries name. `$1`: an array of deliveries.
 ///
-/// Naming a known head again does not reopen it, so that a replayed delivery has no effect. A head that a
-/// push has replaced is not awaited any more.
+/// A known head does not become awaited again, so a replayed delivery has no effect. A head that a push has
+/// replaced is no longer awaited.
 pub(super) const INSERT_HEADS: &str = "insert into video_ingest.heads as heads
         (sha, parent, first_seen_at, settled)
     select named.sha, max(named.parent), {now}, max(named.settled) from (
@@ -148,8 +149,8 @@ impl Db {
         Ok(true)
     }
 
-    /// Records that `served` is served although it is not newer than the accepted head. The time begins
-    /// again when another head is served.
+    /// Records since when GitHub's API has served `served` although it is not newer than the accepted head.
+    /// The period restarts when another head is served.
     pub async fn doubt_head(&self, served: GitSha) -> Result<(), DbError> {
         let others = "update video_ingest.heads set served_since = null
             where served_since is not null and sha <> $1";

@@ -25,8 +25,9 @@ impl Db {
         Ok(())
     }
 
-    /// Adds `amount` to a count if it does not exceed `max` in `period`, which begins with the first
-    /// addition. Returns whether it was added. Concurrent additions count, also those of other servers.
+    /// Adds `amount` to a count unless the sum would exceed `max`. The count restarts after `period`, which
+    /// begins with the first addition. Returns whether the amount was added. Concurrent additions, including
+    /// those of other servers, are counted.
     pub async fn spend(
         &self,
         name: &str,

@@ -137,8 +137,8 @@ pub enum DbError {
     /// The database is unavailable or rejected the statement.
     #[error("database operation failed")]
     Sqlx(#[source] sqlx::Error),
-    /// The database does not allow our role to read or write the app's tables. The text is the cause in the
-    /// words of the database, without a period.
+    /// The database does not allow our role to read or write the app's tables. The text is the database's
+    /// error message, without a period.
     #[error("the database refused access: {0}; run deploy/supabase/role.sql")]
     Denied(String),
     /// The setting or the database's schema is wrong. The text tells the operator what to do.
@@ -146,9 +146,9 @@ pub enum DbError {
     Misconfigured(String),
 }
 
-/// What Postgres answers if it is available but does not allow a statement: a missing privilege or a policy,
-/// a recursive policy, a value or row that a constraint or trigger of the app rejects.
-/// Source: PostgreSQL documentation, appendix A; `23` is a class.
+/// The error codes with which Postgres rejects a statement although it is available: a missing privilege or a
+/// policy, a recursive policy, or a value or row that a constraint or trigger of the app rejects.
+/// Source: PostgreSQL documentation, appendix A; `23` is the prefix of a class.
 const DENIED: [&str; 5] = ["42501", "42P17", "22003", "23", "P0001"];
 
 impl From<sqlx::Error> for DbError {

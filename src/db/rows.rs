@@ -63,10 +63,10 @@ pub enum RowOwner {
     Fixed(Uuid),
 }
 
-/// The largest distance of a row's `created_at` from now. Beyond it, the value is not the row's age.
+/// The largest accepted difference between a row's `created_at` and now. Beyond it, the value is unusable.
 const ROW_AGE_MAX: Duration = Duration::from_secs(20 * 365 * 86_400);
 
-/// Why a row cannot be updated that can be read.
+/// Why a readable row cannot be updated.
 const NOT_UPDATABLE: &str = "row-level security allows reading the row but not updating it, because the policy \"video_ingest updates videos\" is missing or a restrictive policy applies";
 
 /// SQL for SQLite: `metadata`, or an empty object if it is not an object.
@@ -129,9 +129,9 @@ impl Db {
         Ok((pending, odd))
     }
 
-    /// SQL for a time of the app in milliseconds since the Unix epoch. Postgres also stores infinite times and
-    /// years that no other part of the server can represent; they become the first or last moment of the
-    /// years 1 to 9999.
+    /// SQL that converts a timestamp of the app's tables to milliseconds since the Unix epoch. Postgres also
+    /// stores infinite timestamps and years that the rest of the server cannot represent. These are clamped
+    /// to the years 1 to 9999.
     pub(super) fn created_ms(&self, column: &str) -> String {
         match self.dialect {
             Dialect::Sqlite => format!("cast({column} as integer)"),
@@ -353,7 +353,7 @@ impl Db {
         if found(&format!("{read} {{lock}}"), tx).await? {
             return Ok(true);
         }
-        // Policies hide a row that we may not update from a statement that locks it.
+        // A statement that locks rows does not see rows that no policy allows us to update.
         if self.dialect == Dialect::Postgres && found(&read, tx).await? {
             return Err(DbError::Denied(NOT_UPDATABLE.to_owned()));
         }

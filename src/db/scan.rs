@@ -1,7 +1,7 @@
-//! The table `scan`: the one scan that all pushes share whose file lists may be incomplete.
+//! The table `scan`: the single scan that is shared by all pushes whose file lists may be incomplete.
 //!
 //! As in [`super::videos`], `requested` counts the requests, and `observed` is the count that the last
-//! completed scan served. However many pushes request a scan, one that begins afterwards serves them all.
+//! completed scan served. One scan serves all requests that were made before it began.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::{Db, DbError, duration};
 /// The lease of a scan. It is not renewed: [`SCAN_TIMEOUT`] ends a scan before it expires.
 const SCAN_LEASE: Duration = Duration::from_secs(120);
 
-/// The longest time that a scan may take. It keeps its progress.
+/// The longest time that a scan may take. If it is aborted, the next scan continues its look-ups.
 pub const SCAN_TIMEOUT: Duration = Duration::from_secs(100);
 
 /// The shortest time between the end of a scan and the next one.
@@ -74,8 +74,8 @@ impl Db {
         }))
     }
 
-    /// Ends a scan, or schedules it again after `retry_in`, at most two minutes. If it was requested since it began, it is due again
-    /// after [`SCAN_DISTANCE`].
+    /// Ends a scan, or schedules it again after `retry_in`, at most two minutes. If a scan was requested
+    /// after this one began, the next one is due after [`SCAN_DISTANCE`].
     ///
     /// Has no effect if the claim is no longer valid.
     pub async fn settle_scan(

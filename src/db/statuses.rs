@@ -52,9 +52,9 @@ impl Db {
             return Ok(());
         }
         // `first_at` survives a new reason, but not a new status or conversation: a failure must be
-        // reported twice for the same conversation before it counts. A time in the future, from before the
-        // clock was set back, counts as now. The last `where` avoids a write
-        // where nothing has changed, which is the common case.
+        // reported twice for the same conversation before it counts. A time in the future, recorded before
+        // the clock was set back, counts as now. The last `where` avoids a write if nothing has changed,
+        // which is the common case.
         let statement = "insert into video_ingest.statuses as statuses
                 (video_id, conversation_id, status, detail, first_at, at)
             select k.value ->> 'video_id', k.value ->> 'conversation_id', k.value ->> 'status',

@@ -23,8 +23,8 @@ use crate::domain::state::VideoState;
 use crate::domain::timeline::Entry;
 use crate::domain::verdict::{Blocked, Record};
 
-/// How far in the future a record may have been written before the clock counts as set back. Smaller
-/// corrections of the clock delay a video by no more than this.
+/// How far in the future a record's timestamp may be before the clock is considered to have been set back.
+/// Smaller corrections of the clock delay a video by no more than this.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
 /// Upserts requests. `$2`: an array of [`to_json`]. `{recorded}`: the deliveries that request the videos.
@@ -190,9 +190,9 @@ impl Db {
         }
     }
 
-    /// Has the object of a video compared again after [`LATE_UPLOAD_LOOK`], because an upload by a worker
-    /// that lost its lease may complete late. Call it after the request of a repair: until that was served,
-    /// no attempt removes the mark.
+    /// Schedules another comparison of a video's object after [`LATE_UPLOAD_LOOK`], because an upload by a
+    /// worker that lost its lease may complete late. Call this after requesting a repair: until that request
+    /// is served, no attempt cancels the comparison.
     pub async fn look_again(&self, key: VideoKey) -> Result<(), DbError> {
         let statement = "update video_ingest.videos set look_again_at = {now} + $3
             where video_id = $1 and lesson_id = $2";
@@ -218,9 +218,9 @@ impl Db {
     /// Finishes a claim: writes the record, the app's row, the timeline and the counts in one transaction.
     /// `listed`: the blobs that the branch contains, if the attempt got so far.
     ///
-    /// The update of the record checks the token and so fences the whole transaction. The app's row comes
-    /// before it: a worker that waits for the app's lock on a row must not hold the lock on the record, for
-    /// which a push would wait.
+    /// The update of the record checks the token and so fences the whole transaction. The app's row is
+    /// written first: a worker that waits for the app's lock on the row must not hold the lock on the record,
+    /// because a push of the video needs it.
     ///
     /// # Errors
     /// Nothing is written if the claim is no longer valid, or the row has changed or cannot be updated.
@@ -248,8 +248,8 @@ impl Db {
                     .make_row_failed(&mut tx, claim.key, failure, blob)
                     .await;
                 match written {
-                    // The failure is that the row cannot be written, so only the record shows it. A
-                    // refused statement has ended the transaction.
+                    // The row cannot be written, so the failure is recorded only in the record. The
+                    // rejected statement has aborted the transaction.
                     Err(DbError::Denied(_)) if failure.code == Code::RowDenied => {
                         drop(tx);
                         tx = self.transaction().await?;
@@ -274,9 +274,9 @@ impl Db {
     ///
     /// `requested > $4` means that the video was requested during the attempt. It is then queued again and
     /// keeps `forced`, which may belong to the new request. After a retryable failure (`$7 = 1`), the
-    /// requests are not served yet: `observed` and `forced` are kept. What was first missed when is
-    /// kept until `$14 = 1`, see [`Waited`]. A time in the future, from before
-    /// the clock was set back, counts as now.
+    /// requests are not served yet: `observed` and `forced` are kept. The times at which the row, the JSON
+    /// and the MP4 were first found missing are kept until `$14 = 1`, see [`Waited`]. A time in the future,
+    /// recorded before the clock was set back, counts as now.
     ///
     /// A ready video is due again when its object is to be compared (`$13 = 1`).
     async fn finish_record(
@@ -434,12 +434,12 @@ impl Db {
         Ok(blocked.collect())
     }
 
-    /// Corrects what was scheduled before the database's clock was set back, and would be due only when the
-    /// clock has caught up: queued, waiting and failed videos become due, and leases end after `lease`.
-    /// Returns the number of videos.
+    /// Corrects times that were scheduled before the database's clock was set back, and that would otherwise
+    /// be due only after the clock has caught up: queued, waiting and failed videos become due, and leases
+    /// end after `lease`. Returns the number of videos.
     ///
-    /// A clock that was set back shows in records that were written in the future, and in leases that are
-    /// longer than any.
+    /// The clock was set back if a record was written in the future, or if a lease is longer than
+    /// [`LEASE_MAX`].
     pub async fn undo_clock_jump(&self, lease: Duration) -> Result<u64, DbError> {
         // Two statements, so that each uses an index.
         let scheduled = "update video_ingest.videos

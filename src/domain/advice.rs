@@ -33,7 +33,7 @@ pub const fn advice(code: Code) -> &'static str {
         }
         Code::LfsQuota => "Raise the Git LFS budget in GitHub's billing settings, then retry.",
         Code::RowDenied => {
-            "Run deploy/supabase/role.sql, which grants the missing rights and policies, then retry."
+            "Run deploy/supabase/role.sql, which adds the missing privileges and policies, then retry."
         }
         Code::CorruptDownload => {
             "Wait for the automatic retry; if retries fail, push the video again."

@@ -18,8 +18,8 @@ pub(super) const COMMITS_MAX: usize = 2048;
 /// The maximum number of changed files that GitHub lists per commit. Source: as above.
 pub(super) const COMMIT_FILES_MAX: usize = 3000;
 
-/// The maximum number of videos that are requested one by one. If a push names more, the whole folder is
-/// looked at instead.
+/// The maximum number of videos that are requested one by one. If a push names more, a scan is requested
+/// instead.
 pub const VIDEOS_MAX: usize = 2000;
 
 /// The maximum number of ignored paths in a response, without the final entry for the rest.

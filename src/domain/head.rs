@@ -22,7 +22,7 @@ pub struct Heads {
     pub is_settled: bool,
     /// For how long the served head has been served although it is not newer than `accepted`.
     pub served_for: Duration,
-    /// Whether a head was served that was not accepted, since the last acceptance.
+    /// Whether, since the last acceptance, GitHub's API has served a head that was not accepted.
     pub is_any_doubted: bool,
 }
 

@@ -204,7 +204,7 @@ impl End {
         }
     }
 
-    /// Whether nothing is awaited any more: the video is ready or has failed for good.
+    /// Whether the video no longer waits for anything: it is ready or has failed for good.
     pub const fn ends_waiting(&self) -> bool {
         match self {
             Self::Ready { .. } | Self::Unchanged => true,
@@ -342,7 +342,8 @@ pub fn after_failure(history: &History, failure: Failure, random: f64) -> End {
                 .is_some_and(|time| time >= GIVE_UP_AFTER)
                 || (history.code, failure.code) == (Some(Code::GaveUp), Code::CorruptDownload) =>
         {
-            // No service that is available again shows that this file is no longer corrupted.
+            // Sweeps retry `gave_up` when the service is available again, but that does not show whether this
+            // file is still corrupted, so it is retried on a schedule.
             let recheck_in = (failure.code == Code::CorruptDownload)
                 .then(delay)
                 .flatten();

@@ -86,8 +86,8 @@ pub struct Snapshot {
     pub records: HashMap<VideoKey, Record>,
     /// The pending rows, the oldest first.
     pub pending: Vec<PendingRow>,
-    /// The pending rows that are skipped, each with its ids, if they are usable, and the column whose value is
-    /// not.
+    /// The pending rows that are skipped, each with its ids (`None` if they are unusable) and the column that
+    /// contains the unusable value.
     pub odd: Vec<(Option<VideoKey>, &'static str)>,
     /// The videos that failed because of a row that this server inserted for a file with another lesson. The
     /// file is gone, so the row can be moved.
@@ -121,7 +121,7 @@ impl Blocked {
     }
 }
 
-/// What failures depend on, as a sweep finds it.
+/// The current state of what failures depend on, as read by a sweep.
 #[derive(Clone, Debug)]
 pub struct Circumstances {
     /// Identifies the token for GitHub, without revealing it.
@@ -131,8 +131,9 @@ pub struct Circumstances {
 }
 
 impl Circumstances {
-    /// Whether the cause of a failure may be gone: it differs from what it was then, or the service that
-    /// was given up is available again. The sweep has just listed the branch, so GitHub is.
+    /// Whether the cause of a failure may be gone: it has changed since the failure, or the service whose
+    /// outage led to `gave_up` is available again. GitHub is available, because the sweep has just listed the
+    /// branch.
     pub fn may_differ(&self, blocked: &Blocked) -> bool {
         let cause = blocked.cause.as_deref();
         let bucket = blocked.depends_on_bucket();

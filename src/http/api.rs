@@ -110,8 +110,8 @@ pub(super) struct Queued {
     status: VideoState,
 }
 
-/// Requests a video again, even if its current files were rejected. A video that is still being generated is
-/// left alone (409, `still_generating`).
+/// Requests a video again, even if its current files were rejected. Returns 409 `still_generating` if the
+/// video is still being generated.
 #[utoipa::path(
     post,
     path = "/api/videos/{video_id}/retry",

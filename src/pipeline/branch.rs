@@ -18,11 +18,11 @@ use crate::services::github::{Github, Listing};
 /// The maximum age of a listing that is shared by several videos.
 const LISTING_AGE_MAX: Duration = Duration::from_secs(5);
 
-/// The interval at which the head is requested again while GitHub's API serves an older one. The answer is
-/// shared: however many videos wait, GitHub is asked once per interval.
+/// The interval at which the head is requested again while GitHub's API serves an older one. All waiting
+/// videos share the response, so GitHub is called once per interval.
 const LAG_WAIT: Duration = Duration::from_secs(2);
 
-/// How often a head is compared with the known ones if other replicas accept heads at the same time.
+/// The maximum number of times that a head is compared if other replicas accept heads at the same time.
 const ACCEPT_TRIES_MAX: usize = 3;
 
 /// Listings of the branch. Share it behind an `Arc`.
@@ -55,8 +55,8 @@ impl Branch {
         }
     }
 
-    /// How long GitHub is not asked again because its API serves an older head than the branch has.
-    /// Attempts before that are useless.
+    /// The time until GitHub is called again, because its API served an older head than the branch has. An
+    /// attempt before then would fail.
     pub fn lag(&self) -> Option<Duration> {
         let left_ms = self.asked_again_at_ms.load(Ordering::Relaxed) - self.clock.now_ms();
         let left = Duration::from_millis(u64::try_from(left_ms).ok()?);

@@ -1,4 +1,5 @@
-//! What failures depend on outside of the pushed files, in a form that shows whether it has changed.
+//! What failures depend on apart from the pushed files, such as the GitHub token or the bucket's limits, as
+//! text that is compared to detect changes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -58,7 +59,7 @@ impl Causes {
                 };
                 Some(known.unwrap_or_default())
             }
-            // Denied to list the branch: a sweep that can list it shows that it is no longer denied.
+            // GitHub denied the listing. A sweep that can list the branch shows that access is restored.
             Code::GithubDenied if !listed => Some(String::new()),
             code if code.class() == Class::Configuration => Some(self.github.clone()),
             _ => None,

@@ -182,7 +182,7 @@ impl Ingest {
             .as_ref()
             .filter(|known| known.blob_sha == mp4.sha);
         if known.is_none() {
-            // Before any download: every sweep retries the videos that the storage refuses.
+            // Before any download, so that retries do not download a video that the storage rejects again.
             self.check_size(claim, object.bucket(), mp4.size).await?;
         }
         let metadata = self.metadata(attempt, &pair).await?;
@@ -271,9 +271,9 @@ impl Ingest {
     /// Handles [`ClaimError::RowChanged`] after an upload. Returns the end of the attempt; `None` if the row
     /// has another owner or bucket now, so the video was queued again.
     ///
-    /// Deletes the uploaded object if the row was pending when it was read, so that no row has ever named the
-    /// object, and no row names it now. A ready row that disappeared may have another kind and still name
-    /// its object: row-level security hides such rows from us.
+    /// Deletes the uploaded object, but only if the row was pending when it was read and no row names the
+    /// object now. A ready row that is no longer found may have another kind and still name its object,
+    /// because row-level security hides such rows from us.
     ///
     /// # Errors
     /// As for [`Db::renew`].

@@ -50,8 +50,8 @@ impl Limits {
 
     /// Checks whether the bucket accepts a video of this size, in bytes.
     ///
-    /// Remembered limits can accept a video, because the storage checks the upload again. They refuse one
-    /// only if they were read after the video was requested, `requested_ago`, and recently.
+    /// Cached limits are sufficient to accept a video, because the storage checks the upload again. They
+    /// reject a video only if they were read recently and after the video was requested (`requested_ago`).
     ///
     /// # Errors
     /// `too_large`, `mime_not_allowed`, or the failure of reading the limits. While they are unknown because

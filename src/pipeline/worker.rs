@@ -219,7 +219,7 @@ impl Worker {
             return;
         };
         let (claim, listed) = (attempt.claim, attempt.listed.is_some());
-        // A download that was given up as corrupted is checked again and again.
+        // If the previous attempt also gave up, as for a corrupted download, its cause still applies.
         let last = claim.history.code.filter(|code| *code != Code::GaveUp);
         let last = last.or(claim.history.cause.as_deref().and_then(Code::parse));
         let bucket = attempt.bucket.as_deref();

@@ -62,8 +62,8 @@ pub fn build(builder: ClientBuilder, name: &'static str) -> Result<Client, Inval
 
 /// The longest time that a transfer of this many bytes may take.
 ///
-/// A limit on pauses alone is not sufficient: a transfer of one byte before each limit would occupy a
-/// worker for as long as the other side likes.
+/// A stall timeout alone is not sufficient: a peer that sends one byte before each timeout could occupy a
+/// worker indefinitely.
 pub const fn transfer_max(bytes: u64) -> Duration {
     TRANSFER_BASE.saturating_add(Duration::from_secs(bytes / TRANSFER_RATE_MIN))
 }

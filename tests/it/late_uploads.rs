@@ -53,7 +53,7 @@ async fn an_upload_that_completes_after_a_newer_one_is_replaced() {
 }
 
 #[tokio::test]
-async fn an_unharmed_object_stays_without_a_write() {
+async fn an_intact_object_is_not_written_again() {
     let t = Scenario::begin(Backend::Supabase).await;
     let video = ready_after_a_lost_upload(&t).await;
     let (before, shown) = (row(&t, &video).await, t.video(&video).await);
@@ -61,7 +61,7 @@ async fn an_unharmed_object_stays_without_a_write() {
     t.github.take_calls();
     t.later(LOOK);
     t.work().await;
-    assert_eq!(t.storage.calls().len(), calls + 1, "one look");
+    assert_eq!(t.storage.calls().len(), calls + 1, "one comparison");
     assert_eq!(t.github.take_calls().len(), 0);
     t.expect_ready(&video).await;
     assert_eq!(row(&t, &video).await, before);
@@ -75,7 +75,7 @@ async fn an_unharmed_object_stays_without_a_write() {
 }
 
 #[tokio::test]
-async fn a_confirmed_upload_is_not_looked_at_again() {
+async fn a_confirmed_upload_is_not_compared_again() {
     let t = Scenario::begin(Backend::Supabase).await;
     let video = Video::good();
     t.row(&video).await;
@@ -90,7 +90,7 @@ async fn a_confirmed_upload_is_not_looked_at_again() {
 }
 
 #[tokio::test]
-async fn a_look_waits_for_the_storage() {
+async fn a_comparison_waits_for_the_storage() {
     let t = Scenario::begin(Backend::Supabase).await;
     let video = ready_after_a_lost_upload(&t).await;
     t.storage.set_down(true);
@@ -146,7 +146,7 @@ scenario! {
         t.expect_ready(&v2).await;
     }
 
-    a_look_at_a_video_without_a_row_changes_nothing(t) {
+    a_comparison_of_a_video_without_a_row_changes_nothing(t) {
         let video = Video::good();
         t.row(&video).await;
         t.push(&video).await;

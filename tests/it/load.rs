@@ -187,8 +187,8 @@ async fn a_thousand_incomplete_requests_and_large_bodies_delay_no_delivery() {
     );
 }
 
-/// GitHub signs whatever somebody with write access pushes. Three bodies of nearly the maximum size take
-/// little memory, and other deliveries are acknowledged meanwhile.
+/// GitHub signs everything that users with write access push. Three bodies of nearly the maximum size take
+/// little memory, and other deliveries are acknowledged at the same time.
 async fn large_signed_bodies_take_little_memory(commits: serde_json::Value, form: bool) {
     let (_dir, _github, server, push) = serving().await;
     let client = client();

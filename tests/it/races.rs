@@ -129,7 +129,7 @@ scenario! {
         assert_eq!(answer.json["scan"], true);
         t.work().await;
         t.expect_ready(&v2).await;
-        // GitHub's API may as well have served an outdated head. It is believed once it stays.
+        // This may be lag of GitHub's API. The head is accepted after it has been served for two minutes.
         t.later(Duration::from_secs(121));
         t.work().await;
         t.expect_ready(&v1).await;

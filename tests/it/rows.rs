@@ -1,4 +1,5 @@
-//! The app's rows move, are locked, are refused to us and hold odd values, and a ready video stays playable.
+//! Rows that move, are locked, cannot be accessed or contain unusable values. A ready video always stays
+//! playable.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! When failed videos are retried: configuration failures when their cause may have changed, otherwise less
-//! and less often; videos that were given up once the service is available again.
+//! When failed videos are retried. Configuration failures: when their cause may have changed, and otherwise
+//! with increasing delays. Videos that failed with `gave_up`: once the service is available again.
 
 use std::time::Duration;
 
@@ -95,7 +95,7 @@ scenario! {
         assert!(downloads(t) > 0);
     }
 
-    a_sweep_revives_what_was_given_up(t) {
+    a_sweep_retries_a_video_that_was_given_up(t) {
         let fault = Fault::Status { code: 502, headers: vec![], body: String::new() };
         t.github.fault(is_file, fault);
         let video = given_up(t).await;
@@ -163,7 +163,7 @@ async fn a_sweep_retries_videos_once_their_bucket_exists() {
 }
 
 #[tokio::test]
-async fn a_sweep_revives_what_the_storage_failed_once_it_responds() {
+async fn a_sweep_retries_a_given_up_video_once_the_storage_responds() {
     let t = Scenario::begin(Backend::Supabase).await;
     t.break_storage();
     let video = given_up(&t).await;

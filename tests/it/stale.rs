@@ -18,7 +18,7 @@ const LAG: Duration = Duration::from_secs(3);
 /// After that, a head that is served consistently is accepted.
 const TWO_MINUTES: Duration = Duration::from_secs(121);
 
-/// A head that the API serves late, or a failing comparison.
+/// Whether a call compares two commits.
 fn is_compare(call: &Call) -> bool {
     call.path.contains("/compare/")
 }
@@ -137,7 +137,7 @@ scenario! {
         sweep(t).await;
         t.work().await;
         t.expect_ready(&v1).await;
-        // That the branch moves on again is believed at once.
+        // A newer head is accepted immediately.
         t.push(&v1.rerendered(THIRD)).await;
         t.work().await;
         t.expect_ready(&v1.rerendered(THIRD)).await;

@@ -1,5 +1,5 @@
--- The commits that the branch's head is known to have been. A head is awaited until GitHub's API serves it or
--- a successor, or until two minutes have passed.
+-- The commits that are or were the branch's head. A pushed head is awaited until GitHub's API serves it or a
+-- successor, or until two minutes have passed.
 create table video_ingest.heads (
     sha           text   primary key,
     parent        text,                       -- the head before it, according to the first push that named it
@@ -15,8 +15,8 @@ create index heads_doubted on video_ingest.heads (served_since) where served_sin
 -- The scan, one for all pushes that require one. Like a video, it is its own job.
 create table video_ingest.scan (
     id           bigint primary key check (id = 1),
-    requested    bigint not null default 0,   -- how often it was requested
-    observed     bigint not null default 0,   -- up to which request the branch was scanned
+    requested    bigint not null default 0,   -- the number of requests
+    observed     bigint not null default 0,   -- the value of `requested` that the last completed scan served
     requested_at bigint not null default 0,
     forced       bigint not null default 0,   -- 1: for a redelivery, so rejected blobs are requested again
     due_at       bigint,                      -- running: the end of the lease; null: not required
@@ -42,9 +42,9 @@ update video_ingest.videos set mp4_since = waiting_since where code = 'video_mis
 alter table video_ingest.videos drop column waiting_since;
 -- When the object is to be compared again, because an upload without a response may complete late.
 alter table video_ingest.videos add column look_again_at bigint;
--- What a configuration failure depends on, in the form it had then. If it changes, the video is retried.
+-- What the failure depended on when it occurred. If this has changed, a sweep retries the video.
 alter table video_ingest.videos add column cause text;
 -- 1: this server inserted the app's row.
 alter table video_ingest.videos add column created_row bigint not null default 0;
--- Freshness belongs to the branch now, see `heads`.
+-- Replaced by the table `heads`.
 alter table video_ingest.videos drop column wanted;

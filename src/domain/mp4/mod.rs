@@ -17,11 +17,12 @@ use mp4_atom::{
 use self::index::Index;
 use super::failure::{Code, Failure};
 
-/// The most bytes of the index that are parsed; boxes that are skipped do not count. Sufficient for several
-/// hours of video.
+/// The maximum size of the parsed boxes of the index, in bytes. Skipped boxes are not counted. Sufficient for
+/// several hours of video.
 pub const MOOV_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// The most bytes of a fragment's index that are parsed. The decoded form is up to ten times as large.
+/// The maximum size of the parsed boxes of a fragment's index, in bytes. The decoded form is up to ten times
+/// as large.
 pub const MOOF_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The longest accepted video, in milliseconds (24 days): `lesson_assets.duration_ms` is a 32-bit integer.

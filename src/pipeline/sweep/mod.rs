@@ -292,7 +292,7 @@ impl Sweep {
                 lesson_id: key.lesson_id,
                 video_id: key.video_id,
                 outcome: Outcome::Unknown,
-                detail: format!("Its row has an unusable {column}; correct it in lesson_assets."),
+                detail: format!("The row's {column} is unusable; correct it in lesson_assets."),
                 found: false,
             });
         }

@@ -64,7 +64,7 @@ impl Budget {
 enum Found {
     Fine,
     Drifted(&'static str),
-    /// Its information is there, but not its bytes, or the storage has an outage.
+    /// The storage returned the object's information but not its bytes. They are lost, or there is an outage.
     Unreadable(ObjectPath, u64, Failure),
 }
 

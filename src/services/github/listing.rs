@@ -103,7 +103,8 @@ impl Github {
     /// The folder at the head, fetched at or after `not_before`.
     ///
     /// Callers share a fetch that began late enough for them. While an earlier fetch runs they wait,
-    /// and the first of them starts the next one for all. Dropping the future of one caller does not affect the others.
+    /// and the first of them starts the next one for all. Dropping the future of one caller does not affect
+    /// the others.
     ///
     /// # Errors
     /// GitHub is unavailable, limits the rate, or denies access.

@@ -10,7 +10,7 @@ use crate::domain::request::Purpose;
 /// Sweeps and scans start no downloads or look-ups while less than this part of the rate limit is left: 1/5.
 const RESERVE_DIVISOR: u64 = 5;
 
-/// The longest window of GitHub's rate limit. A later reset is not believed, because our clock may be wrong.
+/// The longest window of GitHub's rate limit. A later reset is ignored, because our clock may be wrong.
 const WINDOW: Duration = Duration::from_secs(3600);
 
 tokio::task_local! {

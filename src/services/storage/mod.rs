@@ -204,7 +204,7 @@ impl Store {
     /// information it still returns.
     ///
     /// # Errors
-    /// An outage looks the same for one object as lost bytes.
+    /// The storage is unavailable. For a single object, this cannot be distinguished from lost bytes.
     pub async fn is_readable(&self, path: &ObjectPath, size: u64) -> Result<bool, Failure> {
         match self {
             // For its information, the whole file was read.
