@@ -57,7 +57,7 @@ impl World {
             ("push", 16),
             ("time", 4),
             ("row", 3),
-            ("calm", 1),
+            ("calm", 2),
             ("sweep", 4),
             ("verify", 2),
             ("stale", 6),
@@ -90,6 +90,7 @@ impl World {
         let possible: Vec<_> = EVENTS
             .iter()
             .filter(|(name, _)| base.contains(name) || self.has(name))
+            .filter(|(name, _)| self.sweeps || !["sweep", "verify"].contains(name))
             .collect();
         let mut at = self
             .rng
@@ -292,7 +293,7 @@ impl World {
     async fn work_in_small_steps(&mut self) {
         let stale = self.t.github.stale_reads();
         for seconds in [0, 3, 3, 10] {
-            if self.one_in(4) {
+            if self.sweeps && self.one_in(4) {
                 self.sweep(false).await;
             }
             self.later(Duration::from_secs(seconds)).await;
@@ -399,7 +400,7 @@ impl World {
             self.videos[*video].lost = true;
         }
         match self.rng.u8(0..8) {
-            0 if self.has("hooks") => {
+            0 if self.sweeps && self.has("hooks") => {
                 self.occurred("hooks");
                 self.note("its webhook is lost");
             }
@@ -721,7 +722,7 @@ impl World {
                 let _ = worker.sweep.run(&SweepOptions::default()).await;
             }
         };
-        let (one, two) = (self.one_in(2), self.one_in(2));
+        let (one, two) = (self.sweeps && self.one_in(2), self.sweeps && self.one_in(2));
         let worker = self.t.worker.clone();
         tokio::join!(
             drain(worker.clone()),

@@ -97,6 +97,8 @@ pub struct World {
     pub rng: Rng,
     pub only: Vec<String>,
     pub log: Arc<Mutex<Log>>,
+    /// Whether there are sweeps; `RECONCILE_INTERVAL=0` otherwise.
+    pub sweeps: bool,
     pub videos: Vec<Model>,
     /// The files of each video at each commit.
     pub trees: HashMap<GitSha, Vec<Files>>,
@@ -167,6 +169,7 @@ impl World {
             trees: HashMap::from([(head, vec![Files::default(); videos.len()])]),
             heads: vec![head],
             t,
+            sweeps: rng.u8(0..3) > 0,
             rng,
             only,
             log,
@@ -177,6 +180,9 @@ impl World {
             elapsed: Duration::ZERO,
             contents: HashMap::new(),
         };
+        if !world.sweeps {
+            world.note("there are no sweeps");
+        }
         for video in 0..world.videos.len() {
             if world.one_in(5) {
                 continue;
