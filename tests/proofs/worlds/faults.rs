@@ -119,7 +119,11 @@ impl World {
         for (fault, _) in ended {
             self.note(format!("end of {fault:?}"));
             match fault {
-                Fault::Stale { .. } => {
+                Fault::Stale { long } => {
+                    if long {
+                        // The server has stopped waiting for the newer head: only a sweep finds it.
+                        self.videos.iter_mut().for_each(|video| video.lost = true);
+                    }
                     self.t.github.serve_head(None);
                     self.t.github.serve_stale_head(self.t.github.head(), []);
                 }

@@ -96,6 +96,8 @@ pub struct World {
     pub replica: Option<Worker>,
     pub rng: Rng,
     pub only: Vec<String>,
+    /// Whether to print everything as it happens.
+    loud: bool,
     pub log: Arc<Mutex<Log>>,
     /// Whether there are sweeps; `RECONCILE_INTERVAL=0` otherwise.
     pub sweeps: bool,
@@ -172,6 +174,7 @@ impl World {
             sweeps: rng.u8(0..3) > 0,
             rng,
             only,
+            loud,
             log,
             videos,
             hooks: Vec::new(),
@@ -211,7 +214,7 @@ impl World {
     pub fn note(&self, event: impl Into<String>) {
         let (s, event) = (self.elapsed.as_secs(), event.into());
         let line = format!("{:>3}:{:02}:{:02}  {event}", s / 3600, s / 60 % 60, s % 60);
-        if self.only.iter().any(|only| only == "print") {
+        if self.loud {
             println!("{line}");
         }
         self.log.lock().unwrap().events.push(line);
@@ -442,7 +445,10 @@ impl World {
         };
         // The upload of a newer version, or of any after the branch was moved back.
         let replaced = !settled && (stored > version || model.floor == 0);
-        let excused = self.faults.late_upload(video) || model.drifted;
+        // Nothing in the branch can replace what an interrupted attempt has uploaded.
+        let head = self.head_files(video).mp4;
+        let irreplaceable = !head.is_some_and(|head| self.version(video, head).good);
+        let excused = self.faults.late_upload(video) || model.drifted || irreplaceable;
         assert!(
             stored == version || replaced || excused,
             "row {video} describes version {version}, but the object is version {stored}"
