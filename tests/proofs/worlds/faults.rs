@@ -122,12 +122,10 @@ impl World {
                     self.t.github.serve_head(None);
                     self.t.github.serve_stale_head(self.t.github.head(), []);
                 }
-                Fault::CommitLate(video) => {
-                    if self.t.storage.commit_held() > 0 {
-                        self.occurred("late-upload");
-                        let until = self.elapsed + REPAIR_MAX;
-                        self.faults.late_until.insert(video, until);
-                    }
+                Fault::CommitLate(video) if self.t.storage.commit_held() > 0 => {
+                    self.occurred("late-upload");
+                    let until = self.elapsed + REPAIR_MAX;
+                    self.faults.late_until.insert(video, until);
                 }
                 Fault::StorageQuota | Fault::StoragePaused | Fault::StorageKey => {
                     let refused = self.t.storage.refused();
