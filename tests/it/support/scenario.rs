@@ -596,11 +596,6 @@ impl Scenario {
         panic!("there is still work after {STEPS_MAX} steps");
     }
 
-    /// Sets the clock back.
-    pub fn earlier(&self, by: Duration) {
-        self.clock.set_back(by);
-    }
-
     /// Moves the clock.
     pub fn later(&self, by: Duration) {
         self.clock.advance(by);
