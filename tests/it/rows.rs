@@ -215,6 +215,30 @@ scenario! {
         t.expect_ready(&video).await;
     }
 
+    an_update_that_a_trigger_discards_is_not_repeated_at_once(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        let (create, drop) = if t.backend == Backend::Embedded {
+            let begin = "create trigger frozen before update on lesson_assets begin";
+            (format!("{begin} select raise(ignore); end"), "drop trigger frozen")
+        } else {
+            let function = "create function frozen() returns trigger language plpgsql";
+            let trigger = "create trigger frozen before update on lesson_assets for each row";
+            let create = format!(
+                "{function} as 'begin return null; end'; {trigger} execute function frozen()"
+            );
+            (create, "drop trigger frozen on lesson_assets")
+        };
+        t.sql(&create).await;
+        t.push(&video).await;
+        t.work().await;
+        t.expect_state(&video, "failed", "row_denied").await;
+        t.sql(drop).await;
+        t.later(2 * HOUR);
+        t.work().await;
+        t.expect_ready(&video).await;
+    }
+
     nothing_waits_until_a_clock_that_was_set_back_has_caught_up(t) {
         for jump in [HOUR, 10 * DAY] {
             // A retry is scheduled.
