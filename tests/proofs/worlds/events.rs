@@ -334,7 +334,6 @@ impl World {
         let new = &self.trees[&after];
         let named: Vec<_> = (0..old.len()).filter(|v| old[*v] != new[*v]).collect();
         for (video, files) in new.clone().into_iter().enumerate() {
-            self.videos[video].floor = 0;
             if files.mp4.is_none() {
                 self.videos[video].kept = false;
             }
@@ -544,6 +543,7 @@ impl World {
                 };
                 model.lesson_moved = !model.lesson_moved;
                 model.excuses.insert(Code::RowMismatch);
+                model.drifted |= model.was_ready;
                 if self.postgres() {
                     let user = self.t.user;
                     let database = self.t.database.as_ref().unwrap();

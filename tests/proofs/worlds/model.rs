@@ -59,12 +59,14 @@ pub struct Model {
     pub lesson_moved: bool,
     /// The last push of it was not announced by a webhook.
     pub lost: bool,
-    /// The newest version that was ready since the branch was last moved back.
+    /// The head whose version was seen in the row: its index in [`World::heads`]. Earlier ones must not
+    /// come back.
     pub floor: usize,
     pub was_ready: bool,
     /// The MP4 was in the branch all the time since it was first pushed.
     pub kept: bool,
-    /// An upload of it was committed so late that only a sweep with `verify` can find it.
+    /// The object is an older or newer version than the row, and only a sweep can find it: an upload of it
+    /// was committed very late, or the row moved to another lesson during an upload.
     pub drifted: bool,
     /// Reasons that it may fail for, besides those of its content.
     pub excuses: HashSet<Code>,
@@ -425,11 +427,18 @@ impl World {
         let Some(version) = of(&seen.sha256) else {
             panic!("row {video} describes bytes that were never pushed: {seen:?}");
         };
-        assert!(
-            version >= model.floor,
-            "row {video} went from version {} back to version {version}, and the branch did not",
-            model.floor
-        );
+        // The first head, from the one that was seen last on, which had a version.
+        let head_of = |version| {
+            let had = |head: &GitSha| self.trees[head][video].mp4 == Some(version);
+            let heads = self.heads.iter().enumerate().skip(model.floor);
+            heads.into_iter().find(|(_, head)| had(head))
+        };
+        let Some((floor, _)) = head_of(version) else {
+            let last = self.trees[&self.heads[model.floor]][video].mp4;
+            panic!(
+                "row {video} went from version {last:?} back to version {version}, and the branch did not"
+            );
+        };
         assert!(
             self.version(video, version).good,
             "row {video} has the broken version {version}"
@@ -443,8 +452,8 @@ impl World {
         let Some(stored) = of(&hex::encode(Sha256::digest(&bytes))) else {
             panic!("the object of row {video} was never pushed for it");
         };
-        // The upload of a newer version, or of any after the branch was moved back.
-        let replaced = !settled && (stored > version || model.floor == 0);
+        // The upload of a later version has ended.
+        let replaced = !settled && head_of(stored).is_some();
         // Nothing in the branch can replace what an interrupted attempt has uploaded.
         let head = self.head_files(video).mp4;
         let irreplaceable = !head.is_some_and(|head| self.version(video, head).good);
@@ -455,7 +464,11 @@ impl World {
         );
         let model = &mut self.videos[video];
         model.was_ready = true;
-        model.floor = version;
+        model.floor = floor;
+        // Nothing that could replace the object is left, unless an upload is held.
+        if stored == version && !self.faults.late_upload(video) {
+            model.drifted = false;
+        }
     }
 
     /// Nothing is failed that is not really failed.
