@@ -109,6 +109,23 @@ scenario! {
         }
     }
 
+    a_sweep_ingests_a_video_whose_row_came_back_to_its_lesson(t) {
+        let (v1, other) = (Video::good(), Video::good());
+        let v2 = v1.rerendered(SECOND);
+        make_ready(t, &v1).await;
+        t.row(&other).await;
+        t.push(&v2).await;
+        let lesson = |video: &Video| format!("lesson_id = '{}'", video.key.lesson_id);
+        once_stored(t, &v2, &set(&v2, &lesson(&other))).await;
+        t.expect_state(&v2, "failed", "row_mismatch").await;
+        t.ask("/reconcile?wait=0").await;
+        t.expect_state(&v2, "failed", "row_mismatch").await;
+        t.sql(&set(&v2, &lesson(&v2))).await;
+        t.ask("/reconcile?wait=0").await;
+        t.work().await;
+        t.expect_ready(&v2).await;
+    }
+
     waiting_counts_from_the_first_sight_of_what_is_missing(t) {
         // The JSON.
         let video = Video::good();
