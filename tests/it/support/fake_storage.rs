@@ -375,6 +375,11 @@ impl FakeStorage {
         self.model().faults.push((op, path.to_owned(), fault));
     }
 
+    /// Removes the faults that no request has met.
+    pub fn clear_faults(&self) {
+        self.model().faults.clear();
+    }
+
     /// Commits the uploads of [`Fault::Hold`], after everything else that was stored until now. Returns
     /// how many.
     pub fn commit_held(&self) -> usize {

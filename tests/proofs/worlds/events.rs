@@ -659,7 +659,7 @@ impl World {
     /// The next upload of a video is not answered, and is committed after a newer one.
     async fn late_upload(&mut self) {
         let video = self.any();
-        if !self.postgres() || self.faults.late_upload(video) {
+        if !self.postgres() || self.faults.holds_upload(video) {
             return;
         }
         let very = self.one_in(4);

@@ -85,10 +85,20 @@ impl Faults {
         self.store_away
     }
 
-    pub fn late_upload(&self, video: usize) -> bool {
+    /// Whether the object of a video may be older than its row, because an upload of it was committed late.
+    /// While its attempts fail, no attempt can repair it.
+    pub fn late_upload(&self, video: usize, fails: bool) -> bool {
         let until = self.late_until.get(&video);
-        until.is_some_and(|until| self.now < *until)
-            || self.is(|fault| fault == Fault::CommitLate(video))
+        until.is_some_and(|until| fails || self.now < *until) || self.holds_upload(video)
+    }
+
+    pub fn holds_upload(&self, video: usize) -> bool {
+        self.is(|fault| fault == Fault::CommitLate(video))
+    }
+
+    /// The object of a video is the right one.
+    pub fn is_repaired(&mut self, video: usize) {
+        self.late_until.remove(&video);
     }
 }
 
@@ -122,11 +132,7 @@ impl World {
                     self.t.github.serve_head(None);
                     self.t.github.serve_stale_head(self.t.github.head(), []);
                 }
-                Fault::CommitLate(video) if self.t.storage.commit_held() > 0 => {
-                    self.occurred("late-upload");
-                    let until = self.elapsed + REPAIR_MAX;
-                    self.faults.late_until.insert(video, until);
-                }
+                Fault::CommitLate(video) => self.commit_held(video),
                 Fault::StorageQuota | Fault::StoragePaused | Fault::StorageKey => {
                     let refused = self.t.storage.refused();
                     if refused > self.faults.refused {
@@ -142,6 +148,21 @@ impl World {
             }
         }
         self.apply_faults().await;
+    }
+
+    /// Commits all uploads that are held.
+    fn commit_held(&mut self, video: usize) {
+        self.t.storage.clear_faults();
+        if self.t.storage.commit_held() == 0 {
+            return;
+        }
+        self.occurred("late-upload");
+        let until = self.elapsed + REPAIR_MAX;
+        let others = (0..self.videos.len()).filter(|other| self.faults.holds_upload(*other));
+        let late: Vec<_> = others.chain([video]).collect();
+        self.faults
+            .late_until
+            .extend(late.iter().map(|video| (*video, until)));
     }
 
     async fn apply_faults(&mut self) {

@@ -457,7 +457,9 @@ impl World {
         // Nothing in the branch can replace what an interrupted attempt has uploaded.
         let head = self.head_files(video).mp4;
         let irreplaceable = !head.is_some_and(|head| self.version(video, head).good);
-        let excused = self.faults.late_upload(video) || model.drifted || irreplaceable;
+        let fails = seen.state.as_deref() != Some("ready");
+        let late = self.faults.late_upload(video, fails);
+        let excused = late || model.drifted || irreplaceable;
         assert!(
             stored == version || replaced || excused,
             "row {video} describes version {version}, but the object is version {stored}"
@@ -466,8 +468,9 @@ impl World {
         model.was_ready = true;
         model.floor = floor;
         // Nothing that could replace the object is left, unless an upload is held.
-        if stored == version && !self.faults.late_upload(video) {
+        if stored == version && !self.faults.holds_upload(video) {
             model.drifted = false;
+            self.faults.is_repaired(video);
         }
     }
 
