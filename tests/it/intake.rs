@@ -181,7 +181,6 @@ async fn a_lock_on_the_apps_table_does_not_block_deliveries() {
 
 /// An attempt that waits for the app's row does not lock the record, which a push of the same video changes.
 #[tokio::test]
-#[ignore = "the end of an attempt locks the record before the row"]
 async fn a_video_that_waits_for_its_row_can_be_pushed() {
     let t = Scenario::begin(Backend::Supabase).await;
     let video = Video::good();
