@@ -32,6 +32,7 @@ impl World {
             for worker in self.workers() {
                 drain(worker).await;
             }
+            self.faults.worked_at = self.elapsed;
             self.check(false).await;
         }
         let all = self.check(true).await;

@@ -51,7 +51,8 @@ pub struct Faults {
     store_away: bool,
     /// Until when the object of a video may be older than its row.
     late_until: HashMap<usize, Duration>,
-    now: Duration,
+    /// When the server last did everything that was due.
+    pub worked_at: Duration,
     refused: u64,
     /// The status of failing comparisons.
     pub compare: Option<u16>,
@@ -89,7 +90,7 @@ impl Faults {
     /// While its attempts fail, no attempt can repair it.
     pub fn late_upload(&self, video: usize, fails: bool) -> bool {
         let until = self.late_until.get(&video);
-        until.is_some_and(|until| fails || self.now < *until) || self.holds_upload(video)
+        until.is_some_and(|until| fails || self.worked_at < *until) || self.holds_upload(video)
     }
 
     pub fn holds_upload(&self, video: usize) -> bool {
@@ -112,7 +113,6 @@ impl World {
 
     /// Ends the faults whose time is over, or all but those that are for good.
     pub async fn end_faults(&mut self, all: bool) {
-        self.faults.now = self.elapsed;
         let active = std::mem::take(&mut self.faults.active);
         let (ended, active) = active.into_iter().partition::<Vec<_>, _>(|(_, until)| {
             (all && *until < Duration::MAX / 2) || *until <= self.elapsed

@@ -315,6 +315,7 @@ impl World {
     pub async fn work(&mut self) {
         let worker = self.any_worker();
         drain(worker).await;
+        self.faults.worked_at = self.elapsed;
     }
 
     /// Moves the clock, and ends the faults whose time is over.
@@ -357,8 +358,11 @@ impl World {
                 || coalesce(case when storage_path is null then metadata -> 'ingest' ->> 'code' end, '-'), '|')
             from lesson_assets where kind = 'video'";
         let records =
-            "select string_agg(video_id || ' ' || state || ' ' || coalesce(code, '-'), '|')
+            "select string_agg(video_id || ' ' || lesson_id || ' ' || state || ' ' || coalesce(code, '-'), '|')
             from video_ingest.videos";
+        // A row that was moved to another lesson can have a record there.
+        let keys = self.videos.iter().map(|video| video.key.to_string());
+        let keys: HashSet<_> = keys.collect();
         let mut seen = BTreeMap::<String, Seen>::new();
         for line in self.t.text(rows).await.unwrap_or_default().split('|') {
             if let [id, lesson, bucket, path, failed, sha256, code] =
@@ -374,7 +378,9 @@ impl World {
             }
         }
         for line in self.t.text(records).await.unwrap_or_default().split('|') {
-            if let [id, state, code] = line.split(' ').collect::<Vec<_>>()[..] {
+            if let [id, lesson, state, code] = line.split(' ').collect::<Vec<_>>()[..]
+                && keys.contains(&format!("{lesson}_{id}"))
+            {
                 let seen = seen.entry(id.to_owned()).or_default();
                 seen.state = Some(state.to_owned());
                 seen.code = code.to_owned();
