@@ -69,6 +69,9 @@ const ROW_AGE_MAX: Duration = Duration::from_secs(20 * 365 * 86_400);
 /// Why a readable row cannot be updated.
 const NOT_UPDATABLE: &str = "row-level security allows reading the row but not updating it, because the policy \"video_ingest updates videos\" is missing or a restrictive policy applies";
 
+/// The reason if nothing else explains why an update changes no row.
+const UPDATE_DISCARDED: &str = "a trigger of lesson_assets discards the update";
+
 /// SQL for SQLite: `metadata`, or an empty object if it is not an object.
 const METADATA: &str = "case when json_valid(metadata) then case json_type(metadata)
     when 'object' then metadata else '{}' end else '{}' end";
@@ -322,7 +325,16 @@ impl Db {
             return Ok(());
         }
         self.lock_row(tx, key, None).await?;
-        Err(ClaimError::RowChanged)
+        let same = "select 1 from lesson_assets
+            where id = $1{uuid} and lesson_id = $2{uuid} and user_id = $3{uuid} and kind = 'video'
+              and storage_bucket = $4";
+        let same = self.query_for(same, key).bind(user_id.to_string());
+        let same = same.bind(bucket).fetch_optional(tx.connection()).await?;
+        match same {
+            // To try again at once would end in the same way.
+            Some(_) => Err(DbError::Denied(UPDATE_DISCARDED.to_owned()).into()),
+            None => Err(ClaimError::RowChanged),
+        }
     }
 
     /// Locks the row until the transaction ends. `generated_by`: only if the row is pending and still belongs

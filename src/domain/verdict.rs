@@ -294,6 +294,8 @@ fn pushed(listed: Blobs, facts: &Facts) -> Verdict {
         (VideoState::Waiting, _) => Verdict::Waiting(record.message.clone()),
         (VideoState::Failed, _) if facts.cause_changed => Verdict::Request(CAUSE_CHANGED),
         (_, Some(Code::NoRow)) if pending => Verdict::Request("its row was inserted"),
+        // A row with other ids would be another video's.
+        (_, Some(Code::RowMismatch)) => Verdict::Request("its row has its lesson again"),
         // The app inserted the row again or removed the failure. Without a request, the app would show
         // "generating" indefinitely.
         _ if shows_generating => Verdict::Request("its row does not contain the failure"),
@@ -543,6 +545,18 @@ mod tests {
                 failed_row(),
                 record("failed", Some(NoRow), both()),
                 request("its row was inserted"),
+            ),
+            (
+                both(),
+                Ready,
+                record("failed", Some(RowMismatch), both()),
+                request("its row has its lesson again"),
+            ),
+            (
+                both(),
+                Missing,
+                record("failed", Some(RowMismatch), both()),
+                failed(),
             ),
             (
                 both(),

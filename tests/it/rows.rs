@@ -110,6 +110,23 @@ scenario! {
         }
     }
 
+    a_sweep_ingests_a_video_whose_row_came_back_to_its_lesson(t) {
+        let (v1, other) = (Video::good(), Video::good());
+        let v2 = v1.rerendered(SECOND);
+        make_ready(t, &v1).await;
+        t.row(&other).await;
+        t.push(&v2).await;
+        let lesson = |video: &Video| format!("lesson_id = '{}'", video.key.lesson_id);
+        once_stored(t, &v2, &set(&v2, &lesson(&other))).await;
+        t.expect_state(&v2, "failed", "row_mismatch").await;
+        t.ask("/reconcile?wait=0").await;
+        t.expect_state(&v2, "failed", "row_mismatch").await;
+        t.sql(&set(&v2, &lesson(&v2))).await;
+        t.ask("/reconcile?wait=0").await;
+        t.work().await;
+        t.expect_ready(&v2).await;
+    }
+
     waiting_counts_from_the_first_sight_of_what_is_missing(t) {
         // The JSON.
         let video = Video::good();
@@ -212,6 +229,30 @@ scenario! {
         // Once something was pushed, a retry is a retry.
         t.push(&video).await;
         assert_eq!(t.ask(&format!("/api/videos/{}/retry", video.id())).await.status, 202);
+        t.work().await;
+        t.expect_ready(&video).await;
+    }
+
+    an_update_that_a_trigger_discards_is_not_repeated_at_once(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        let (create, drop) = if t.backend == Backend::Embedded {
+            let begin = "create trigger frozen before update on lesson_assets begin";
+            (format!("{begin} select raise(ignore); end"), "drop trigger frozen")
+        } else {
+            let function = "create function frozen() returns trigger language plpgsql";
+            let trigger = "create trigger frozen before update on lesson_assets for each row";
+            let create = format!(
+                "{function} as 'begin return null; end'; {trigger} execute function frozen()"
+            );
+            (create, "drop trigger frozen on lesson_assets")
+        };
+        t.sql(&create).await;
+        t.push(&video).await;
+        t.work().await;
+        t.expect_state(&video, "failed", "row_denied").await;
+        t.sql(drop).await;
+        t.later(2 * HOUR);
         t.work().await;
         t.expect_ready(&video).await;
     }

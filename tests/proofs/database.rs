@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tokio::runtime::Runtime;
 
+use crate::environment::{Backend, Push, World};
 use crate::server::Server;
 use crate::side_by_side;
 use crate::support::postgres::{Postgres, unprivileged};
-use crate::world::{Backend, Push, World};
 
 /// Faults in the short and in the long form, for both back ends together.
 const SHORT_FAULTS: usize = 32;

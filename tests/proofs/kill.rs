@@ -8,9 +8,9 @@ use futures_util::stream::{self, StreamExt as _};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
+use crate::environment::{Backend, Drained, Push, World};
 use crate::server::Server;
 use crate::side_by_side;
-use crate::world::{Backend, Drained, Push, World};
 
 /// Kills in the short and in the long form, for both back ends together.
 const SHORT_KILLS: usize = 30;

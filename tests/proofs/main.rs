@@ -6,6 +6,7 @@
 //! cargo test --release --test proofs -- long kill seed=7       one of them, repeated
 //! cargo test --release --test proofs -- pages                  a million videos; only on request
 //! cargo test --test proofs -- screenshots                      saves target/screenshots; only on request
+//! cargo test --release --test proofs -- world seed=7 worlds=200   200 randomized worlds
 //! cargo test --release --test proofs -- month seed=7           a month at 100 times the load; only on request
 //! ```
 //!
@@ -19,6 +20,7 @@ use std::time::Instant;
 use tokio::runtime::Runtime;
 
 mod database;
+mod environment;
 mod kill;
 mod month;
 mod pages;
@@ -27,13 +29,17 @@ mod server;
 #[allow(dead_code)] // Written for the scenarios of `it`; the proofs use only a part.
 #[path = "../it/support/mod.rs"]
 mod support;
-mod world;
+mod worlds;
 
 /// The arguments of the command line.
-struct Options {
+pub struct Options {
     long: bool,
     seed: u64,
     only: Option<String>,
+    /// `worlds=`: how many worlds.
+    worlds: Option<usize>,
+    /// `only=`: the behaviours of the worlds; none: all.
+    behaviours: Vec<String>,
 }
 
 fn main() {
@@ -41,6 +47,8 @@ fn main() {
         long: false,
         seed: fastrand::u64(..1 << 32),
         only: None,
+        worlds: None,
+        behaviours: Vec::new(),
     };
     // Options such as `--nocapture` are for the other test targets.
     #[expect(
@@ -49,33 +57,47 @@ fn main() {
     )]
     let words = std::env::args();
     for word in words.skip(1).filter(|word| !word.starts_with('-')) {
-        match (word.as_str(), word.strip_prefix("seed=")) {
-            ("long", _) => options.long = true,
-            (_, Some(seed)) => options.seed = seed.parse().expect("seed=<number>"),
-            _ => options.only = Some(word),
+        match word.split_once('=') {
+            None if word == "long" => options.long = true,
+            None => options.only = Some(word),
+            Some(("seed", seed)) => options.seed = seed.parse().expect("seed=<number>"),
+            Some(("worlds", worlds)) => {
+                options.worlds = Some(worlds.parse().expect("worlds=<number>"));
+            }
+            Some(("only", names)) => {
+                options.behaviours = names.split(',').map(str::to_owned).collect();
+            }
+            Some((name, _)) => panic!("there is no option {name}"),
         }
     }
     let runtime = Runtime::new().unwrap();
-    for (name, by_default, prove) in [
-        ("kill", true, kill::prove as fn(&Runtime, bool, u64)),
-        ("database", true, database::prove),
-        ("pages", false, |runtime, _, _| {
-            runtime.block_on(pages::prove())
+    type Prove = fn(&Runtime, &Options);
+    let proofs: [(_, _, Prove); 6] = [
+        ("kill", true, |runtime, options| {
+            kill::prove(runtime, options.long, options.seed);
         }),
-        ("screenshots", false, |runtime, _, _| {
-            runtime.block_on(screenshots::take())
+        ("database", true, |runtime, options| {
+            database::prove(runtime, options.long, options.seed);
         }),
-        ("month", false, |runtime, _, seed| {
-            runtime.block_on(month::prove(seed))
+        ("world", true, |_, options| worlds::prove(options)),
+        ("pages", false, |runtime, _| {
+            runtime.block_on(pages::prove());
         }),
-    ] {
+        ("screenshots", false, |runtime, _| {
+            runtime.block_on(screenshots::take());
+        }),
+        ("month", false, |runtime, options| {
+            runtime.block_on(month::prove(options.seed));
+        }),
+    ];
+    for (name, by_default, prove) in proofs {
         if options
             .only
             .as_deref()
             .map_or(by_default, |only| only == name)
         {
             let began = Instant::now();
-            prove(&runtime, options.long, options.seed);
+            prove(&runtime, &options);
             println!("  took {} s", began.elapsed().as_secs());
         }
     }

@@ -464,7 +464,7 @@ fn answer(code: u16, headers: Vec<(&'static str, String)>) -> Fault {
 
 /// Replaces the folder of the store with a file, or restores it. The failures are transient, unlike those of
 /// [`Scenario::break_storage`].
-fn swap_store(data_dir: &Path, from: &str, to: &str) {
+pub fn swap_store(data_dir: &Path, from: &str, to: &str) {
     let [from, to] = [from, to].map(|name| data_dir.join(name));
     if to.exists() {
         std::fs::remove_file(&to).unwrap();

@@ -7,7 +7,8 @@
 //! - a renamed repository redirects with 301 to `/repositories/<id>`;
 //! - trees are truncated after 100,000 entries, contents over 1 MiB come without their content, and blobs
 //!   over 100 MB are refused;
-//! - the API lags behind git: it shows an older head and denies newer commits;
+//! - the API lags behind git: it shows an older head and denies newer commits; or some of its replicas do,
+//!   so that reads of the head are stale at random while comparisons know every commit;
 //! - LFS objects are on another host, whose links need the header that came with them and no token;
 //! - a push payload lists at most 2,048 commits, and the API hides the secrets of hooks.
 //!
@@ -18,9 +19,10 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{Html, IntoResponse as _, Response};
 use bytes::Bytes;
@@ -59,7 +61,9 @@ impl TestGithub {
 
     fn listen(&mut self, listener: TcpListener) {
         let observe = from_fn_with_state(self.shared.clone(), observe);
-        let router = self.fake.router().layer(observe);
+        // Around a router of its own, because a layer of the fake's comes after its routing.
+        let router = Router::new().fallback_service(self.fake.router());
+        let router = router.layer(observe);
         let stopping = self.shared.stopping.clone().cancelled_owned();
         let server = axum::serve(listener, router).with_graceful_shutdown(stopping);
         self.servers.spawn(async { server.await.unwrap() });
@@ -91,6 +95,21 @@ impl TestGithub {
     /// Lets the API lag: it shows the default branch at this commit and denies newer ones. None: no lag.
     pub fn serve_head(&self, commit: Option<GitSha>) {
         self.state().repository.served_head = commit;
+    }
+
+    /// Lets some of the next reads of the default branch's head be stale, those with `true`: they see this
+    /// commit. Everything else is up to date. Replaces the stale reads that are left.
+    pub fn serve_stale_head(&self, commit: GitSha, reads: impl IntoIterator<Item = bool>) {
+        let mut traffic = self.shared.traffic();
+        traffic.stale = reads
+            .into_iter()
+            .map(|stale| stale.then_some(commit))
+            .collect();
+    }
+
+    /// How many stale reads were served.
+    pub fn stale_reads(&self) -> u64 {
+        self.shared.traffic().stale_reads
     }
 
     /// Makes the repository private: only this token may read it.
@@ -341,6 +360,9 @@ struct Traffic {
     next_call: u64,
     rules: Vec<Rule>,
     holds: Vec<(Matcher, Arc<Hold>)>,
+    /// What the next reads of the head see; `None`: the head.
+    stale: VecDeque<Option<GitSha>>,
+    stale_reads: u64,
 }
 
 impl Traffic {
@@ -369,6 +391,20 @@ impl Traffic {
         Some(Arc::clone(hold))
     }
 
+    /// The address that a read of the head is answered from, if it is a stale one.
+    fn stale_address(&mut self, call: &Call) -> Option<Uri> {
+        let (repository, name) = call.path.split_once("/commits/")?;
+        if name != "HEAD" && !name.starts_with("heads/") {
+            return None;
+        }
+        let commit = self.stale.pop_front()??;
+        self.stale_reads += 1;
+        let query = &call.query;
+        format!("{repository}/commits/{commit}?{query}")
+            .parse()
+            .ok()
+    }
+
     fn fault_for(&mut self, call: &Call) -> Option<Fault> {
         let at = self.rules.iter().position(|rule| (rule.matches)(call))?;
         Some(if self.rules[at].once {
@@ -380,7 +416,7 @@ impl Traffic {
 }
 
 /// The middleware: logs the call, holds it, then answers it, with a fault if a rule matches.
-async fn observe(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
     let call = Call::of(&request);
     let id = shared.traffic().log(call.clone());
     let hold = shared.traffic().hold_for(&call);
@@ -393,7 +429,12 @@ async fn observe(State(shared): State<Arc<Shared>>, request: Request, next: Next
     }
     let fault = shared.traffic().fault_for(&call);
     let response = match fault {
-        None => next.run(request).await,
+        None => {
+            if let Some(address) = shared.traffic().stale_address(&call) {
+                *request.uri_mut() = address;
+            }
+            next.run(request).await
+        }
         Some(fault) => answer_with(fault, request, next, shared.stopping.clone()).await,
     };
     shared.traffic().set_status(id, response.status());

@@ -7,6 +7,7 @@
 //! - the size limit is exact but does not see chunked bodies; types match exactly, but for wildcards;
 //! - object information takes an invalid JWT for a visitor of a public bucket, but for the authenticated route;
 //! - only `x-upsert: true`, in exactly this spelling, or `PUT` replaces an object;
+//! - an upload may be committed long after the client has given up waiting for its answer;
 //! - a DELETE with a JSON content type needs a body; a list does not tell a missing bucket from an empty one;
 //! - the ETag is an MD5, except for large objects on an S3 back end.
 //!
@@ -43,6 +44,8 @@ pub const SERVICE_JWT: &str = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xl
 pub const ANON_JWT: &str = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoiYW5vbiJ9.c2lnbmVk";
 /// An expired JWT of the service role.
 pub const EXPIRED_JWT: &str = "eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjF9.c2lnbmVk";
+/// A JWT of another project.
+const OTHER_JWT: &str = "eyJhbGciOiJIUzI1NiJ9.eyJyZWYiOiJvdGhlciJ9.b3RoZXI";
 
 /// S3 back ends store in parts of this size, which shows in the ETag of what is larger.
 const PART_BYTES: usize = 16 * 1024 * 1024;
@@ -168,6 +171,10 @@ struct Model {
     held: Vec<(String, Object, Upload)>,
     lost: BTreeSet<String>,
     is_down: bool,
+    /// What every request gets instead of its answer, and how many got it.
+    refuses: Option<Answer>,
+    refused: u64,
+    rejects_key: bool,
     translates_keys: bool,
     multipart_etags: bool,
     poisoned: Duration,
@@ -186,6 +193,9 @@ impl Default for Model {
             held: Vec::new(),
             lost: BTreeSet::new(),
             is_down: false,
+            refuses: None,
+            refused: 0,
+            rejects_key: false,
             translates_keys: true,
             multipart_etags: false,
             poisoned: POISONED,
@@ -198,6 +208,7 @@ struct Bucket {
     mimes: Option<Vec<String>>,
 }
 
+#[derive(Clone)]
 struct Object {
     id: Uuid,
     version: Uuid,
@@ -262,6 +273,11 @@ impl FakeStorage {
         self.model().buckets.insert(name.to_owned(), bucket);
     }
 
+    /// Removes a bucket. Its objects come back with it.
+    pub fn remove_bucket(&self, name: &str) {
+        self.model().buckets.remove(name);
+    }
+
     /// Every object as `bucket/path  size  mime`, sorted.
     pub fn objects(&self) -> Vec<String> {
         let model = self.model();
@@ -306,6 +322,14 @@ impl FakeStorage {
         self.model().objects.remove(path).unwrap();
     }
 
+    /// Copies an object, as the app does before it changes a row's bucket.
+    pub fn copy(&self, from: &str, to: &str) {
+        let mut model = self.model();
+        if let Some(object) = model.objects.get(from).cloned() {
+            model.objects.insert(to.to_owned(), object);
+        }
+    }
+
     /// How often `bucket/path` was stored.
     pub fn uploads(&self, path: &str) -> usize {
         self.history(path).len()
@@ -326,6 +350,21 @@ impl FakeStorage {
         self.model().is_down = is_down;
     }
 
+    /// While this is set, every request gets this answer: 402 (quota), 540 (project paused).
+    pub fn refuse(&self, answer: Option<Answer>) {
+        self.model().refuses = answer;
+    }
+
+    /// How many requests were refused, or had an invalid key.
+    pub fn refused(&self) -> u64 {
+        self.model().refused
+    }
+
+    /// Whether the service's key is invalid from now on.
+    pub fn reject_key(&self, on: bool) {
+        self.model().rejects_key = on;
+    }
+
     /// Injects a fault into the next request of that kind; several are used one after another.
     pub fn fault(&self, op: Op, fault: Fault) {
         self.fault_at(op, "", fault);
@@ -336,12 +375,21 @@ impl FakeStorage {
         self.model().faults.push((op, path.to_owned(), fault));
     }
 
-    /// Commits the uploads of [`Fault::Hold`], after everything else that was stored until now.
-    pub fn commit_held(&self) {
+    /// Removes the faults that no request has met.
+    pub fn clear_faults(&self) {
+        self.model().faults.clear();
+    }
+
+    /// Commits the uploads of [`Fault::Hold`], after everything else that was stored until now. Returns
+    /// how many.
+    pub fn commit_held(&self) -> usize {
         let mut model = self.model();
-        for (path, object, upload) in std::mem::take(&mut model.held) {
+        let held = std::mem::take(&mut model.held);
+        let count = held.len();
+        for (path, object, upload) in held {
             model.commit(&path, object, upload);
         }
+        count
     }
 
     /// Pauses the next upload before its last byte.
@@ -430,7 +478,17 @@ async fn handle(shared: Arc<Shared>, request: Request<Body>) -> Response {
         if model.is_down {
             return (StatusCode::SERVICE_UNAVAILABLE, "no upstream").into_response();
         }
-        translate(&head.headers, model.translates_keys)
+        if let Some(answer) = model.refuses.clone() {
+            model.refused += 1;
+            drain(body);
+            return answer.into_response();
+        }
+        if model.rejects_key {
+            model.refused += 1;
+            Some(format!("Bearer {OTHER_JWT}"))
+        } else {
+            translate(&head.headers, model.translates_keys)
+        }
     };
     let Some(path) = head.uri.path().strip_prefix("/storage/v1/") else {
         return no_route(&head.method, head.uri.path());

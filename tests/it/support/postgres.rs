@@ -130,6 +130,17 @@ impl Postgres {
         }
     }
 
+    /// Removes a database, for tests that need many of them.
+    pub async fn remove_database(&self, name: &str) {
+        let remover = pool(&self.url(OWNER, "postgres"));
+        let remove = format!("drop database {name} with (force)");
+        sqlx::raw_sql(AssertSqlSafe(remove))
+            .execute(&remover)
+            .await
+            .unwrap();
+        remover.close().await;
+    }
+
     /// The URL of a database as one of its users.
     pub fn url(&self, user: &str, database: &str) -> String {
         let port = self.port;

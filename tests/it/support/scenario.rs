@@ -240,6 +240,7 @@ pub struct Scenario {
     pub url: String,
     pub user: Uuid,
     config: Config,
+    injected: Injected,
     client: reqwest::Client,
     pub database: Option<postgres::Database>,
     dir: tempfile::TempDir,
@@ -309,7 +310,7 @@ impl Scenario {
             .with(tracing_subscriber::fmt::layer().with_test_writer());
         let logs = tracing::subscriber::set_default(subscriber);
         let (clock, fail) = (injected.clock.clone(), config.fail_points.clone());
-        let app = App::build(config.clone(), injected).await.unwrap();
+        let app = App::build(config.clone(), injected.clone()).await.unwrap();
         match &database {
             Some(database) => database.sql(transitions::POSTGRES).await,
             None => {
@@ -335,6 +336,7 @@ impl Scenario {
             url,
             user: Uuid::new_v4(),
             config,
+            injected,
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
             database,
             dir,
@@ -575,10 +577,7 @@ impl Scenario {
 
     /// The same with changed settings, and all parts of it.
     pub async fn app(&self, change: impl FnOnce(&mut Config)) -> App {
-        let injected = Injected {
-            clock: self.clock.clone(),
-            ..Injected::default()
-        };
+        let injected = self.injected.clone();
         let mut config = Config {
             fail_points: FailPoints::default(),
             ..self.config.clone()
