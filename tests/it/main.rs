@@ -31,6 +31,7 @@ mod schedule;
 mod stale;
 mod storage;
 mod supabase;
+#[expect(dead_code, reason = "the proofs use the rest of it")]
 mod support;
 mod sweep;
 mod sweep_model;
