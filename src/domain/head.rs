@@ -49,7 +49,7 @@ pub enum Relation {
 }
 
 impl Heads {
-    /// The commits with which the served head must be compared before [`Self::is_current`].
+    /// The commits with which the served head must be compared, see [`Self::is_newer`].
     pub fn to_compare(&self, served: GitSha) -> Vec<GitSha> {
         let awaited = self.awaited.iter().map(|awaited| awaited.sha);
         let mut commits: Vec<GitSha> = awaited.filter(|sha| *sha != served).collect();
@@ -69,28 +69,16 @@ impl Heads {
         self.accepted == Some(served) && self.awaited.is_empty() && !self.is_any_doubted
     }
 
-    /// Whether the served head is accepted as the branch's head. `relation`: of the served head to each
-    /// commit of [`Self::to_compare`].
-    pub fn is_current(&self, served: GitSha, relation: impl Fn(GitSha) -> Relation) -> bool {
-        // A head that diverged is the result of a forced push, unless it is the one that was replaced.
-        let is_newer = |than: GitSha| match relation(than) {
+    /// Whether the served head is newer than a commit of [`Self::to_compare`], or the result of a forced push.
+    /// It is the branch's head if this is so for all of them. `is_late`: whether no head was accepted for
+    /// [`AWAITED_FOR`], so that commits which GitHub cannot compare are not waited for any longer.
+    pub fn is_newer(&self, relation: Relation, is_late: bool) -> bool {
+        match relation {
             Relation::Ahead => true,
+            // A forced push, unless the served head is the one that it replaced.
             Relation::Diverged => !self.is_settled,
-            Relation::Behind | Relation::Unknown => false,
-        };
-        let mut awaited = self.awaited.iter();
-        if !awaited.all(|awaited| awaited.sha == served || is_newer(awaited.sha)) {
-            return false;
-        }
-        let follows = |awaited: &Awaited| awaited.follows_accepted && awaited.sha == served;
-        match self.accepted {
-            None => true,
-            Some(accepted) => {
-                accepted == served
-                    || self.served_for >= AWAITED_FOR
-                    || self.awaited.iter().any(follows)
-                    || is_newer(accepted)
-            }
+            Relation::Behind => false,
+            Relation::Unknown => is_late,
         }
     }
 }
@@ -112,14 +100,22 @@ mod tests {
 
     /// The decision about the head 1 with the accepted head 2 and the awaited head 3.
     fn is_current(heads: &Heads, to_accepted: Relation, to_awaited: Relation) -> bool {
-        heads.is_current(sha(1), |commit| {
-            assert!(heads.to_compare(sha(1)).contains(&commit));
+        let relation = |commit| {
             if commit == sha(2) {
                 to_accepted
             } else {
                 to_awaited
             }
-        })
+        };
+        let mut commits = heads.to_compare(sha(1)).into_iter();
+        commits.all(|commit| heads.is_newer(relation(commit), false))
+    }
+
+    #[test]
+    fn commits_that_cannot_be_compared_are_not_waited_for_without_end() {
+        let heads = Heads::default();
+        assert!(heads.is_newer(Relation::Unknown, true));
+        assert!(!heads.is_newer(Relation::Behind, true));
     }
 
     #[test]

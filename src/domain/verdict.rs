@@ -80,7 +80,7 @@ pub enum AgentStatus {
 pub struct Snapshot {
     /// The files in the branch.
     pub listed: HashMap<VideoKey, Blobs>,
-    /// Whether the listing is complete. If not, a video that is not listed may be in the branch.
+    /// Whether the listing is complete and current. If not, a video that is not listed may be in the branch.
     pub complete: bool,
     /// Our records.
     pub records: HashMap<VideoKey, Record>,
@@ -258,7 +258,7 @@ pub fn verdict(facts: &Facts, deadline: Duration) -> Verdict {
     }
     match facts.listed {
         None => Verdict::Unknown(
-            "The branch contains more files than GitHub lists; a later sweep will look up this video.".into(),
+            "GitHub does not list this video, but its list is incomplete or outdated; a later sweep will check again.".into(),
         ),
         Some((None, None)) => not_pushed(facts, deadline),
         Some(listed) => pushed(listed, facts),

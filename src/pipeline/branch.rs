@@ -1,7 +1,6 @@
 //! The branch as all attempts, sweeps and scans see it: a listing whose head is not older than one that was
 //! accepted or pushed before.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -12,7 +11,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::db::{Db, DbError};
 use crate::domain::failure::{Code, Failure};
-use crate::domain::head::Relation;
+use crate::domain::head::AWAITED_FOR;
 use crate::services::github::{Github, Listing};
 
 /// The maximum age of a listing that is shared by several videos.
@@ -39,6 +38,8 @@ pub struct Branch {
 struct Seen {
     /// The last accepted listing.
     accepted: Option<Arc<Listing>>,
+    /// When the first listing after it was not accepted, in milliseconds since the Unix epoch.
+    lagging_since_ms: Option<i64>,
     /// When a listing was last found to be too old. The next one must be newer.
     rejected_at: Option<Instant>,
 }
@@ -80,10 +81,18 @@ impl Branch {
             .github
             .listing(bounds.fold(not_before, Instant::max))
             .await?;
-        if self.is_current(&listing).await? {
+        let now_ms = self.clock.now_ms();
+        let lagging_ms = seen
+            .lagging_since_ms
+            .map_or(0, |since_ms| now_ms - since_ms);
+        let is_late = lagging_ms >= AWAITED_FOR.as_millis() as i64;
+        if self.is_current(&listing, is_late).await? {
             seen.accepted = Some(Arc::clone(&listing));
+            seen.lagging_since_ms = None;
             return Ok(listing);
         }
+        // A time in the future means that the clock was set back.
+        seen.lagging_since_ms = Some(now_ms - lagging_ms.max(0));
         seen.rejected_at = Some(Instant::now());
         let again_at_ms = self.clock.now_ms() + LAG_WAIT.as_millis() as i64;
         self.asked_again_at_ms.store(again_at_ms, Ordering::Relaxed);
@@ -93,20 +102,23 @@ impl Branch {
     /// [`Self::listing`] as of now; while GitHub's API serves an older head, the last accepted listing of
     /// this process instead. For sweeps, whose requests lead to listings of their own.
     ///
+    /// Also returns whether the listing is current. If not, the branch may contain more.
+    ///
     /// # Errors
     /// As for [`Self::listing`].
-    pub async fn latest(&self) -> Result<Arc<Listing>, ListingError> {
+    pub async fn latest(&self) -> Result<(Arc<Listing>, bool), ListingError> {
         let failure = match self.listing(Instant::now()).await {
-            Ok(listing) => return Ok(listing),
+            Ok(listing) => return Ok((listing, true)),
             Err(failure) => failure,
         };
         let accepted = self.seen.lock().await.accepted.clone();
-        accepted.filter(|_| self.lag().is_some()).ok_or(failure)
+        let accepted = accepted.filter(|_| self.lag().is_some());
+        accepted.map(|listing| (listing, false)).ok_or(failure)
     }
 
     /// Whether the head of a listing is the branch's. If it is, it is recorded, so that no older one is
     /// accepted after it.
-    async fn is_current(&self, listing: &Listing) -> Result<bool, DbError> {
+    async fn is_current(&self, listing: &Listing, is_late: bool) -> Result<bool, DbError> {
         let served = listing.head;
         for _ in 0..ACCEPT_TRIES_MAX {
             let heads = self.db.heads(served).await?;
@@ -114,18 +126,15 @@ impl Branch {
             if served.is_zero() && heads.accepted.is_none() {
                 return Ok(heads.awaited.is_empty());
             }
-            let mut relations = HashMap::new();
+            // One commit that is newer is enough, so the others need no call.
             for commit in heads.to_compare(served) {
-                relations.insert(commit, self.github.relation(commit, served).await);
-            }
-            let relation = |commit| relations.get(&commit).copied();
-            if !heads.is_current(served, |commit| {
-                relation(commit).unwrap_or(Relation::Unknown)
-            }) {
-                if heads.accepted != Some(served) {
-                    self.db.doubt_head(served).await?;
+                let relation = self.github.relation(commit, served).await;
+                if !heads.is_newer(relation, is_late) {
+                    if heads.accepted != Some(served) {
+                        self.db.doubt_head(served).await?;
+                    }
+                    return Ok(false);
                 }
-                return Ok(false);
             }
             // Otherwise, another replica has accepted a head since, usually the same one.
             if heads.is_known(served) || self.db.accept_head(served, &heads).await? {

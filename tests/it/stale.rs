@@ -233,4 +233,51 @@ scenario! {
         t.work().await;
         t.expect_ready(&swept).await;
     }
+
+    commits_that_github_does_not_know_delay_a_video_by_two_minutes(t) {
+        let (video, other) = (Video::good(), Video::good());
+        t.row(&video).await;
+        let mut unknown = t.github.push(t.github.head(), t.commit(&other));
+        t.work().await;
+        t.push(&video).await;
+        t.github.take_calls();
+        let mut seconds = 0;
+        while t.video(&video).await["state"] != "ready" {
+            assert!(seconds < 140, "still not ready");
+            if seconds % 15 == 0 {
+                unknown.guid = uuid::Uuid::new_v4().to_string();
+                unknown.payload["after"] = format!("{:040x}", 0xabc + seconds).into();
+                t.deliver(&unknown).await.expect_accepted();
+            }
+            t.later(Duration::from_secs(5));
+            t.work().await;
+            seconds += 5;
+        }
+        assert!(seconds > 100, "a pushed commit is awaited: {seconds} s");
+        let calls = t.github.take_calls().len();
+        assert!(calls < 80, "{calls}");
+    }
+
+    a_sweep_with_an_outdated_listing_fails_nothing(t) {
+        let (first, late) = (Video::good(), Video::good());
+        t.row(&first).await;
+        t.push(&first).await;
+        t.work().await;
+        let outdated = t.github.head();
+        t.push(&first.rerendered(SECOND)).await;
+        t.work().await;
+        // Pushed just before its deadline; the webhook is lost.
+        let row = AppRow { age: Duration::from_secs(7 * 3600), ..AppRow::pending(late.key) };
+        t.rows(&[row]).await;
+        t.commit(&late);
+        t.github.serve_head(Some(outdated));
+        let report = t.worker.sweep.run(&SweepOptions::default()).await.unwrap();
+        assert_eq!(report.failed, 0, "{report:?}");
+        assert!(!t.asset(&late).await.mime_type.starts_with("error:"));
+        t.github.serve_head(None);
+        t.later(LAG);
+        sweep(t).await;
+        t.work().await;
+        t.expect_ready(&late).await;
+    }
 }

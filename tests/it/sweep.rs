@@ -625,7 +625,7 @@ scenario! {
         t.github.truncate_trees_at(1);
         t.later(HOUR);
         let report = sweep(t, "").await;
-        assert_eq!(outcome(&report, &last), "unknown: The branch contains more files than GitHub lists; a later sweep will look up this video.");
+        assert_eq!(outcome(&report, &last), "unknown: GitHub does not list this video, but its list is incomplete or outdated; a later sweep will check again.");
         assert!(t.agent.calls().is_empty(), "whether it was pushed is not known yet");
         t.later(HOUR * 6);
         assert!(outcome(&sweep(t, "").await, &last).starts_with("queued: "), "before any deadline");

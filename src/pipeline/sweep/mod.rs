@@ -169,8 +169,10 @@ impl Sweep {
     async fn run_once(&self, options: &SweepOptions) -> Result<SweepReport, SweepError> {
         let one_at_a_time = self.running.lock().await;
         self.limits.forget();
-        let listing = self.branch.latest().await?;
+        let (listing, is_current) = self.branch.latest().await?;
         let mut snapshot = self.snapshot(&listing, !options.dry_run).await?;
+        // No video is failed because an outdated listing lacks it.
+        snapshot.complete &= is_current;
         if !options.dry_run {
             // Before the requests to OpenHands and the storage, which may be slow.
             self.request_pushed(&snapshot, options).await?;

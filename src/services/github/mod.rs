@@ -261,7 +261,7 @@ impl Github {
             return Err(unexpected_status(head.status));
         }
         self.judge(head.status, &head.headers, &[])?;
-        let tree = tree::read(body, TREE_BYTES_MAX, init, fold);
+        let tree = tree::read(body, TREE_BYTES_MAX, self.timeouts.stall, init, fold);
         tokio::time::timeout(self.timeouts.call * TREE_CALLS, tree)
             .await
             .map_err(|_| late())?

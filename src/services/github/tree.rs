@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io::{self, BufReader, Read};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use http_body_util::BodyExt as _;
@@ -11,8 +12,9 @@ use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
-use super::{ApiBody, bad_body, not_as_documented};
+use super::{ApiBody, bad_body, not_as_documented, unavailable};
 use crate::domain::failure::Failure;
 use crate::domain::ids::GitSha;
 
@@ -37,10 +39,12 @@ pub(super) struct TreeSeed<'a, T> {
 }
 
 /// Folds the entries of a response of at most `bytes_max` bytes into `init`. Returns the result, and
-/// whether it is complete. A longer response is handled like one that GitHub truncated.
+/// whether it is complete. A longer response is handled like one that GitHub truncated. `stall_max`: the
+/// longest wait for the next byte.
 pub(super) async fn read<T: Send + 'static>(
     mut body: ApiBody,
     bytes_max: usize,
+    stall_max: Duration,
     init: T,
     fold: fn(&mut T, TreeEntry),
 ) -> Result<(T, bool), Failure> {
@@ -63,7 +67,10 @@ pub(super) async fn read<T: Send + 'static>(
     });
     let mut left = bytes_max;
     let mut is_too_long = false;
-    while let Some(frame) = body.frame().await {
+    while let Some(frame) = timeout(stall_max, body.frame())
+        .await
+        .map_err(|_| unavailable("GitHub's response stalled."))?
+    {
         let frame = frame.map_err(|error| {
             tracing::debug!(%error, "incomplete response from GitHub");
             bad_body()
