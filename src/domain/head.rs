@@ -20,6 +20,9 @@ pub struct Heads {
     pub awaited: Vec<Awaited>,
     /// Whether the served head was accepted before, or another push has replaced it.
     pub is_settled: bool,
+    /// Whether another push replaced the served head within [`AWAITED_FOR`]. It may have moved the branch
+    /// back to a head that is not awaited, because it is known.
+    pub is_replaced: bool,
     /// For how long the served head has been served although it is not newer than `accepted`.
     pub served_for: Duration,
     /// Whether, since the last acceptance, GitHub's API has served a head that was not accepted.
@@ -72,6 +75,9 @@ impl Heads {
     /// Whether the served head is accepted as the branch's head. `relation`: of the served head to each
     /// commit of [`Self::to_compare`].
     pub fn is_current(&self, served: GitSha, relation: impl Fn(GitSha) -> Relation) -> bool {
+        if self.is_replaced {
+            return false;
+        }
         // A head that diverged is the result of a forced push, unless it is the one that was replaced.
         let is_newer = |than: GitSha| match relation(than) {
             Relation::Ahead => true,
@@ -161,6 +167,22 @@ mod tests {
             Relation::Unknown,
             Relation::Diverged
         ));
+    }
+
+    #[test]
+    fn a_head_that_was_just_replaced_is_not_current() {
+        let heads = Heads {
+            accepted: Some(sha(1)),
+            is_settled: true,
+            is_replaced: true,
+            ..Heads::default()
+        };
+        assert!(!is_current(&heads, Relation::Unknown, Relation::Unknown));
+        let older = Heads {
+            accepted: Some(sha(2)),
+            ..heads
+        };
+        assert!(!is_current(&older, Relation::Ahead, Relation::Unknown));
     }
 
     #[test]
