@@ -24,6 +24,15 @@ const ACCEPT_LOCK: i64 = 0x7669_6465_6f68_6561;
 const ACCEPTED: &str = "select sha from video_ingest.heads
     where accepted_at is not null order by accepted_at desc limit 1";
 
+/// Finds a push that has replaced the head `$1` within the last `$2` ms. A replayed delivery is not one.
+const REPLACED: &str = "select 1 from video_ingest.deliveries as d
+    where d.received_at between {now} - $2 and {now} + $2
+        and d.before_sha = $1 and d.after_sha <> $1
+        and not exists (select 1 from video_ingest.deliveries as old
+            where old.before_sha = d.before_sha and old.after_sha = d.after_sha
+                and old.received_at < {now} - $2)
+    limit 1";
+
 /// Inserts the heads that deliveries name. `$1`: an array of deliveries.
 ///
 /// A known head does not become awaited again, so a replayed delivery has no effect. A head that a push has
@@ -84,6 +93,9 @@ impl Db {
                 }
             }
         }
+        let query = self.query(REPLACED).bind(served.to_string());
+        let query = query.bind(AWAITED_FOR.as_millis() as i64);
+        heads.is_replaced = self.fetch_optional(query).await?.is_some();
         if let Some(accepted) = heads.accepted
             && let Some(awaited) = heads.awaited.iter_mut().find(|a| a.sha == served)
         {

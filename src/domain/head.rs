@@ -20,6 +20,9 @@ pub struct Heads {
     pub awaited: Vec<Awaited>,
     /// Whether the served head was accepted before, or another push has replaced it.
     pub is_settled: bool,
+    /// Whether another push replaced the served head within [`AWAITED_FOR`]. It may have moved the branch
+    /// back to a head that is not awaited, because it is known.
+    pub is_replaced: bool,
     /// For how long the served head has been served although it is not newer than `accepted`.
     pub served_for: Duration,
     /// Whether, since the last acceptance, GitHub's API has served a head that was not accepted.

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::db::{Db, DbError};
 use crate::domain::failure::{Code, Failure};
-use crate::domain::head::AWAITED_FOR;
+use crate::domain::head::{AWAITED_FOR, Heads};
+use crate::domain::ids::GitSha;
 use crate::services::github::{Github, Listing};
 
 /// The maximum age of a listing that is shared by several videos.
@@ -126,20 +127,28 @@ impl Branch {
             if served.is_zero() && heads.accepted.is_none() {
                 return Ok(heads.awaited.is_empty());
             }
+            if heads.is_replaced && !is_late {
+                return self.is_not_current(served, &heads).await;
+            }
             // One commit that is newer is enough, so the others need no call.
             for commit in heads.to_compare(served) {
                 let relation = self.github.relation(commit, served).await;
                 if !heads.is_newer(relation, is_late) {
-                    if heads.accepted != Some(served) {
-                        self.db.doubt_head(served).await?;
-                    }
-                    return Ok(false);
+                    return self.is_not_current(served, &heads).await;
                 }
             }
             // Otherwise, another replica has accepted a head since, usually the same one.
             if heads.is_known(served) || self.db.accept_head(served, &heads).await? {
                 return Ok(true);
             }
+        }
+        Ok(false)
+    }
+
+    /// Records that the served head is not the branch's.
+    async fn is_not_current(&self, served: GitSha, heads: &Heads) -> Result<bool, DbError> {
+        if heads.accepted != Some(served) {
+            self.db.doubt_head(served).await?;
         }
         Ok(false)
     }

@@ -123,6 +123,45 @@ scenario! {
         t.expect_ready(&other).await;
     }
 
+    a_branch_that_was_moved_back_is_awaited_without_a_sweep(t) {
+        let v1 = Video::good();
+        let v2 = v1.rerendered(SECOND);
+        t.row(&v1).await;
+        let first = t.push(&v1).await;
+        t.work().await;
+        let back = t.github.head();
+        t.push(&v2).await;
+        t.work().await;
+        t.expect_ready(&v2).await;
+        // `git push --force` of the commit before.
+        let replaced = t.github.head();
+        t.github.force_to(back);
+        t.github.serve_head(Some(replaced));
+        let forced = t.github.push(replaced, back);
+        t.deliver(&forced).await.expect_accepted();
+        for _ in 0..3 {
+            t.work().await;
+            t.later(LAG);
+        }
+        t.github.serve_head(None);
+        for _ in 0..8 {
+            t.later(TWO_MINUTES / 4);
+            t.work().await;
+        }
+        t.expect_ready(&v1).await;
+        t.github.force_to(replaced);
+        t.deliver(&t.github.push(back, replaced)).await.expect_accepted();
+        t.work().await;
+        t.expect_ready(&v2).await;
+        for mut replay in [first, forced] {
+            replay.guid = uuid::Uuid::new_v4().to_string();
+            t.deliver(&replay).await.expect_accepted();
+        }
+        t.work().await;
+        t.expect_ready(&v2).await;
+        assert!(t.worker.ingest.branch.lag().is_none(), "a replay replaces no head");
+    }
+
     a_branch_that_was_moved_back_without_a_webhook_is_found_by_sweeps(t) {
         let v1 = Video::good();
         t.row(&v1).await;

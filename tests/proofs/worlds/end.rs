@@ -8,8 +8,9 @@ use video_ingest::pipeline::sweep::SweepOptions;
 use super::model::{Seen, World, drain};
 use crate::support::postgres::Postgres;
 
-/// Longer than the waits of the retry schedule that can be left, and than the wait for a commit.
-const CALM_SECONDS: [u64; 10] = [0, 3, 6, 20, 70, 130, 400, 1100, 4000, 4000];
+/// Longer than the waits of the retry schedule that can be left, than the wait for a commit, and then than
+/// the wait for a JSON file.
+const CALM_SECONDS: [u64; 11] = [0, 3, 6, 20, 70, 130, 400, 1100, 4000, 4000, 700];
 /// Longer than the longest wait of a configuration failure.
 const CONFIGURATION_HOURS: u64 = 28;
 /// The sweeps of the last hour, and the calls to GitHub that each may cost.

@@ -489,7 +489,7 @@ impl World {
         let broken = model.versions.iter().any(|version| !version.good);
         let allowed = match code {
             Code::Truncated | Code::NotAnMp4 => broken,
-            Code::VideoMissing => !model.versions.is_empty() && !model.kept,
+            Code::VideoMissing => !model.kept,
             Code::GaveUp => self.faults.long_outage,
             // After hours in which nothing was pushed, or nobody could see what was pushed.
             Code::GenerationTimeout | Code::NoRow => self.elapsed > Duration::from_secs(6 * 3600),
