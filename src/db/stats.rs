@@ -232,8 +232,8 @@ impl Db {
     }
 }
 
-/// Whether the video failed for another reason than before. The hourly retry of a configuration failure
-/// is not counted again.
+/// Whether the video failed for another reason than before. A retry of a configuration failure is not
+/// counted again.
 fn is_new_failure(claim: &Claim, failure: &Failure) -> bool {
     claim.history.code != Some(failure.code)
 }

@@ -34,7 +34,7 @@ string_enum! {
         Waiting = "waiting",
         /// The storage has confirmed the object and the row is ready.
         Ready = "ready",
-        /// It failed. Configuration failures are retried hourly; other failures wait for a request.
+        /// It failed. Configuration failures are retried after hours; other failures wait for a request.
         Failed = "failed",
     }
 }
