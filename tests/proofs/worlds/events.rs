@@ -11,10 +11,8 @@ use video_ingest::fake_github::Changes;
 use video_ingest::pipeline::sweep::SweepOptions;
 use video_ingest::pipeline::worker::Worker;
 
-use super::faults::Fault;
+use super::faults::{Fault, Hold};
 use super::model::{BUCKETS, Files, Hook, World, drain};
-use crate::support::fake_github::Pause;
-use crate::support::fake_storage;
 use crate::support::scenario::Backend;
 
 /// The longest time for which GitHub's API is behind a push in reality, and for which the server waits less
@@ -25,12 +23,6 @@ const LEASE: Duration = Duration::from_secs(30);
 const POLLS: usize = 8;
 /// How long a delivery may take while the app locks its table. Real time.
 const INTAKE_MAX: Duration = Duration::from_secs(2);
-
-/// Where an attempt is stopped.
-enum Hold {
-    Download(Pause),
-    Upload(fake_storage::Pause),
-}
 
 impl World {
     pub async fn live(mut self) {
@@ -783,21 +775,5 @@ impl World {
             self.later(Duration::from_secs(2 * 3600)).await;
         }
         self.check(false).await;
-    }
-}
-
-impl Hold {
-    async fn reached(&self) {
-        match self {
-            Self::Download(pause) => pause.held(1).await,
-            Self::Upload(pause) => pause.reached().await,
-        }
-    }
-
-    fn release(self) {
-        match self {
-            Self::Download(pause) => drop(pause),
-            Self::Upload(pause) => pause.resume(),
-        }
     }
 }

@@ -300,3 +300,25 @@ impl World {
         self.begin_fault(Fault::CommitLate(video), time).await;
     }
 }
+
+/// Where an attempt is stopped.
+pub enum Hold {
+    Download(fake_github::Pause),
+    Upload(fake_storage::Pause),
+}
+
+impl Hold {
+    pub async fn reached(&self) {
+        match self {
+            Self::Download(pause) => pause.held(1).await,
+            Self::Upload(pause) => pause.reached().await,
+        }
+    }
+
+    pub fn release(self) {
+        match self {
+            Self::Download(pause) => drop(pause),
+            Self::Upload(pause) => pause.resume(),
+        }
+    }
+}
