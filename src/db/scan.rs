@@ -47,6 +47,16 @@ pub struct Scan {
 }
 
 impl Db {
+    /// Requests a scan after `wait`, at most two minutes, or with the next one that is due earlier.
+    pub async fn request_scan(&self, wait: Duration) -> Result<(), DbError> {
+        let statement =
+            "update video_ingest.scan set requested = requested + 1, requested_at = {now},
+            due_at = coalesce(due_at, {now} + $1)";
+        let wait = wait.min(SCAN_LEASE).as_millis() as i64;
+        self.execute(self.query(statement).bind(wait)).await?;
+        Ok(())
+    }
+
     /// Claims the scan if it is due.
     pub async fn claim_scan(&self) -> Result<Option<Scan>, DbError> {
         // A time further ahead than any lease means that the clock was set back.

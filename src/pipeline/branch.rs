@@ -25,6 +25,9 @@ const LAG_WAIT: Duration = Duration::from_secs(2);
 /// The maximum number of times that a head is compared if other replicas accept heads at the same time.
 const ACCEPT_TRIES_MAX: usize = 3;
 
+/// The longest time between two reads of one [`Lag`].
+const LAG_PAUSE_MAX: Duration = Duration::from_secs(30);
+
 /// Listings of the branch. Share it behind an `Arc`.
 pub struct Branch {
     db: Db,
@@ -39,10 +42,26 @@ pub struct Branch {
 struct Seen {
     /// The last accepted listing.
     accepted: Option<Arc<Listing>>,
-    /// When the first listing after it was not accepted, in milliseconds since the Unix epoch.
-    lagging_since_ms: Option<i64>,
+    /// The period without an accepted listing.
+    lag: Option<Lag>,
     /// When a listing was last found to be too old. The next one must be newer.
     rejected_at: Option<Instant>,
+}
+
+/// A period in which GitHub's API served only older heads, in milliseconds since the Unix epoch.
+#[derive(Clone, Copy)]
+struct Lag {
+    since_ms: i64,
+    /// When an older head was last served.
+    seen_ms: i64,
+}
+
+impl Lag {
+    /// Whether a read at this time belongs to the period. After a longer pause, or if the clock was set back,
+    /// it does not.
+    fn continues_at(self, now_ms: i64) -> bool {
+        (0..=LAG_PAUSE_MAX.as_millis() as i64).contains(&(now_ms - self.seen_ms))
+    }
 }
 
 impl Branch {
@@ -83,17 +102,22 @@ impl Branch {
             .listing(bounds.fold(not_before, Instant::max))
             .await?;
         let now_ms = self.clock.now_ms();
-        let lagging_ms = seen
-            .lagging_since_ms
-            .map_or(0, |since_ms| now_ms - since_ms);
-        let is_late = lagging_ms >= AWAITED_FOR.as_millis() as i64;
+        let lag = seen.lag.filter(|lag| lag.continues_at(now_ms));
+        let since_ms = lag.map_or(now_ms, |lag| lag.since_ms);
+        let is_late = now_ms - since_ms >= AWAITED_FOR.as_millis() as i64;
         if self.is_current(&listing, is_late).await? {
             seen.accepted = Some(Arc::clone(&listing));
-            seen.lagging_since_ms = None;
+            seen.lag = None;
+            if is_late {
+                // The branch may contain a commit that is not awaited any longer.
+                self.db.request_scan(AWAITED_FOR).await?;
+            }
             return Ok(listing);
         }
-        // A time in the future means that the clock was set back.
-        seen.lagging_since_ms = Some(now_ms - lagging_ms.max(0));
+        seen.lag = Some(Lag {
+            since_ms,
+            seen_ms: now_ms,
+        });
         seen.rejected_at = Some(Instant::now());
         let again_at_ms = self.clock.now_ms() + LAG_WAIT.as_millis() as i64;
         self.asked_again_at_ms.store(again_at_ms, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 //!
 //! Each world is a server (or two replicas) with fakes, a worker that is driven by hand and a clock that is
 //! moved. Random events change it; then everything recovers, and each video must be what the branch says.
-//! [`model`] says what must be true, [`events`] what happens, [`faults`] what is broken meanwhile, and
+//! [`model`] says what must be true, [`events`] what happens, [`faults`] what is broken during them, and
 //! [`end`] what must be true at the end.
 //!
 //! A violation prints the seed of its world. `world seed=<seed> worlds=1` repeats this world, with the
