@@ -34,7 +34,10 @@ mod worlds;
 /// The arguments of the command line.
 pub struct Options {
     long: bool,
+    /// Random, unless it is given.
     seed: u64,
+    /// The seed of the first world. Without `seed=` always the same, so that the short form is repeatable.
+    first_world: u64,
     only: Option<String>,
     /// `worlds=`: how many worlds.
     worlds: Option<usize>,
@@ -46,6 +49,7 @@ fn main() {
     let mut options = Options {
         long: false,
         seed: fastrand::u64(..1 << 32),
+        first_world: 1,
         only: None,
         worlds: None,
         behaviours: Vec::new(),
@@ -60,7 +64,10 @@ fn main() {
         match word.split_once('=') {
             None if word == "long" => options.long = true,
             None => options.only = Some(word),
-            Some(("seed", seed)) => options.seed = seed.parse().expect("seed=<number>"),
+            Some(("seed", seed)) => {
+                options.seed = seed.parse().expect("seed=<number>");
+                options.first_world = options.seed;
+            }
             Some(("worlds", worlds)) => {
                 options.worlds = Some(worlds.parse().expect("worlds=<number>"));
             }

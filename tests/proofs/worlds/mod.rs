@@ -90,11 +90,11 @@ struct Violation {
 
 pub fn prove(options: &Options) {
     let worlds = options.worlds.unwrap_or(WORLDS[usize::from(options.long)]);
-    println!("{worlds} randomized worlds, seed={}", options.seed);
+    println!("{worlds} randomized worlds, seed={}", options.first_world);
     for name in &options.behaviours {
         assert!(BEHAVIOURS.contains(&&**name), "only= of {BEHAVIOURS:?}");
     }
-    let seeds = (0..worlds as u64).map(|n| options.seed.wrapping_add(n));
+    let seeds = (0..worlds as u64).map(|n| options.first_world.wrapping_add(n));
     let done = side_by_side(THREADS, seeds.collect(), |seed| run(seed, options, worlds));
     let mut occurred: BTreeMap<_, _> = BEHAVIOURS.map(|name| (name, (0, 0))).into();
     let (mut violations, mut calls, mut calls_max) = (Vec::new(), 0, 0);
