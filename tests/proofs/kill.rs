@@ -376,7 +376,7 @@ async fn hold_record(
             let sending = tokio::spawn(send(world, victim, pushes));
             let waiting = "select pid::text from pg_stat_activity
                 where datname = current_database() and wait_event_type = 'Lock'
-                and query like '%with recorded%'";
+                and query like '%with named as%'";
             until(async || !world.texts(waiting).await.is_empty()).await;
             (sending, Held::Postgres(lock))
         }
