@@ -78,7 +78,14 @@ impl Faults {
 
     /// Whether a sweep cannot, or need not, read the head.
     pub fn hides_head(&self) -> bool {
-        self.is(|fault| matches!(fault, Fault::Stale { .. } | Fault::GithubDown))
+        let hides = |fault| {
+            matches!(
+                fault,
+                // A head that cannot be compared is doubted.
+                Fault::Stale { .. } | Fault::Compare(_) | Fault::GithubDown
+            )
+        };
+        self.is(hides)
     }
 
     /// Whether the test itself does not see the objects.
