@@ -297,6 +297,27 @@ scenario! {
         assert!(calls < 80, "{calls}");
     }
 
+    a_lag_after_an_earlier_one_is_waited_for(t) {
+        let v1 = Video::good();
+        let (v2, other) = (v1.rerendered(SECOND), Video::good());
+        t.rows(&[AppRow::pending(v1.key), AppRow::pending(other.key)]).await;
+        t.push(&v1).await;
+        t.work().await;
+        let old = t.github.head();
+        t.github.serve_head(Some(old));
+        t.push(&other).await;
+        t.work().await;
+        // Nothing is due until the next push.
+        t.later(TWO_MINUTES + LAG);
+        t.push(&v2).await;
+        t.work().await;
+        assert_eq!(t.video(&v2).await["state"], "queued");
+        t.github.serve_head(None);
+        t.later(LAG);
+        t.work().await;
+        t.expect_ready(&v2).await;
+    }
+
     a_sweep_with_an_outdated_listing_fails_nothing(t) {
         let (first, late) = (Video::good(), Video::good());
         t.row(&first).await;

@@ -410,9 +410,14 @@ impl World {
     }
 
     pub async fn deliver(&mut self, hook: Hook) {
-        self.t.deliver(&hook.delivery).await.expect_accepted();
+        let answer = self.t.deliver(&hook.delivery).await.expect_accepted();
+        let requested = answer.json["videos"].to_string();
         for video in &hook.named {
-            self.videos[*video].lost = false;
+            let model = &mut self.videos[*video];
+            // A late webhook of a deletion requests nothing, although more may have been pushed since.
+            if answer.json["scan"] == true || requested.contains(&model.key.video_id.to_string()) {
+                model.lost = false;
+            }
         }
         self.delivered.push(hook);
     }
@@ -747,6 +752,10 @@ impl World {
         if self.one_in(2) && !self.faults.set_back {
             self.note(format!("the clock is set back by {minutes} min"));
             self.faults.set_back = true;
+            if self.faults.hides_head() {
+                // Heads that were pushed in the future are not awaited: only a sweep finds them.
+                self.videos.iter_mut().for_each(|video| video.lost = true);
+            }
             self.t.earlier(by);
         } else {
             self.note(format!("the clock jumps forward by {minutes} min"));

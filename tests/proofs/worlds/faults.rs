@@ -78,7 +78,14 @@ impl Faults {
 
     /// Whether a sweep cannot, or need not, read the head.
     pub fn hides_head(&self) -> bool {
-        self.is(|fault| matches!(fault, Fault::Stale { .. } | Fault::GithubDown))
+        let hides = |fault| {
+            matches!(
+                fault,
+                // A head that cannot be compared is doubted.
+                Fault::Stale { .. } | Fault::Compare(_) | Fault::GithubDown
+            )
+        };
+        self.is(hides)
     }
 
     /// Whether the test itself does not see the objects.
@@ -121,6 +128,14 @@ impl World {
         if ended.is_empty() {
             return;
         }
+        let held = ended.iter().filter_map(|(fault, _)| match fault {
+            Fault::CommitLate(video) => Some(*video),
+            _ => None,
+        });
+        let held: Vec<_> = held.collect();
+        if !held.is_empty() {
+            self.commit_held(held);
+        }
         for (fault, _) in ended {
             self.note(format!("end of {fault:?}"));
             match fault {
@@ -132,7 +147,6 @@ impl World {
                     self.t.github.serve_head(None);
                     self.t.github.serve_stale_head(self.t.github.head(), []);
                 }
-                Fault::CommitLate(video) => self.commit_held(video),
                 Fault::StorageQuota | Fault::StoragePaused | Fault::StorageKey => {
                     let refused = self.t.storage.refused();
                     if refused > self.faults.refused {
@@ -151,7 +165,7 @@ impl World {
     }
 
     /// Commits all uploads that are held.
-    fn commit_held(&mut self, video: usize) {
+    fn commit_held(&mut self, videos: Vec<usize>) {
         self.t.storage.clear_faults();
         if self.t.storage.commit_held() == 0 {
             return;
@@ -159,7 +173,7 @@ impl World {
         self.occurred("late-upload");
         let until = self.elapsed + REPAIR_MAX;
         let others = (0..self.videos.len()).filter(|other| self.faults.holds_upload(*other));
-        let late: Vec<_> = others.chain([video]).collect();
+        let late: Vec<_> = others.chain(videos).collect();
         self.faults
             .late_until
             .extend(late.iter().map(|video| (*video, until)));

@@ -66,7 +66,8 @@ pub struct Model {
     /// The MP4 was in the branch all the time since it was first pushed.
     pub kept: bool,
     /// The object is an older or newer version than the row, and only a sweep can find it: an upload of it
-    /// was committed very late, or the row moved to another lesson during an upload.
+    /// was committed very late, the row moved to another lesson during an upload, or the branch had no
+    /// version that could replace it.
     pub drifted: bool,
     /// Reasons that it may fail for, besides those of its content.
     pub excuses: HashSet<Code>,
@@ -465,7 +466,8 @@ impl World {
         let irreplaceable = !head.is_some_and(|head| self.version(video, head).good);
         let fails = seen.state.as_deref() != Some("ready");
         let late = self.faults.late_upload(video, fails);
-        let excused = late || model.drifted || irreplaceable;
+        let drifted = model.drifted || irreplaceable;
+        let excused = late || drifted;
         assert!(
             stored == version || replaced || excused,
             "row {video} describes version {version}, but the object is version {stored}"
@@ -474,6 +476,8 @@ impl World {
         model.was_ready = true;
         model.floor = floor;
         // Nothing that could replace the object is left, unless an upload is held.
+        // A new version repairs it, once it is ingested.
+        model.drifted = drifted;
         if stored == version && !self.faults.holds_upload(video) {
             model.drifted = false;
             self.faults.is_repaired(video);
