@@ -5,7 +5,7 @@ use serde_json::json;
 use sqlx::Row as _;
 
 use super::{Db, DbError, Dialect, duration};
-use crate::domain::head::{AWAITED_FOR, Awaited, Heads};
+use crate::domain::head::{AWAITED_FOR, Heads};
 use crate::domain::ids::GitSha;
 
 /// The maximum number of awaited heads that a served head is compared with, newest first. After consecutive
@@ -24,7 +24,8 @@ const ACCEPT_LOCK: i64 = 0x7669_6465_6f68_6561;
 const ACCEPTED: &str = "select sha from video_ingest.heads
     where accepted_at is not null order by accepted_at desc limit 1";
 
-/// Finds a push that has replaced the head `$1` within the last `$2` ms. A replayed delivery is not one.
+/// Finds a push that has replaced the head `$1` within the last `$2` ms. A replayed delivery is not one. The
+/// table `heads` contains the head then, because the push named it.
 const REPLACED: &str = "select 1 from video_ingest.deliveries as d
     where d.received_at between {now} - $2 and {now} + $2
         and d.before_sha = $1 and d.after_sha <> $1
@@ -59,7 +60,8 @@ impl Db {
         let statement = format!(
             "select sha, parent, settled, {{now}} - served_since as served_for,
                 case when {is_awaited} then 1 else 0 end as awaited,
-                case when sha = ({ACCEPTED}) then 1 else 0 end as accepted
+                case when sha = ({ACCEPTED}) then 1 else 0 end as accepted,
+                case when sha = $1 and exists ({REPLACED}) then 1 else 0 end as replaced
             from video_ingest.heads
             where sha = $1 or sha = ({ACCEPTED}) or served_since is not null or sha in (
                 select sha from video_ingest.heads where {is_awaited}
@@ -79,27 +81,22 @@ impl Db {
                 heads.accepted = Some(sha);
             }
             if row.get::<i64, _>("awaited") == 1 {
-                heads.awaited.push(Awaited {
-                    sha,
-                    follows_accepted: false,
-                });
+                heads.awaited.push(sha);
             }
             let is_doubted = row.get::<Option<i64>, _>("served_for").is_some();
             heads.is_any_doubted |= is_doubted;
             if sha == served {
                 heads.is_settled = row.get::<i64, _>("settled") == 1;
+                heads.is_replaced = row.get::<i64, _>("replaced") == 1;
                 if is_doubted {
                     heads.served_for = duration(&row, "served_for");
                 }
             }
         }
-        let query = self.query(REPLACED).bind(served.to_string());
-        let query = query.bind(AWAITED_FOR.as_millis() as i64);
-        heads.is_replaced = self.fetch_optional(query).await?.is_some();
         if let Some(accepted) = heads.accepted
-            && let Some(awaited) = heads.awaited.iter_mut().find(|a| a.sha == served)
+            && heads.awaited.contains(&served)
         {
-            awaited.follows_accepted = self.follows(served, accepted).await?;
+            heads.follows_accepted = self.follows(served, accepted).await?;
         }
         Ok(heads)
     }
@@ -152,7 +149,7 @@ impl Db {
             where served_since is not null
                 or sha in (select a.value ->> 'sha' from {each}($1{jsonb}) as a)";
         let awaited = heads.awaited.iter();
-        let awaited: serde_json::Value = awaited.map(|head| json!({"sha": head.sha})).collect();
+        let awaited: serde_json::Value = awaited.map(|sha| json!({"sha": sha})).collect();
         self.query(settle)
             .bind(awaited.to_string())
             .execute(tx.connection())

@@ -17,7 +17,10 @@ pub struct Heads {
     /// The head that was accepted last.
     pub accepted: Option<GitSha>,
     /// The heads of recent pushes that no accepted head contains yet.
-    pub awaited: Vec<Awaited>,
+    pub awaited: Vec<GitSha>,
+    /// Whether the served head is awaited and pushes led to it from `accepted`, so that it is newer without a
+    /// comparison.
+    pub follows_accepted: bool,
     /// Whether the served head was accepted before, or another push has replaced it.
     pub is_settled: bool,
     /// Whether another push replaced the served head within [`AWAITED_FOR`]. It may have moved the branch
@@ -27,15 +30,6 @@ pub struct Heads {
     pub served_for: Duration,
     /// Whether, since the last acceptance, GitHub's API has served a head that was not accepted.
     pub is_any_doubted: bool,
-}
-
-/// A pushed commit that GitHub's API did not serve yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Awaited {
-    /// The commit.
-    pub sha: GitSha,
-    /// Whether pushes led to it from the accepted head, so that it is newer without a comparison.
-    pub follows_accepted: bool,
 }
 
 /// How the served head relates to another commit.
@@ -54,13 +48,12 @@ pub enum Relation {
 impl Heads {
     /// The commits with which the served head must be compared, see [`Self::is_newer`].
     pub fn to_compare(&self, served: GitSha) -> Vec<GitSha> {
-        let awaited = self.awaited.iter().map(|awaited| awaited.sha);
+        let awaited = self.awaited.iter().copied();
         let mut commits: Vec<GitSha> = awaited.filter(|sha| *sha != served).collect();
-        let follows = |awaited: &Awaited| awaited.follows_accepted && awaited.sha == served;
         if let Some(accepted) = self.accepted
             && accepted != served
             && self.served_for < AWAITED_FOR
-            && !self.awaited.iter().any(follows)
+            && !self.follows_accepted
         {
             commits.push(accepted);
         }
@@ -94,13 +87,6 @@ mod tests {
         GitSha::from_bytes([byte; 20])
     }
 
-    fn awaited(byte: u8, follows_accepted: bool) -> Awaited {
-        Awaited {
-            sha: sha(byte),
-            follows_accepted,
-        }
-    }
-
     /// The decision about the head 1 with the accepted head 2 and the awaited head 3.
     fn is_current(heads: &Heads, to_accepted: Relation, to_awaited: Relation) -> bool {
         let relation = |commit| {
@@ -126,7 +112,7 @@ mod tests {
         use Relation::{Ahead, Behind, Diverged, Unknown};
         let fresh = Heads {
             accepted: Some(sha(2)),
-            awaited: vec![awaited(3, true)],
+            awaited: vec![sha(3)],
             ..Heads::default()
         };
         let settled = Heads {
@@ -152,7 +138,7 @@ mod tests {
         assert_eq!(heads.to_compare(sha(1)), []);
         assert!(is_current(&heads, Relation::Unknown, Relation::Unknown));
         let replaced = Heads {
-            awaited: vec![awaited(3, true)],
+            awaited: vec![sha(3)],
             ..heads
         };
         assert!(!is_current(
@@ -166,13 +152,14 @@ mod tests {
     fn a_pushed_successor_of_the_accepted_head_needs_no_comparison() {
         let heads = Heads {
             accepted: Some(sha(2)),
-            awaited: vec![awaited(1, true)],
+            awaited: vec![sha(1)],
+            follows_accepted: true,
             ..Heads::default()
         };
         assert_eq!(heads.to_compare(sha(1)), []);
         assert!(is_current(&heads, Relation::Unknown, Relation::Unknown));
         let late = Heads {
-            awaited: vec![awaited(1, false)],
+            follows_accepted: false,
             ..heads
         };
         assert_eq!(late.to_compare(sha(1)), [sha(2)]);
@@ -189,7 +176,7 @@ mod tests {
         };
         assert!(is_current(&heads, Relation::Behind, Relation::Unknown));
         let pushed = Heads {
-            awaited: vec![awaited(3, true)],
+            awaited: vec![sha(3)],
             ..heads
         };
         assert!(!is_current(&pushed, Relation::Behind, Relation::Behind));

@@ -9,7 +9,7 @@ use super::{Sweep, SweepError, SweepOptions};
 use crate::db::ReadyObject;
 use crate::domain::failure::{Class, Failure};
 use crate::domain::ids::VideoKey;
-use crate::domain::lfs::Pointer;
+use crate::domain::lfs::{POINTER_BYTES_MAX, Pointer};
 use crate::domain::plan::Entry;
 use crate::domain::report::ServiceError;
 use crate::services::github::Listing;
@@ -24,9 +24,6 @@ const FAILURES_IN_A_ROW_MAX: usize = 8;
 /// The maximum number of bytes that one sweep reads to compute hashes. The objects are in random order, so
 /// repeated sweeps reach all of them.
 const READ_BYTES_MAX: u64 = 1 << 30;
-
-/// The maximum size of a file that can be an LFS pointer, in bytes.
-const POINTER_BYTES_MAX: u64 = 1024;
 
 /// The maximum number of LFS pointers that one sweep reads from GitHub.
 const POINTERS_MAX: u64 = 200;
@@ -184,7 +181,7 @@ impl Sweep {
     /// What the branch says about an object; `None` if that is not known, because the file is an LFS pointer
     /// that was not read.
     async fn pushed(&self, mp4: Entry, info: &ObjectInfo, budget: &Budget) -> Option<Expected> {
-        if mp4.size == info.size || mp4.size > POINTER_BYTES_MAX {
+        if mp4.size == info.size || mp4.size > POINTER_BYTES_MAX as u64 {
             return Some(Expected {
                 size: mp4.size,
                 hash: Hash::Blob(mp4),
