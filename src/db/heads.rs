@@ -1,6 +1,8 @@
 //! The table `heads`: the commits that are or were the branch's head. [`crate::domain::head`] decides which
 //! of them is current.
 
+use std::time::Duration;
+
 use serde_json::json;
 use sqlx::Row as _;
 
@@ -24,10 +26,10 @@ const ACCEPT_LOCK: i64 = 0x7669_6465_6f68_6561;
 const ACCEPTED: &str = "select sha from video_ingest.heads
     where accepted_at is not null order by accepted_at desc limit 1";
 
-/// Finds a push that has replaced the head `$1` within the last `$2` ms. A replayed delivery is not one. The
-/// table `heads` contains the head then, because the push named it.
+/// Finds a push that has replaced the head `$1` within the last `$2` ms, or before the clock was set back. A
+/// replayed delivery is not one. The table `heads` contains the head then, because the push named it.
 const REPLACED: &str = "select 1 from video_ingest.deliveries as d
-    where d.received_at between {now} - $2 and {now} + $2
+    where d.received_at >= {now} - $2
         and d.before_sha = $1 and d.after_sha <> $1
         and not exists (select 1 from video_ingest.deliveries as old
             where old.before_sha = d.before_sha and old.after_sha = d.after_sha
@@ -54,9 +56,8 @@ pub(super) const INSERT_HEADS: &str = "insert into video_ingest.heads as heads
 impl Db {
     /// What is known about the head `served`, and about the heads that should be served instead.
     pub async fn heads(&self, served: GitSha) -> Result<Heads, DbError> {
-        // A time in the future means that the clock was set back. Such a head is not awaited, because that
-        // could take any time.
-        let is_awaited = "settled = 0 and first_seen_at between {now} - $2 and {now} + $2";
+        // A time in the future means that the clock was set back, see `await_heads_from_now`.
+        let is_awaited = "settled = 0 and first_seen_at >= {now} - $2";
         let statement = format!(
             "select sha, parent, settled, {{now}} - served_since as served_for,
                 case when {is_awaited} then 1 else 0 end as awaited,
@@ -99,6 +100,19 @@ impl Db {
             heads.follows_accepted = self.follows(served, accepted).await?;
         }
         Ok(heads)
+    }
+
+    /// Restarts [`AWAITED_FOR`] for heads that were first seen before the database's clock was set back by more
+    /// than `slack`. Otherwise they would be awaited until the clock has caught up.
+    pub(super) async fn await_heads_from_now(&self, slack: Duration) -> Result<(), DbError> {
+        let statement = "update video_ingest.heads set first_seen_at = {now}
+            where sha in (
+                select sha from video_ingest.heads
+                where settled = 0 and first_seen_at > {now} + $1
+                {skip_locked})";
+        let query = self.query(statement).bind(slack.as_millis() as i64);
+        self.execute(query).await?;
+        Ok(())
     }
 
     /// Whether pushes led from the head `older` to `newer`, according to the deliveries.

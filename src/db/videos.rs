@@ -436,11 +436,12 @@ impl Db {
 
     /// Corrects times that were scheduled before the database's clock was set back, and that would otherwise
     /// be due only after the clock has caught up: queued, waiting and failed videos become due, and leases
-    /// end after `lease`. Returns the number of videos.
+    /// end after `lease`. Heads are awaited from now on. Returns the number of videos.
     ///
     /// The clock was set back if a record was written in the future, or if a lease is longer than
     /// [`LEASE_MAX`].
     pub async fn undo_clock_jump(&self, lease: Duration) -> Result<u64, DbError> {
+        self.await_heads_from_now(CLOCK_SLACK).await?;
         // Two statements, so that each uses an index.
         let scheduled = "update video_ingest.videos
             set due_at = {now}, requested_at = {now}, updated_at = {now}

@@ -85,6 +85,32 @@ scenario! {
         t.expect_ready(&new).await;
     }
 
+    a_clock_that_is_set_back_does_not_make_an_older_head_current(t) {
+        let (first, second) = (Video::good(), Video::good());
+        t.row(&first).await;
+        t.row(&second).await;
+        t.push(&first).await;
+        t.work().await;
+        let old = t.github.head();
+        let newest = t.commit(&second);
+        t.github.serve_head(Some(old));
+        t.deliver(&t.github.push(old, newest)).await.expect_accepted();
+        t.earlier(Duration::from_secs(3600));
+        for _ in 0..2 {
+            t.work().await;
+            t.later(LAG);
+        }
+        t.expect_state(&second, "queued", "github_unavailable").await;
+        // The branch was moved back without a webhook, so the pushed head is awaited for two minutes only.
+        t.github.force_to(old);
+        t.github.serve_head(None);
+        for _ in 0..60 {
+            t.work().await;
+            t.later(LAG);
+        }
+        t.expect_failed(&second, "video_missing").await;
+    }
+
     a_sweep_that_reads_an_older_head_changes_nothing(t) {
         let v1 = Video::good();
         let (v2, other) = (v1.rerendered(SECOND), Video::good());

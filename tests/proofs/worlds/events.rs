@@ -752,10 +752,6 @@ impl World {
         if self.one_in(2) && !self.faults.set_back {
             self.note(format!("the clock is set back by {minutes} min"));
             self.faults.set_back = true;
-            if self.faults.hides_head() {
-                // Heads that were pushed in the future are not awaited: only a sweep finds them.
-                self.videos.iter_mut().for_each(|video| video.lost = true);
-            }
             self.t.earlier(by);
         } else {
             self.note(format!("the clock jumps forward by {minutes} min"));
