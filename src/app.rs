@@ -171,10 +171,11 @@ impl App {
             branch: github.branch.as_deref().map(Into::into),
             videos_dir,
             admin_token: config.admin_token.clone(),
-            body_permits: Arc::default(),
+            body_memory: Arc::default(),
             event_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             sign_ins: Arc::default(),
             overview: Arc::default(),
+            metrics: Arc::default(),
             ready: Arc::default(),
             closing: closing.clone(),
         });

@@ -17,11 +17,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use tokio::net::TcpListener;
 
 use crate::app::{self, App, Injected};
 use crate::clock::Clock;
 use crate::config::{self, Config, Problem, Sources};
+use crate::http;
 use crate::services;
 use crate::telemetry;
 
@@ -171,7 +171,7 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 
 async fn serve(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let config = load(matches)?;
-    let listener = TcpListener::bind(config.listen).await.map_err(|error| {
+    let listener = http::listen(config.listen).map_err(|error| {
         anyhow::anyhow!(
             "Cannot listen on {} (set by LISTEN_ADDR or PORT): {error}",
             config.listen

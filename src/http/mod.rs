@@ -1,6 +1,8 @@
 //! The HTTP server: all routes, their authorization and the state that handlers share.
 
 mod api;
+mod body;
+mod connections;
 mod events;
 mod listen;
 mod openapi;
@@ -12,13 +14,14 @@ mod webhook;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::AsHeaderName;
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
+use axum::{Extension, Router};
+use bytes::Bytes;
 use secrecy::SecretString;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -31,12 +34,14 @@ use crate::pipeline::sweep::Sweep;
 use crate::services::github::Github;
 use crate::services::storage::Store;
 
+use connections::Connection;
+
+pub use body::BodyMemory;
 pub use events::STREAMS_MAX;
-pub use listen::serve;
+pub use listen::{listen, serve};
 pub use probes::Cached;
 pub use problem::{ErrorCode, Problem};
 pub use session::SignInLimiter;
-pub use webhook::BodyPermits;
 
 /// The state that all handlers share.
 #[derive(Clone)]
@@ -65,14 +70,16 @@ pub struct AppState {
     pub videos_dir: Arc<str>,
     /// `None`: all routes that require it return 404.
     pub admin_token: Option<SecretString>,
-    /// Limits the memory of request bodies whose signature is not verified yet.
-    pub body_permits: Arc<BodyPermits>,
+    /// The memory for request bodies whose signature is not verified yet.
+    pub body_memory: Arc<BodyMemory>,
     /// One permit for each client of `GET /api/events`.
     pub event_streams: Arc<Semaphore>,
     /// Limits failed sign-ins.
     pub sign_ins: Arc<SignInLimiter>,
     /// The counts of all videos, read at most every two seconds.
     pub overview: Arc<Cached<Overview>>,
+    /// The text of `GET /metrics`, rendered at most every 100 ms.
+    pub metrics: Arc<Cached<Bytes>>,
     /// The last successful ping of the database.
     pub ready: Arc<Cached<()>>,
     /// Cancelled at shutdown: ends event streams, which would otherwise never end.
@@ -130,6 +137,7 @@ pub fn router(app: AppState) -> Router {
 /// Requires the admin token or a session. Returns 404 if no admin token is configured.
 async fn admin_only(
     State(app): State<AppState>,
+    Extension(connection): Extension<Arc<Connection>>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
@@ -142,6 +150,7 @@ async fn admin_only(
             "The admin token is missing or incorrect. Send the header `Authorization: Bearer <ADMIN_TOKEN>`.",
         ));
     }
+    connection.trust();
     Ok(next.run(request).await)
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
+use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
@@ -18,6 +19,9 @@ const OVERVIEW_AGE_MAX: Duration = Duration::from_secs(2);
 
 /// `GET /metrics` waits this long for the overview, then omits the metrics that need it.
 const OVERVIEW_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The maximum age of the cached text of `GET /metrics`. Rendering it costs more than sending it.
+const METRICS_AGE_MAX: Duration = Duration::from_millis(100);
 
 /// The maximum age of a cached ping.
 const READY_AGE_MAX: Duration = Duration::from_millis(250);
@@ -76,9 +80,12 @@ pub(super) async fn readyz(State(app): State<AppState>) -> Result<&'static str, 
 
 /// `GET /metrics`
 pub(super) async fn metrics(State(app): State<AppState>) -> impl IntoResponse {
-    let overview = timeout(OVERVIEW_TIMEOUT, app.overview.get(&app.db)).await;
-    let overview = overview.ok().and_then(Result::ok);
-    let text = metrics::render(overview.as_ref(), &app.github);
+    let text = app.metrics.get_or_query(METRICS_AGE_MAX, async {
+        let overview = timeout(OVERVIEW_TIMEOUT, app.overview.get(&app.db)).await;
+        let overview = overview.ok().and_then(Result::ok);
+        Ok(Bytes::from(metrics::render(overview.as_ref(), &app.github)))
+    });
+    let text = text.await.unwrap_or_default();
     ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text)
 }
 

@@ -1,19 +1,18 @@
 //! `POST /webhooks/github`: reads a delivery, verifies its signature, records it and responds with the requested
 //! videos. No network call is made before the response.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt as _;
+use axum::{Extension, Json};
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::timeout;
 
+use super::body::ReceivedBody;
+use super::connections::Connection;
 use super::{AppState, ErrorCode, Problem, header_value};
 use crate::db::Delivery;
 use crate::domain::ids::GitSha;
@@ -27,95 +26,20 @@ const JSON_BYTES_MAX: usize = 25 << 20;
 /// The maximum size of a form body, in bytes: the same payload, percent-encoded.
 const FORM_BYTES_MAX: usize = 40 << 20;
 
-/// Bodies up to this size, in bytes, are read without a permit. Most of GitHub's are smaller.
-const SMALL_BODY_BYTES_MAX: usize = 16 << 10;
-
-/// Up to [`MEDIUM_BODIES_MAX`] bodies of at most this size, in bytes, are read at once. Larger bodies are
-/// read one at a time.
-const MEDIUM_BODY_BYTES_MAX: usize = 1 << 20;
-
-/// See [`MEDIUM_BODY_BYTES_MAX`].
-const MEDIUM_BODIES_MAX: usize = 16;
-
-/// One large body that is being read and two that wait; further ones are rejected at once.
-const LARGE_BODIES_MAX: usize = 3;
-
-/// How long a body waits for a permit before it is rejected.
-const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The maximum time to receive a body. GitHub waits ten seconds for a response.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// The maximum length of the event's name and of the delivery's GUID, in bytes. GitHub's GUIDs have 36.
 const HEADER_BYTES_MAX: usize = 100;
 
 /// The media type of a form body.
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// Limits the memory of bodies whose signature is not verified yet.
-#[derive(Debug)]
-pub struct BodyPermits {
-    medium: Semaphore,
-    large: Semaphore,
-    large_queue: Semaphore,
-}
-
-impl Default for BodyPermits {
-    fn default() -> Self {
-        Self {
-            medium: Semaphore::new(MEDIUM_BODIES_MAX),
-            large: Semaphore::new(1),
-            large_queue: Semaphore::new(LARGE_BODIES_MAX),
-        }
-    }
-}
-
-/// Permission to hold a body of up to `bytes_max` bytes. It must outlive the body.
-struct BodyPermit<'a> {
-    bytes_max: usize,
-    _permits: Vec<SemaphorePermit<'a>>,
-}
-
-impl BodyPermit<'_> {
-    const SMALL: Self = Self {
-        bytes_max: SMALL_BODY_BYTES_MAX,
-        _permits: Vec::new(),
-    };
-}
-
-impl BodyPermits {
-    /// Waits for a permit for a body of `bytes`. `limit` is the maximum size of large bodies.
-    async fn acquire(&self, bytes: usize, limit: usize) -> Result<BodyPermit<'_>, Problem> {
-        if bytes <= MEDIUM_BODY_BYTES_MAX {
-            return Ok(BodyPermit {
-                bytes_max: MEDIUM_BODY_BYTES_MAX,
-                _permits: vec![acquire(&self.medium).await?],
-            });
-        }
-        let queued = self.large_queue.try_acquire().map_err(|_| busy())?;
-        Ok(BodyPermit {
-            bytes_max: limit,
-            _permits: vec![queued, acquire(&self.large).await?],
-        })
-    }
-}
-
-async fn acquire(permits: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
-    let permit = timeout(PERMIT_TIMEOUT, permits.acquire()).await;
-    permit.ok().and_then(Result::ok).ok_or_else(busy)
-}
-
-fn busy() -> Problem {
-    Problem::new(
-        ErrorCode::Busy,
-        "The server is reading too many large request bodies. Redeliver the webhook in a few seconds.",
-    )
-}
-
 /// `POST /webhooks/github`
-pub async fn receive(State(app): State<AppState>, request: Request) -> Response {
+pub async fn receive(
+    State(app): State<AppState>,
+    Extension(connection): Extension<Arc<Connection>>,
+    request: Request,
+) -> Response {
     let started = Instant::now();
-    let result = handle(&app, request).await;
+    let result = handle(&app, &connection, request).await;
     if let Err(problem) = &result {
         // Without the GUID, which an unauthenticated client may have invented.
         tracing::warn!(code = problem.code().as_str(), "delivery rejected");
@@ -125,10 +49,14 @@ pub async fn receive(State(app): State<AppState>, request: Request) -> Response 
     response
 }
 
-async fn handle(app: &AppState, request: Request) -> Result<Response, Problem> {
+async fn handle(
+    app: &AppState,
+    connection: &Connection,
+    request: Request,
+) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
-    // `read` drops the body and its permit, so that neither is held while the database is called.
-    match read(app, &parts.headers, body).await? {
+    // `read` drops the body and its memory, so that neither is held while the database is called.
+    match read(app, connection, &parts.headers, body).await? {
         Event::Other(response) => Ok(Json(response).into_response()),
         Event::Push(guid, intake) => record(app, guid, intake).await,
     }
@@ -145,26 +73,24 @@ enum Event<'h> {
 /// Checks size, signature, headers and payload, in this order.
 async fn read<'h>(
     app: &AppState,
+    connection: &Connection,
     headers: &'h HeaderMap,
     body: Body,
 ) -> Result<Event<'h>, Problem> {
     let media_type = media_type(headers);
     let form = media_type == FORM;
     let limit = if form { FORM_BYTES_MAX } else { JSON_BYTES_MAX };
-    let read = read_verified(app, headers, body, limit);
-    let (body, _permit) = timeout(BODY_TIMEOUT, read).await.map_err(|_| {
-        Problem::malformed(
-            "The request body took longer than 10 seconds to arrive. Redeliver the webhook.",
-        )
-    })??;
+    let received = read_verified(app, connection, headers, body, limit).await?;
+    let body = received.bytes();
+    connection.trust();
 
     let event = required_header(headers, "x-github-event")?;
     let guid = required_header(headers, "x-github-delivery")?;
     let decoded;
     let payload = match media_type {
-        "application/json" => &body[..],
+        "application/json" => body,
         FORM => {
-            decoded = push::payload_of_form(&body)?;
+            decoded = push::payload_of_form(body)?;
             &decoded[..]
         }
         _ => {
@@ -231,55 +157,22 @@ async fn record(app: &AppState, guid: &str, intake: push::Intake) -> Result<Resp
     Ok((StatusCode::ACCEPTED, Json(body)).into_response())
 }
 
-/// Reads the body and computes its signature. The buffer grows with the bytes received, not with the
-/// declared length, so that clients that declare much and send little use little memory.
+/// Reads the body and verifies its signature.
 async fn read_verified<'a>(
     app: &'a AppState,
+    connection: &Connection,
     headers: &HeaderMap,
-    mut body: Body,
+    body: Body,
     limit: usize,
-) -> Result<(Bytes, BodyPermit<'a>), Problem> {
-    let too_large = || {
-        Problem::new(
-            ErrorCode::PayloadTooLarge,
-            format!("The request body is larger than {limit} bytes. Send a smaller body."),
-        )
-    };
-    let declared = header_value(headers, header::CONTENT_LENGTH)
-        .and_then(|value| value.parse().ok())
-        .unwrap_or(0);
-    if declared > limit {
-        return Err(too_large());
-    }
+) -> Result<ReceivedBody<'a>, Problem> {
+    let declared = header_value(headers, header::CONTENT_LENGTH);
+    let declared = declared.and_then(|value| value.parse().ok());
     let mut verifier = Verifier::new(&app.webhook_secrets);
-    let mut permit = if declared > MEDIUM_BODY_BYTES_MAX {
-        // If there is no permit, a large body is rejected before the client sends it.
-        app.body_permits.acquire(declared, limit).await?
-    } else {
-        BodyPermit::SMALL
-    };
-    let mut bytes = BytesMut::with_capacity(declared.min(SMALL_BODY_BYTES_MAX));
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| {
-            Problem::malformed("The request body is incomplete. Redeliver the webhook.")
-        })?;
-        let Ok(chunk) = frame.into_data() else {
-            continue;
-        };
-        let length = bytes.len() + chunk.len();
-        if length > limit {
-            return Err(too_large());
-        }
-        if length > permit.bytes_max {
-            permit = app
-                .body_permits
-                .acquire(length.max(declared), limit)
-                .await?;
-            bytes.reserve(declared.saturating_sub(bytes.len()));
-        }
-        verifier.update(&chunk);
-        bytes.extend_from_slice(&chunk);
-    }
+    let inspect = |part: &[u8]| verifier.update(part);
+    let read = app
+        .body_memory
+        .read(connection, body, declared, limit, inspect);
+    let received = read.await?;
     let signature = header_value(headers, "x-hub-signature-256");
     if !verifier.verify(signature) {
         return Err(Problem::new(
@@ -287,7 +180,7 @@ async fn read_verified<'a>(
             "X-Hub-Signature-256 does not match the request body. Set the webhook's secret to the value of GITHUB_WEBHOOK_SECRET.",
         ));
     }
-    Ok((bytes.freeze(), permit))
+    Ok(received)
 }
 
 fn media_type(headers: &HeaderMap) -> &str {

@@ -21,10 +21,10 @@ use crate::support::child::Serve;
 use crate::support::scenario::{ADMIN_TOKEN, REPOSITORY, SECRET, Video};
 
 /// The highest peak memory of the process, in KiB.
-const PEAK_KIB_MAX: u64 = 128 << 10;
+pub const PEAK_KIB_MAX: u64 = 128 << 10;
 
 /// How long GitHub waits for a response.
-const GITHUB_WAITS: Duration = Duration::from_secs(10);
+pub const GITHUB_WAITS: Duration = Duration::from_secs(10);
 
 /// A slow client is disconnected after ten seconds, or within this time on a busy machine.
 const SLOW_CLIENTS_GONE: Duration = Duration::from_secs(25);
@@ -32,7 +32,7 @@ const SLOW_CLIENTS_GONE: Duration = Duration::from_secs(25);
 /// The limit of open files for this process and for the server. Each connection is one in both.
 const FILES_MAX: &str = "16384";
 
-async fn serving() -> (tempfile::TempDir, FakeGithub, Serve, Delivery) {
+pub async fn serving() -> (tempfile::TempDir, FakeGithub, Serve, Delivery) {
     // The server inherits the limit.
     let own = std::process::id().to_string();
     let raised = Command::new("prlimit")
@@ -329,7 +329,8 @@ async fn a_client_that_does_not_read_is_disconnected() {
 /// Clients beyond the limit wait for a connection, so that the server does not run out of open files.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_have_a_limit() {
-    const CONNECTIONS_MAX: usize = 2048;
+    const CONNECTIONS_MAX: usize = 512;
+    const CLOSING_MAX: usize = 256;
     let (_dir, _github, server, _push) = serving().await;
     let address = server.address();
     let idle = server.open_files();
@@ -351,7 +352,8 @@ async fn connections_have_a_limit() {
         streams.len(),
         server.peak_kib()
     );
-    assert_eq!(most, CONNECTIONS_MAX);
+    // A few are being closed.
+    assert!((CONNECTIONS_MAX..CONNECTIONS_MAX + CLOSING_MAX).contains(&most));
     assert!(
         server.peak_kib() < PEAK_KIB_MAX,
         "{} KiB",

@@ -30,6 +30,7 @@ mod rows;
 mod schedule;
 mod stale;
 mod storage;
+mod strangers;
 mod supabase;
 #[expect(dead_code, reason = "the proofs use the rest of it")]
 mod support;

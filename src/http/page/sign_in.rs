@@ -1,8 +1,10 @@
 //! Signing in and out, and the redirect to the form for browsers without a session.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use askama::Template;
+use axum::Extension;
 use axum::extract::{Form, Query, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -10,6 +12,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use serde::Deserialize;
 
 use super::{ErrorPage, render};
+use crate::http::connections::Connection;
 use crate::http::session::{self, FAILURE_WINDOW, SignIn};
 use crate::http::{AppState, Problem, header_value};
 
@@ -23,10 +26,12 @@ struct SignInPage {
 /// Redirects browsers without a session to the form, and back after they signed in.
 pub(in crate::http) async fn require_session(
     State(app): State<AppState>,
+    Extension(connection): Extension<Arc<Connection>>,
     request: Request,
     next: Next,
 ) -> Response {
     if session::is_admin(&app, request.method(), request.headers()) {
+        connection.trust();
         return next.run(request).await;
     }
     if request.method() != Method::GET {
