@@ -29,7 +29,7 @@ use crate::services::client::InvalidSetting;
 use crate::services::github::{self, Github};
 use crate::services::openhands::{OpenHands, Pacing};
 use crate::services::storage::{self, FolderStore, Store, SupabaseStore};
-use crate::telemetry::metrics;
+use crate::telemetry::{metrics, refused};
 
 /// After SIGTERM, running videos get this long to finish before they are handed back.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
@@ -226,6 +226,7 @@ impl App {
         tasks.spawn(self.intake);
         tasks.close();
         let folding = tokio::spawn(fold_metrics());
+        let logging = tokio::spawn(log_refused());
         let upkeep = tokio::spawn(keep_up(self.db.clone(), self.config.lease));
         let serving = http::serve(listener, self.router, stop.clone());
         let closing = async {
@@ -251,6 +252,8 @@ impl App {
             }
         }
         let _ = tokio::time::timeout(HAND_BACK_TIMEOUT / 3, self.db.close()).await;
+        logging.abort();
+        refused::finish();
     }
 }
 
@@ -291,6 +294,14 @@ async fn fold_metrics() {
     loop {
         tokio::time::sleep(metrics::UPKEEP_EVERY).await;
         metrics::recorder().run_upkeep();
+    }
+}
+
+/// Logs requests that were refused since the last line.
+async fn log_refused() {
+    loop {
+        tokio::time::sleep(refused::LINE_EVERY).await;
+        refused::flush();
     }
 }
 

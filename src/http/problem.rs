@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use crate::db::DbError;
 use crate::domain::push;
 use crate::format::causes;
+use crate::telemetry::refused::Reason;
 
 /// The value of `Retry-After` in a 503 response, in seconds.
 const RETRY_AFTER_SECONDS: &str = "5";
@@ -48,9 +49,17 @@ impl ErrorCode {
         }
     }
 
-    /// The code as the API spells it.
-    pub const fn as_str(self) -> &'static str {
-        self.parts().1
+    /// The reason that is logged for a refused delivery; `None` if the cause is on our side, which is logged
+    /// where it occurs.
+    pub(super) fn refusal(self) -> Option<Reason> {
+        match self {
+            Self::BadSignature => Some(Reason::BadSignature),
+            Self::Malformed => Some(Reason::Malformed),
+            Self::UnsupportedMediaType => Some(Reason::UnsupportedMediaType),
+            Self::PayloadTooLarge => Some(Reason::TooLarge),
+            Self::Busy => Some(Reason::Busy),
+            _ => None,
+        }
     }
 }
 

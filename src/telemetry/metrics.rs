@@ -9,6 +9,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
+use super::refused::Reason;
 use crate::db::{Claim, Overview};
 use crate::domain::failure::Code;
 use crate::domain::plan::End;
@@ -18,6 +19,7 @@ use crate::domain::timeline::Step;
 use crate::services::github::Github;
 
 const DELIVERIES: &str = "video_ingest_deliveries_total";
+pub(super) const REFUSED: &str = "video_ingest_refused_requests_total";
 const ACCEPT: &str = "video_ingest_accept_seconds";
 const VIDEOS: &str = "video_ingest_videos";
 const OLDEST: &str = "video_ingest_queue_oldest_seconds";
@@ -80,6 +82,7 @@ pub fn recorder() -> &'static PrometheusHandle {
 
 fn describe_all() {
     describe_counter!(DELIVERIES, "Webhook deliveries by result");
+    describe_counter!(REFUSED, "Refused requests and connections by reason");
     describe_histogram!(ACCEPT, Unit::Seconds, "Time to respond to a delivery");
     describe_gauge!(VIDEOS, "Videos by state");
     describe_gauge!(
@@ -105,6 +108,9 @@ fn describe_all() {
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     for result in RESULTS {
         counter!(DELIVERIES, "result" => result).increment(0);
+    }
+    for reason in Reason::ALL {
+        counter!(REFUSED, "reason" => reason.as_str()).increment(0);
     }
     for code in Code::ALL {
         for outcome in [Step::Retry, Step::Failed] {

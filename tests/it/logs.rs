@@ -1,12 +1,19 @@
 //! The log has one line per outcome, with stable field names.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use secrecy::SecretString;
 use serde_json::Value;
 use tracing_subscriber::layer::SubscriberExt as _;
+use video_ingest::domain::signature::sign;
 use video_ingest::telemetry::json_lines;
 
-use crate::support::scenario::{Backend, Scenario, TRUNCATED, Video};
+use crate::support::child::Serve;
+use crate::support::fake_github::TestGithub;
+use crate::support::scenario::{
+    ADMIN_TOKEN, Backend, REPOSITORY, SECRET, Scenario, TRUNCATED, Video,
+};
 
 /// A buffer that several writers append to.
 #[derive(Clone, Default)]
@@ -35,9 +42,13 @@ impl Log {
         (log, tracing::subscriber::set_default(lines))
     }
 
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
     /// `LEVEL message code attempt` of each line; every one names a delivery or a video of these.
     fn outcomes(&self, videos: &[&Video]) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let text = self.text();
         let line = |line: &str| {
             let line: Value = serde_json::from_str(line).unwrap();
             let known = |video: &&Video| line["video.id"] == video.id();
@@ -94,10 +105,118 @@ async fn a_database_error_is_logged_with_its_cause() {
     let (log, _guard) = Log::begin();
     let answer = t.get("/api/deliveries").await;
     assert_eq!(answer.status, 503);
-    let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let said = log.text();
     assert!(
         said.contains("relation \\\"video_ingest.deliveries\\\" does not exist"),
         "{said}"
     );
     assert!(!said.contains("postgres://"), "{said}");
+}
+
+/// A server in embedded mode.
+fn serve(data_dir: &std::path::Path, github: &TestGithub) -> Serve {
+    let url = github.url();
+    let settings = [
+        ("GITHUB_API_URL", url.as_str()),
+        ("GITHUB_REPOSITORY", REPOSITORY),
+        ("GITHUB_WEBHOOK_SECRET", SECRET),
+        ("ADMIN_TOKEN", ADMIN_TOKEN),
+        ("RECONCILE_INTERVAL", "0"),
+        ("WORKERS", "0"),
+    ];
+    Serve::start(data_dir, &settings)
+}
+
+/// The lines with this message, and the sum of a field over them.
+fn summed(log: &str, message: &str, field: &str) -> (usize, u64) {
+    let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
+    let lines: Vec<Value> = lines
+        .filter(|line: &Value| line["message"] == message)
+        .collect();
+    let sum = lines.iter().filter_map(|line| line[field].as_u64()).sum();
+    (lines.len(), sum)
+}
+
+/// Waits until the field's sum is `expected`. At most one line is logged per second; the first one is logged
+/// at once and the last one up to two seconds later.
+async fn expect_summed(server: &Serve, began: Instant, message: &str, field: &str, expected: u64) {
+    loop {
+        let log = server.log();
+        let (lines, sum) = summed(&log, message, field);
+        if sum == expected {
+            let seconds = began.elapsed().as_secs() as usize;
+            assert!(lines <= seconds + 2, "{lines} in {seconds} s: {log}");
+            return;
+        }
+        assert!(sum < expected, "{sum} of {expected}: {log}");
+        let waited = began.elapsed();
+        assert!(waited < Duration::from_secs(30), "{sum}: {log}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_requests_in_a_loop_are_one_line_a_second() {
+    const EACH: u64 = 200;
+    let dir = tempfile::tempdir().unwrap();
+    let github = TestGithub::start(REPOSITORY).await;
+    let mut server = serve(dir.path(), &github);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let began = Instant::now();
+    let url = format!("{}/webhooks/github", server.url);
+    let unsigned = || client.post(&url).body("{}").send();
+    for _ in 0..EACH {
+        assert_eq!(unsigned().await.unwrap().status(), 401);
+        let signature = sign(&SecretString::from(SECRET), b"{");
+        let malformed = client.post(&url).header("x-hub-signature-256", signature);
+        assert_eq!(malformed.body("{").send().await.unwrap().status(), 400);
+    }
+    expect_summed(&server, began, "requests refused", "count", 2 * EACH).await;
+    let log = server.log();
+    assert_eq!(
+        log.matches("\"WARN\"").count(),
+        summed(&log, "requests refused", "").0
+    );
+    assert!(log.contains("bad_signature "), "{log}");
+    let scraped = client.get(format!("{}/metrics", server.url)).send().await;
+    let scraped = scraped.unwrap().text().await.unwrap();
+    for reason in ["bad_signature", "malformed"] {
+        let line = format!("video_ingest_refused_requests_total{{reason=\"{reason}\"}} {EACH}\n");
+        assert!(scraped.contains(&line), "{scraped}");
+    }
+    // What was not reported yet is reported at shutdown.
+    for _ in 0..10 {
+        unsigned().await.unwrap();
+    }
+    server.signal("-TERM");
+    tokio::task::block_in_place(|| server.child.wait().unwrap());
+    expect_summed(&server, began, "requests refused", "count", 2 * EACH + 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deliveries_in_a_loop_without_a_database_are_one_line_a_second() {
+    const EACH: u64 = 100;
+    let dir = tempfile::tempdir().unwrap();
+    let github = TestGithub::start(REPOSITORY).await;
+    let before = github.commit(|c| c.write("README.md", "videos, rendered"));
+    github.commit(|c| Video::good().write(c));
+    let push = github.push(before, github.head());
+    let server = serve(dir.path(), &github);
+    let file = dir.path().join("video-ingest.sqlite");
+    let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", file.display())).await;
+    let rename = sqlx::raw_sql("alter table deliveries rename to gone");
+    rename.execute(&pool.unwrap()).await.unwrap();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let began = Instant::now();
+    for _ in 0..EACH {
+        assert_eq!(server.deliver(&client, &push).await, Some(503));
+    }
+    let message = "failed to record deliveries";
+    expect_summed(&server, began, message, "deliveries", EACH).await;
+    let log = server.log();
+    assert!(log.contains("no such table"), "{log}");
+    assert!(
+        log.lines().count() <= 10 + summed(&log, message, "").0,
+        "{log}"
+    );
 }
