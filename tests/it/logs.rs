@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use serde_json::Value;
 use tracing_subscriber::layer::SubscriberExt as _;
 use video_ingest::domain::signature::sign;
-use video_ingest::telemetry::json_lines;
+use video_ingest::telemetry::{json_lines, text_lines};
 
 use crate::support::child::Serve;
 use crate::support::fake_github::TestGithub;
@@ -111,6 +111,36 @@ async fn a_database_error_is_logged_with_its_cause() {
         "{said}"
     );
     assert!(!said.contains("postgres://"), "{said}");
+}
+
+#[tokio::test]
+async fn a_value_cannot_forge_a_line_of_a_text_log() {
+    let t = Scenario::begin(Backend::Embedded).await;
+    let video = Video::good();
+    let forged = "\n2026-01-01T00:00:00Z ERROR forged";
+    // A terminal's escape sequences, also as single characters, and an invisible change of direction.
+    let kind = format!("pdf{forged}\r\u{1b}[2J\u{9b}31m\u{202e}\u{2028}");
+    t.row_of(video.key, &kind).await;
+    let log = Log::default();
+    let writer = log.clone();
+    let filter = tracing_subscriber::EnvFilter::new("video_ingest=info,it=info");
+    let lines = tracing_subscriber::registry()
+        .with(filter)
+        .with(text_lines(move || writer.clone(), false));
+    let guard = tracing::subscriber::set_default(lines);
+    t.push(&video).await;
+    t.work().await;
+    // As a field that is formatted by `Display`, and one that is formatted by `Debug`.
+    tracing::info!(shown = %forged, debugged = ?forged, plain = forged, "fields");
+    drop(guard);
+    let text = log.text();
+    assert!(text.contains("is of kind 'pdf"), "{text}");
+    for line in text.lines() {
+        assert!(!line.starts_with("2026-01-01"), "{text}");
+    }
+    let raw = |c: char| (c.is_control() && c != '\n') || "\u{202e}\u{2028}".contains(c);
+    assert!(!text.contains(raw), "{text:?}");
+    t.finish().await;
 }
 
 /// A server in embedded mode.
