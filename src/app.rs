@@ -173,7 +173,7 @@ impl App {
             admin_token: config.admin_token.clone(),
             body_permits: Arc::default(),
             event_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
-            sign_ins: Arc::default(),
+            wrong_tokens: Arc::default(),
             overview: Arc::default(),
             ready: Arc::default(),
             closing: closing.clone(),

@@ -30,12 +30,14 @@ use crate::pipeline::intake::Intake;
 use crate::pipeline::sweep::Sweep;
 use crate::services::github::Github;
 use crate::services::storage::Store;
+use crate::telemetry::metrics::TokenPath;
+use session::Access;
 
 pub use events::STREAMS_MAX;
 pub use listen::serve;
 pub use probes::Cached;
 pub use problem::{ErrorCode, Problem};
-pub use session::SignInLimiter;
+pub use session::WrongTokens;
 pub use webhook::BodyPermits;
 
 /// The state that all handlers share.
@@ -69,8 +71,8 @@ pub struct AppState {
     pub body_permits: Arc<BodyPermits>,
     /// One permit for each client of `GET /api/events`.
     pub event_streams: Arc<Semaphore>,
-    /// Limits failed sign-ins.
-    pub sign_ins: Arc<SignInLimiter>,
+    /// Slows down wrong admin tokens.
+    pub wrong_tokens: Arc<WrongTokens>,
     /// The counts of all videos, read at most every two seconds.
     pub overview: Arc<Cached<Overview>>,
     /// The last successful ping of the database.
@@ -136,13 +138,15 @@ async fn admin_only(
     if app.admin_token.is_none() {
         return Err(Problem::not_found());
     }
-    if !session::is_admin(&app, request.method(), request.headers()) {
-        return Err(Problem::new(
-            ErrorCode::Unauthorized,
-            "The admin token is missing or incorrect. Send the header `Authorization: Bearer <ADMIN_TOKEN>`.",
-        ));
+    match session::access(&app, request.method(), request.headers()) {
+        Access::Admin => return Ok(next.run(request).await),
+        Access::WrongToken => app.wrong_tokens.slow_down(TokenPath::Bearer).await?,
+        Access::Anonymous => {}
     }
-    Ok(next.run(request).await)
+    Err(Problem::new(
+        ErrorCode::Unauthorized,
+        "The admin token is missing or incorrect. Send the header `Authorization: Bearer <ADMIN_TOKEN>`.",
+    ))
 }
 
 /// The value of a header; `None` if it is missing or not ASCII.

@@ -13,6 +13,10 @@ use crate::telemetry::refused::Reason;
 /// The value of `Retry-After` in a 503 response, in seconds.
 const RETRY_AFTER_SECONDS: &str = "5";
 
+/// The value of `Retry-After` after too many wrong tokens, in seconds: the time in which the delayed responses
+/// to earlier ones are sent.
+pub(super) const RATE_LIMITED_SECONDS: &str = "1";
+
 /// The kind of an error. The codes are part of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are those of the codes")]
@@ -28,6 +32,7 @@ pub enum ErrorCode {
     DatabaseUnavailable,
     GithubUnavailable,
     Busy,
+    RateLimited,
 }
 
 impl ErrorCode {
@@ -46,6 +51,7 @@ impl ErrorCode {
             Self::DatabaseUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable"),
             Self::GithubUnavailable => (StatusCode::BAD_GATEWAY, "github_unavailable"),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            Self::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
         }
     }
 
@@ -156,6 +162,9 @@ impl IntoResponse for Problem {
         set(header::CONTENT_TYPE, "application/problem+json");
         if status == StatusCode::SERVICE_UNAVAILABLE {
             set(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
+        }
+        if self.code == ErrorCode::RateLimited {
+            set(header::RETRY_AFTER, RATE_LIMITED_SECONDS);
         }
         if self.code == ErrorCode::Unauthorized {
             set(header::WWW_AUTHENTICATE, "Bearer");
