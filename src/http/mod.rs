@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::HeaderMap;
 use axum::http::header::AsHeaderName;
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -126,7 +126,23 @@ pub fn router(app: AppState) -> Router {
             )
         })
         .fallback(async || Problem::not_found())
+        .layer(middleware::from_fn(common_headers))
         .with_state(app)
+}
+
+/// Adds the security headers of all responses. Those of the API must not be stored by caches.
+async fn common_headers(request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let is_api = path.starts_with("/api/") || path == "/reconcile";
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    let nosniff = HeaderValue::from_static("nosniff");
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    if is_api {
+        let no_store = HeaderValue::from_static("no-store");
+        headers.insert(header::CACHE_CONTROL, no_store);
+    }
+    response
 }
 
 /// Requires the admin token or a session. Returns 404 if no admin token is configured.

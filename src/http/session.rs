@@ -21,7 +21,12 @@ pub(super) const WRONG_TOKEN_DELAY: Duration = Duration::from_secs(1);
 /// The maximum number of delayed responses at a time. Further wrong tokens are answered at once with 429.
 const DELAYED_MAX: usize = 32;
 
+/// The session cookie over plain HTTP, on which browsers accept no secure cookies.
 const COOKIE: &str = "video_ingest_session";
+
+/// The session cookie over HTTPS. Because of its prefix, browsers accept it only if it is secure and belongs to
+/// this host alone, so another host of the same domain cannot set it.
+const HOST_COOKIE: &str = "__Host-video_ingest_session";
 
 /// Slows down wrong tokens. All clients share the limit, because behind a proxy they have one address.
 #[derive(Debug)]
@@ -94,6 +99,14 @@ pub(super) fn is_admin_token(token: &SecretString, sent: &str) -> bool {
     same_secret(sent.as_bytes(), token.expose_secret().as_bytes())
 }
 
+/// Whether the client uses HTTPS, according to the proxy in front of this server. The first of several proxies
+/// is the one that the client is connected to.
+pub(super) fn is_https(headers: &HeaderMap) -> bool {
+    let schemes = header_value(headers, "x-forwarded-proto").unwrap_or_default();
+    let first = schemes.split(',').next().unwrap_or_default();
+    first.trim().eq_ignore_ascii_case("https")
+}
+
 /// Whether a browser states that one of our own pages sent the request.
 pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     let text = |name: &str| header_value(headers, name);
@@ -121,21 +134,31 @@ pub(super) fn end(headers: &HeaderMap) -> String {
 }
 
 fn cookie(value: &str, max_age: i64, headers: &HeaderMap) -> String {
-    let https = header_value(headers, "x-forwarded-proto") == Some("https");
-    let secure = if https { "; Secure" } else { "" };
-    format!("{COOKIE}={value}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Strict{secure}")
+    let name = cookie_name(headers);
+    let secure = if is_https(headers) { "; Secure" } else { "" };
+    format!("{name}={value}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Strict{secure}")
 }
 
-fn has_session(app: &AppState, headers: &HeaderMap) -> bool {
+fn cookie_name(headers: &HeaderMap) -> &'static str {
+    if is_https(headers) {
+        HOST_COOKIE
+    } else {
+        COOKIE
+    }
+}
+
+/// Whether a request has a valid session cookie.
+pub(super) fn has_session(app: &AppState, headers: &HeaderMap) -> bool {
     let Some(token) = &app.admin_token else {
         return false;
     };
+    let name = cookie_name(headers);
     headers
         .get_all(header::COOKIE)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split("; "))
-        .filter_map(|pair| pair.strip_prefix(COOKIE)?.strip_prefix('='))
+        .filter_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
         .any(|value| is_valid(token, value, now_s(app)))
 }
 
@@ -209,5 +232,22 @@ mod tests {
         ] {
             assert_eq!(is_same_origin(&sent), ours, "{sent:?}");
         }
+    }
+
+    #[test]
+    fn the_scheme_is_that_of_the_client() {
+        for (sent, https) in [
+            ("https", true),
+            ("HTTPS, http", true),
+            ("http, https", false),
+            ("", false),
+        ] {
+            assert_eq!(
+                is_https(&headers(&[("x-forwarded-proto", sent)])),
+                https,
+                "{sent}"
+            );
+        }
+        assert!(!is_https(&headers(&[])));
     }
 }

@@ -201,6 +201,57 @@ async fn wrong_bearer_tokens_are_slowed_and_the_right_one_always_works() {
     t.finish().await;
 }
 
+#[tokio::test]
+async fn every_response_has_its_security_headers() {
+    let t = Scenario::begin(Backend::Embedded).await;
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .unwrap();
+    let paths = routes();
+    let paths = paths.iter().map(String::as_str);
+    for path in paths.chain(["/nowhere", "/api/nowhere", "/api"]) {
+        for (method, token) in [("GET", true), ("POST", true), ("GET", false)] {
+            for proto in ["http", "https"] {
+                let url = format!("{}{path}", t.url);
+                let request = client.request(method.parse().unwrap(), url);
+                let mut request = request.header("x-forwarded-proto", proto);
+                if token {
+                    request = request.bearer_auth(ADMIN_TOKEN);
+                }
+                let answer = request.send().await.unwrap();
+                let header = |name: &str| {
+                    let value = answer.headers().get(name);
+                    value.map(|value| value.to_str().unwrap())
+                };
+                let at = format!("{method} {path} over {proto}: {}", answer.status());
+                assert_eq!(header("x-content-type-options"), Some("nosniff"), "{at}");
+                if path.starts_with("/api/") || path == "/reconcile" {
+                    assert_eq!(header("cache-control"), Some("no-store"), "{at}");
+                }
+                let not_pages = [
+                    "/webhooks/github",
+                    "/healthz",
+                    "/readyz",
+                    "/metrics",
+                    "/nowhere",
+                    "/api",
+                ];
+                // Wrong methods are rejected before a page is reached.
+                let is_page = is_page(path) && !not_pages.contains(&path) && answer.status() != 405;
+                let only_page = |value| is_page.then_some(value);
+                let same = only_page("same-origin");
+                assert_eq!(header("cross-origin-resource-policy"), same, "{at}");
+                assert_eq!(header("cross-origin-opener-policy"), same, "{at}");
+                let https = only_page("max-age=31536000").filter(|_| proto == "https");
+                assert_eq!(header("strict-transport-security"), https, "{at}");
+            }
+        }
+    }
+    t.finish().await;
+}
+
 /// Secrets are only compared by the one function that takes constant time.
 #[test]
 fn no_secret_is_compared_with_an_operator() {

@@ -250,3 +250,43 @@ async fn deliveries_in_a_loop_without_a_database_are_one_line_a_second() {
         "{log}"
     );
 }
+
+#[tokio::test]
+async fn sign_ins_and_sign_outs_are_logged() {
+    let t = Scenario::begin(Backend::Embedded).await;
+    let (log, _guard) = Log::begin();
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none());
+    let client = client.build().unwrap();
+    let post = |path: &str| {
+        let request = client.post(format!("{}{path}", t.url));
+        request.header("origin", &t.url)
+    };
+    // Anybody can press this button, so it is only logged for a session.
+    post("/sign-out").send().await.unwrap();
+    assert_eq!(log.text(), "");
+    let form = "application/x-www-form-urlencoded";
+    let signed_in = post("/sign-in").header("content-type", form);
+    let signed_in = signed_in.body(format!("token={ADMIN_TOKEN}")).send();
+    let cookie = signed_in.await.unwrap().headers()["set-cookie"].clone();
+    let cookie = cookie.to_str().unwrap().split(';').next().unwrap();
+    let signed_out = post("/sign-out").header("cookie", cookie).send().await;
+    assert_eq!(signed_out.unwrap().status(), 303);
+    let text = log.text();
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let said = lines.iter().map(|line| (&line["level"], &line["message"]));
+    let said: Vec<_> = said.collect();
+    assert_eq!(said.len(), 2, "{text}");
+    assert_eq!(said[0], (&"INFO".into(), &"operator signed in".into()));
+    assert_eq!(said[1], (&"INFO".into(), &"operator signed out".into()));
+    let session = cookie.split_once('=').unwrap().1;
+    assert!(
+        !text.contains(ADMIN_TOKEN) && !text.contains(session),
+        "{text}"
+    );
+    t.finish().await;
+}

@@ -351,6 +351,54 @@ async fn wrong_sign_ins_are_slowed_and_the_right_token_always_works() {
 }
 
 #[tokio::test]
+async fn over_https_the_cookie_belongs_to_this_host_only() {
+    let t = Scenario::begin(Backend::Embedded).await;
+    let mut browser = Browser::new(&t);
+    let https = [("x-forwarded-proto", "https")];
+    let plain = cookie(&browser.sign_in(ADMIN_TOKEN, &[]).await);
+    assert!(plain.starts_with("video_ingest_session="), "{plain}");
+    let answer = browser.sign_in(ADMIN_TOKEN, &https).await;
+    let set = answer.headers()["set-cookie"].to_str().unwrap();
+    assert!(set.starts_with("__Host-video_ingest_session="), "{set}");
+    assert!(
+        set.contains("; Path=/;") && set.ends_with("; Secure"),
+        "{set}"
+    );
+    assert!(!set.contains("Domain"), "{set}");
+    let host = cookie(&answer);
+    let secure = async |browser: &Browser, method: &str| {
+        let url = format!(
+            "{}/{}",
+            t.url,
+            if method == "POST" { "sign-out" } else { "" }
+        );
+        let request = browser.client.request(method.parse().unwrap(), url);
+        let request = request.headers(browser.headers());
+        let request = request
+            .header("origin", &t.url)
+            .header(https[0].0, https[0].1);
+        request.send().await.unwrap()
+    };
+    // Without the prefix, another host of the same domain could have set it.
+    for (sent, status) in [(&host, 200), (&plain, 303)] {
+        browser.cookie = Some(sent.clone());
+        assert_eq!(secure(&browser, "GET").await.status(), status, "{sent}");
+    }
+    browser.cookie = Some(host);
+    let ended = secure(&browser, "POST").await;
+    let ended = ended.headers()["set-cookie"].to_str().unwrap();
+    assert!(
+        ended.starts_with("__Host-video_ingest_session=;"),
+        "{ended}"
+    );
+    assert!(
+        ended.contains("; Max-Age=0;") && ended.ends_with("; Secure"),
+        "{ended}"
+    );
+    t.finish().await;
+}
+
+#[tokio::test]
 async fn without_an_admin_token_there_is_no_page() {
     let t = Scenario::begin_with(Backend::Embedded, |config| config.admin_token = None).await;
     let browser = Browser::new(&t);

@@ -94,6 +94,7 @@ pub(in crate::http) async fn submit(
         return (StatusCode::FORBIDDEN, form).into_response();
     }
     if session::is_admin_token(admin_token, token.trim()) {
+        tracing::info!("operator signed in");
         let cookie = session::begin(&app, admin_token, &headers);
         let to = Redirect::to(local_path(&next).unwrap_or("/"));
         return ([(header::SET_COOKIE, cookie)], to).into_response();
@@ -117,9 +118,13 @@ fn local_path(text: &str) -> Option<&str> {
 }
 
 /// `POST /sign-out`
-pub(in crate::http) async fn sign_out(headers: HeaderMap) -> Response {
+pub(in crate::http) async fn sign_out(State(app): State<AppState>, headers: HeaderMap) -> Response {
     if !session::is_same_origin(&headers) {
         return Redirect::to("/").into_response();
+    }
+    // Anybody can send this request, and must not be able to fill the log.
+    if session::has_session(&app, &headers) {
+        tracing::info!("operator signed out");
     }
     let cookie = session::end(&headers);
     ([(header::SET_COOKIE, cookie)], Redirect::to("/sign-in")).into_response()
