@@ -29,7 +29,7 @@ use crate::services::client::InvalidSetting;
 use crate::services::github::{self, Github};
 use crate::services::openhands::{OpenHands, Pacing};
 use crate::services::storage::{self, FolderStore, Store, SupabaseStore};
-use crate::telemetry::metrics;
+use crate::telemetry::{metrics, refused};
 
 /// After SIGTERM, running videos get this long to finish before they are handed back.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
@@ -173,7 +173,7 @@ impl App {
             admin_token: config.admin_token.clone(),
             body_memory: Arc::default(),
             event_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
-            sign_ins: Arc::default(),
+            wrong_tokens: Arc::default(),
             overview: Arc::default(),
             metrics: Arc::default(),
             ready: Arc::default(),
@@ -227,6 +227,7 @@ impl App {
         tasks.spawn(self.intake);
         tasks.close();
         let folding = tokio::spawn(fold_metrics());
+        let logging = tokio::spawn(log_refused());
         let upkeep = tokio::spawn(keep_up(self.db.clone(), self.config.lease));
         let serving = http::serve(listener, self.router, stop.clone());
         let closing = async {
@@ -252,6 +253,8 @@ impl App {
             }
         }
         let _ = tokio::time::timeout(HAND_BACK_TIMEOUT / 3, self.db.close()).await;
+        logging.abort();
+        refused::finish();
     }
 }
 
@@ -292,6 +295,14 @@ async fn fold_metrics() {
     loop {
         tokio::time::sleep(metrics::UPKEEP_EVERY).await;
         metrics::recorder().run_upkeep();
+    }
+}
+
+/// Logs requests that were refused since the last line.
+async fn log_refused() {
+    loop {
+        tokio::time::sleep(refused::LINE_EVERY).await;
+        refused::flush();
     }
 }
 

@@ -100,13 +100,20 @@ fn is_true(value: Option<&RawValue>) -> bool {
 /// The JSON in a form body, which is the default content type of GitHub's webhooks. It is decoded into a
 /// single buffer, because it can be as long as the longest body.
 ///
+/// GitHub signs the body, but not the content type. Forms with other fields are therefore rejected: a signed
+/// JSON body whose text contains `&payload=` would otherwise be a form with a forged payload.
+///
 /// # Errors
-/// The form has no field `payload`.
+/// The form is not a single field `payload`.
 pub fn payload_of_form(body: &[u8]) -> Result<Vec<u8>, Malformed> {
-    let mut fields = body.split(|byte| *byte == b'&');
-    let encoded = fields
-        .find_map(|field| field.strip_prefix(b"payload="))
-        .ok_or_else(|| Malformed("The form has no `payload` field.".to_owned()))?;
+    let encoded = body
+        .strip_prefix(b"payload=")
+        .filter(|encoded| !encoded.contains(&b'&'))
+        .ok_or_else(|| {
+            Malformed(
+                "The form is not a single `payload` field. Send it the way GitHub does.".to_owned(),
+            )
+        })?;
     let mut json = Vec::with_capacity(encoded.len());
     let mut rest = encoded;
     while let [first, after @ ..] = rest {
@@ -535,10 +542,20 @@ mod tests {
     fn a_form_contains_the_same_push() {
         let json = payload_of_form(fixture!("push_form.body")).unwrap();
         assert_eq!(accepted(&json).videos, [key(FIRST)]);
-        let decoded = payload_of_form(b"a=b&payload=a+b%2B%c3%A9%&c=d").unwrap();
-        assert_eq!(decoded, "a b+é%".as_bytes());
-        assert!(payload_of_form(b"pay=load").is_err());
-        assert!(payload_of_form(b"").is_err());
+        let decoded = payload_of_form(b"payload=a+b%2B%c3%A9%26%").unwrap();
+        assert_eq!(decoded, "a b+é&%".as_bytes());
+        for other in [
+            "",
+            "pay=load",
+            "payload",
+            " payload={}",
+            "a=b&payload={}",
+            "payload={}&",
+            "payload={}&payload={}",
+            "{\"text\":\"&payload={}\"}",
+        ] {
+            assert!(payload_of_form(other.as_bytes()).is_err(), "{other}");
+        }
     }
 
     #[test]

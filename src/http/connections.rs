@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::telemetry::refused::{Reason, refused};
+
 /// The maximum number of open connections.
 const CONNECTIONS_MAX: usize = 512;
 
@@ -132,7 +134,11 @@ impl Open {
         let rates = rates.filter_map(|(id, client)| Some((*id, client.rate(now)?)));
         let slowest = rates.min_by(|(_, a), (_, b)| a.total_cmp(b));
         let slowest = slowest.and_then(|(id, _)| self.clients.remove(&id));
-        slowest.inspect(|client| client.closing.cancel()).is_some()
+        if let Some(client) = &slowest {
+            client.closing.cancel();
+            refused(Reason::ConnectionsFull);
+        }
+        slowest.is_some()
     }
 }
 

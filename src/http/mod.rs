@@ -15,8 +15,8 @@ mod webhook;
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::HeaderMap;
 use axum::http::header::AsHeaderName;
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -33,6 +33,8 @@ use crate::pipeline::intake::Intake;
 use crate::pipeline::sweep::Sweep;
 use crate::services::github::Github;
 use crate::services::storage::Store;
+use crate::telemetry::metrics::TokenPath;
+use session::Access;
 
 use connections::Connection;
 
@@ -41,7 +43,7 @@ pub use events::STREAMS_MAX;
 pub use listen::{listen, serve};
 pub use probes::Cached;
 pub use problem::{ErrorCode, Problem};
-pub use session::SignInLimiter;
+pub use session::WrongTokens;
 
 /// The state that all handlers share.
 #[derive(Clone)]
@@ -74,8 +76,8 @@ pub struct AppState {
     pub body_memory: Arc<BodyMemory>,
     /// One permit for each client of `GET /api/events`.
     pub event_streams: Arc<Semaphore>,
-    /// Limits failed sign-ins.
-    pub sign_ins: Arc<SignInLimiter>,
+    /// Slows down wrong admin tokens.
+    pub wrong_tokens: Arc<WrongTokens>,
     /// The counts of all videos, read at most every two seconds.
     pub overview: Arc<Cached<Overview>>,
     /// The text of `GET /metrics`, rendered at most every 100 ms.
@@ -131,7 +133,23 @@ pub fn router(app: AppState) -> Router {
             )
         })
         .fallback(async || Problem::not_found())
+        .layer(middleware::from_fn(common_headers))
         .with_state(app)
+}
+
+/// Adds the security headers of all responses. Those of the API must not be stored by caches.
+async fn common_headers(request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let is_api = path.starts_with("/api/") || path == "/reconcile";
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    let nosniff = HeaderValue::from_static("nosniff");
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    if is_api {
+        let no_store = HeaderValue::from_static("no-store");
+        headers.insert(header::CACHE_CONTROL, no_store);
+    }
+    response
 }
 
 /// Requires the admin token or a session. Returns 404 if no admin token is configured.
@@ -144,14 +162,18 @@ async fn admin_only(
     if app.admin_token.is_none() {
         return Err(Problem::not_found());
     }
-    if !session::is_admin(&app, request.method(), request.headers()) {
-        return Err(Problem::new(
-            ErrorCode::Unauthorized,
-            "The admin token is missing or incorrect. Send the header `Authorization: Bearer <ADMIN_TOKEN>`.",
-        ));
+    match session::access(&app, request.method(), request.headers()) {
+        Access::Admin => {
+            connection.trust();
+            return Ok(next.run(request).await);
+        }
+        Access::WrongToken => app.wrong_tokens.slow_down(TokenPath::Bearer).await?,
+        Access::Anonymous => {}
     }
-    connection.trust();
-    Ok(next.run(request).await)
+    Err(Problem::new(
+        ErrorCode::Unauthorized,
+        "The admin token is missing or incorrect. Send the header `Authorization: Bearer <ADMIN_TOKEN>`.",
+    ))
 }
 
 /// The value of a header; `None` if it is missing or not ASCII.

@@ -8,9 +8,14 @@ use axum::response::{IntoResponse, Response};
 use crate::db::DbError;
 use crate::domain::push;
 use crate::format::causes;
+use crate::telemetry::refused::Reason;
 
 /// The value of `Retry-After` in a 503 response, in seconds.
 const RETRY_AFTER_SECONDS: &str = "5";
+
+/// The value of `Retry-After` after too many wrong tokens, in seconds: the time in which the delayed responses
+/// to earlier ones are sent.
+pub(super) const RATE_LIMITED_SECONDS: &str = "1";
 
 /// The kind of an error. The codes are part of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +32,7 @@ pub enum ErrorCode {
     DatabaseUnavailable,
     GithubUnavailable,
     Busy,
+    RateLimited,
 }
 
 impl ErrorCode {
@@ -45,12 +51,21 @@ impl ErrorCode {
             Self::DatabaseUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable"),
             Self::GithubUnavailable => (StatusCode::BAD_GATEWAY, "github_unavailable"),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            Self::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
         }
     }
 
-    /// The code as the API spells it.
-    pub const fn as_str(self) -> &'static str {
-        self.parts().1
+    /// The reason that is logged for a refused delivery; `None` if the cause is on our side, which is logged
+    /// where it occurs.
+    pub(super) fn refusal(self) -> Option<Reason> {
+        match self {
+            Self::BadSignature => Some(Reason::BadSignature),
+            Self::Malformed => Some(Reason::Malformed),
+            Self::UnsupportedMediaType => Some(Reason::UnsupportedMediaType),
+            Self::PayloadTooLarge => Some(Reason::TooLarge),
+            Self::Busy => Some(Reason::Busy),
+            _ => None,
+        }
     }
 }
 
@@ -147,6 +162,9 @@ impl IntoResponse for Problem {
         set(header::CONTENT_TYPE, "application/problem+json");
         if status == StatusCode::SERVICE_UNAVAILABLE {
             set(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
+        }
+        if self.code == ErrorCode::RateLimited {
+            set(header::RETRY_AFTER, RATE_LIMITED_SECONDS);
         }
         if self.code == ErrorCode::Unauthorized {
             set(header::WWW_AUTHENTICATE, "Bearer");

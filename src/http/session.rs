@@ -1,72 +1,110 @@
-//! Authorization of operators: a bearer token for programs, a signed session cookie for browsers.
+//! Authorization of operators: a bearer token for programs, a signed session cookie for browsers. Wrong tokens
+//! are slowed down, counted and logged.
 
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::http::{HeaderMap, Method, header};
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::Semaphore;
 
-use super::{AppState, header_value};
+use super::{AppState, ErrorCode, Problem, header_value};
 use crate::domain::signature::{same_secret, sign, verify};
+use crate::telemetry::metrics::{self, TokenPath};
+use crate::telemetry::refused::{Reason, refused};
 
 /// The lifetime of a session, in seconds.
 const SESSION_SECONDS: i64 = 12 * 3600;
 
-/// The maximum number of failed sign-ins within [`FAILURE_WINDOW`]. When it is reached, all sign-ins are
-/// rejected.
-const FAILURES_MAX: usize = 10;
+/// The delay of the response to a wrong token. The right token is never delayed.
+pub(super) const WRONG_TOKEN_DELAY: Duration = Duration::from_secs(1);
 
-/// See [`FAILURES_MAX`].
-pub(super) const FAILURE_WINDOW: Duration = Duration::from_secs(60);
+/// The maximum number of delayed responses at a time. Further wrong tokens are answered at once with 429.
+const DELAYED_MAX: usize = 32;
 
+/// The session cookie over plain HTTP, on which browsers accept no secure cookies.
 const COOKIE: &str = "video_ingest_session";
 
-/// Limits failed sign-ins. All clients share the limit, because behind a proxy they have one address.
-#[derive(Debug, Default)]
-pub struct SignInLimiter {
-    failures: Mutex<Vec<Instant>>,
+/// The session cookie over HTTPS. Because of its prefix, browsers accept it only if it is secure and belongs to
+/// this host alone, so another host of the same domain cannot set it.
+const HOST_COOKIE: &str = "__Host-video_ingest_session";
+
+/// Slows down wrong tokens. All clients share the limit, because behind a proxy they have one address.
+#[derive(Debug)]
+pub struct WrongTokens {
+    delayed: Semaphore,
 }
 
-/// The result of a sign-in.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum SignIn {
-    Accepted,
-    WrongToken,
-    /// The token was not compared, because too many sign-ins failed before.
-    Limited,
-}
-
-impl SignInLimiter {
-    /// Compares the token that a client sent with the admin token.
-    pub(super) fn check(&self, token: &SecretString, sent: &str, now: Instant) -> SignIn {
-        let mut failures = self.failures.lock().expect("no panic while held");
-        failures.retain(|at| now.duration_since(*at) < FAILURE_WINDOW);
-        if failures.len() >= FAILURES_MAX {
-            return SignIn::Limited;
+impl Default for WrongTokens {
+    fn default() -> Self {
+        Self {
+            delayed: Semaphore::new(DELAYED_MAX),
         }
-        if same_secret(sent.as_bytes(), token.expose_secret().as_bytes()) {
-            return SignIn::Accepted;
-        }
-        failures.push(now);
-        SignIn::WrongToken
     }
 }
 
-/// Whether a request carries the admin token or a valid session cookie. With a cookie, requests that
-/// change something must come from our own pages, because other sites can make a browser send it.
-pub(super) fn is_admin(app: &AppState, method: &Method, headers: &HeaderMap) -> bool {
+impl WrongTokens {
+    /// Counts and logs a wrong token, and waits before it is answered.
+    ///
+    /// # Errors
+    /// Too many responses are delayed already. The returned one must be sent at once.
+    pub(super) async fn slow_down(&self, path: TokenPath) -> Result<(), Problem> {
+        metrics::wrong_token(path);
+        refused(Reason::WrongToken);
+        let Ok(_permit) = self.delayed.try_acquire() else {
+            return Err(Problem::new(
+                ErrorCode::RateLimited,
+                "Too many incorrect tokens were sent. Try again in a second; the correct token is always accepted.",
+            ));
+        };
+        tokio::time::sleep(WRONG_TOKEN_DELAY).await;
+        Ok(())
+    }
+}
+
+/// What a request may do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Everything: it has the admin token or a valid session cookie.
+    Admin,
+    /// It has neither.
+    Anonymous,
+    /// It has a bearer token, which is wrong.
+    WrongToken,
+}
+
+/// The access of a request. With a cookie, requests that change something must come from our own pages, because
+/// other sites can make a browser send it.
+pub(super) fn access(app: &AppState, method: &Method, headers: &HeaderMap) -> Access {
     let Some(token) = &app.admin_token else {
-        return false;
+        return Access::Anonymous;
     };
     let sent = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    match sent {
-        Some(sent) => same_secret(sent, token.expose_secret().as_bytes()),
-        None => {
-            has_session(token, headers, now_s(app)) && (method.is_safe() || is_same_origin(headers))
-        }
+    if let Some(sent) = sent {
+        return if same_secret(sent, token.expose_secret().as_bytes()) {
+            Access::Admin
+        } else {
+            Access::WrongToken
+        };
     }
+    if has_session(app, headers) && (method.is_safe() || is_same_origin(headers)) {
+        return Access::Admin;
+    }
+    Access::Anonymous
+}
+
+/// Whether the token of a sign-in is the admin token.
+pub(super) fn is_admin_token(token: &SecretString, sent: &str) -> bool {
+    same_secret(sent.as_bytes(), token.expose_secret().as_bytes())
+}
+
+/// Whether the client uses HTTPS, according to the proxy in front of this server. The first of several proxies
+/// is the one that the client is connected to.
+pub(super) fn is_https(headers: &HeaderMap) -> bool {
+    let schemes = header_value(headers, "x-forwarded-proto").unwrap_or_default();
+    let first = schemes.split(',').next().unwrap_or_default();
+    first.trim().eq_ignore_ascii_case("https")
 }
 
 /// Whether a browser states that one of our own pages sent the request.
@@ -96,19 +134,32 @@ pub(super) fn end(headers: &HeaderMap) -> String {
 }
 
 fn cookie(value: &str, max_age: i64, headers: &HeaderMap) -> String {
-    let https = header_value(headers, "x-forwarded-proto") == Some("https");
-    let secure = if https { "; Secure" } else { "" };
-    format!("{COOKIE}={value}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Strict{secure}")
+    let name = cookie_name(headers);
+    let secure = if is_https(headers) { "; Secure" } else { "" };
+    format!("{name}={value}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Strict{secure}")
 }
 
-fn has_session(token: &SecretString, headers: &HeaderMap, now: i64) -> bool {
+fn cookie_name(headers: &HeaderMap) -> &'static str {
+    if is_https(headers) {
+        HOST_COOKIE
+    } else {
+        COOKIE
+    }
+}
+
+/// Whether a request has a valid session cookie.
+pub(super) fn has_session(app: &AppState, headers: &HeaderMap) -> bool {
+    let Some(token) = &app.admin_token else {
+        return false;
+    };
+    let name = cookie_name(headers);
     headers
         .get_all(header::COOKIE)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split("; "))
-        .filter_map(|pair| pair.strip_prefix(COOKIE)?.strip_prefix('='))
-        .any(|value| is_valid(token, value, now))
+        .filter_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+        .any(|value| is_valid(token, value, now_s(app)))
 }
 
 fn is_valid(token: &SecretString, value: &str, now: i64) -> bool {
@@ -184,14 +235,19 @@ mod tests {
     }
 
     #[test]
-    fn failed_sign_ins_are_limited() {
-        let (limiter, now) = (SignInLimiter::default(), Instant::now());
-        for _ in 0..FAILURES_MAX {
-            assert_eq!(limiter.check(&token(), "wrong", now), SignIn::WrongToken);
+    fn the_scheme_is_that_of_the_client() {
+        for (sent, https) in [
+            ("https", true),
+            ("HTTPS, http", true),
+            ("http, https", false),
+            ("", false),
+        ] {
+            assert_eq!(
+                is_https(&headers(&[("x-forwarded-proto", sent)])),
+                https,
+                "{sent}"
+            );
         }
-        let right = "a token of sixteen";
-        assert_eq!(limiter.check(&token(), right, now), SignIn::Limited);
-        let later = now + FAILURE_WINDOW;
-        assert_eq!(limiter.check(&token(), right, later), SignIn::Accepted);
+        assert!(!is_https(&headers(&[])));
     }
 }

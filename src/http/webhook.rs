@@ -19,6 +19,7 @@ use crate::domain::ids::GitSha;
 use crate::domain::push::{self, Decision, Push};
 use crate::domain::signature::Verifier;
 use crate::telemetry::metrics;
+use crate::telemetry::refused::refused;
 
 /// The maximum size of a JSON body, in bytes. GitHub limits payloads to 25 MB.
 const JSON_BYTES_MAX: usize = 25 << 20;
@@ -40,9 +41,11 @@ pub async fn receive(
 ) -> Response {
     let started = Instant::now();
     let result = handle(&app, &connection, request).await;
-    if let Err(problem) = &result {
+    if let Err(problem) = &result
+        && let Some(reason) = problem.code().refusal()
+    {
         // Without the GUID, which an unauthenticated client may have invented.
-        tracing::warn!(code = problem.code().as_str(), "delivery rejected");
+        refused(reason);
     }
     let response = result.into_response();
     metrics::delivery(response.status().as_u16(), started.elapsed());

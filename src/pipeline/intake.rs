@@ -11,7 +11,9 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
-use crate::db::{Db, DbError, Delivery};
+use crate::db::{Db, Delivery};
+use crate::format::causes;
+use crate::telemetry::refused::not_recorded;
 
 /// The capacity of the queue. If it is full, [`Intake::record`] waits, at most for [`RESPONSE_TIMEOUT`].
 const WAITING_MAX: usize = 1024;
@@ -126,9 +128,10 @@ impl Batch {
 
     async fn commit(self, db: Db, wake: Arc<Notify>) {
         let deliveries = self.deliveries.len();
+        let first = self.deliveries.first().map(|first| first.guid.clone());
         let committed = timeout(COMMIT_TIMEOUT, self.try_commit(&db, &wake)).await;
         if committed.is_err() {
-            tracing::error!(deliveries, "failed to record deliveries: database timeout");
+            not_recorded(deliveries, &first.unwrap_or_default(), "database timeout");
         }
     }
 
@@ -150,17 +153,8 @@ impl Batch {
                     wake.notify_waiters();
                     let _ = committed.send(());
                 }
-                Err(error) => log_failure(delivery, &error),
+                Err(error) => not_recorded(1, &delivery.guid, causes(&error)),
             }
         }
     }
-}
-
-fn log_failure(delivery: &Delivery, error: &DbError) {
-    let error = error as &dyn std::error::Error;
-    tracing::error!(
-        delivery.id = delivery.guid,
-        error,
-        "failed to record delivery"
-    );
 }

@@ -9,6 +9,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
+use super::refused::Reason;
 use crate::db::{Claim, Overview};
 use crate::domain::failure::Code;
 use crate::domain::plan::End;
@@ -18,6 +19,8 @@ use crate::domain::timeline::Step;
 use crate::services::github::Github;
 
 const DELIVERIES: &str = "video_ingest_deliveries_total";
+pub(super) const REFUSED: &str = "video_ingest_refused_requests_total";
+const WRONG_TOKENS: &str = "video_ingest_wrong_tokens_total";
 const ACCEPT: &str = "video_ingest_accept_seconds";
 const VIDEOS: &str = "video_ingest_videos";
 const OLDEST: &str = "video_ingest_queue_oldest_seconds";
@@ -80,6 +83,11 @@ pub fn recorder() -> &'static PrometheusHandle {
 
 fn describe_all() {
     describe_counter!(DELIVERIES, "Webhook deliveries by result");
+    describe_counter!(REFUSED, "Refused requests and connections by reason");
+    describe_counter!(
+        WRONG_TOKENS,
+        "Wrong admin tokens by the path they were sent on"
+    );
     describe_histogram!(ACCEPT, Unit::Seconds, "Time to respond to a delivery");
     describe_gauge!(VIDEOS, "Videos by state");
     describe_gauge!(
@@ -106,6 +114,12 @@ fn describe_all() {
     for result in RESULTS {
         counter!(DELIVERIES, "result" => result).increment(0);
     }
+    for reason in Reason::ALL {
+        counter!(REFUSED, "reason" => reason.as_str()).increment(0);
+    }
+    for path in [TokenPath::Bearer, TokenPath::Form] {
+        counter!(WRONG_TOKENS, "path" => path.as_str()).increment(0);
+    }
     for code in Code::ALL {
         for outcome in [Step::Retry, Step::Failed] {
             counter!(ATTEMPTS, "outcome" => outcome.as_str(), "code" => code.as_str()).increment(0);
@@ -118,6 +132,29 @@ fn describe_all() {
         counter!(SWEEPS, "result" => result).increment(0);
     }
     counter!(BYTES).increment(0);
+}
+
+/// How a client sent an admin token.
+#[derive(Clone, Copy, Debug)]
+pub enum TokenPath {
+    /// In the header `Authorization`.
+    Bearer,
+    /// In the sign-in form.
+    Form,
+}
+
+impl TokenPath {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bearer => "bearer",
+            Self::Form => "form",
+        }
+    }
+}
+
+/// Records a wrong admin token.
+pub fn wrong_token(path: TokenPath) {
+    counter!(WRONG_TOKENS, "path" => path.as_str()).increment(1);
 }
 
 /// Records a delivery and the status of its response.

@@ -1,6 +1,8 @@
 //! Logs and metrics. Logs are text on a terminal and JSON otherwise, with the same field names.
 
 pub mod metrics;
+pub mod refused;
+mod text;
 
 use std::io::IsTerminal as _;
 
@@ -20,17 +22,17 @@ const QUIET: &str = "octocrab=off,hyper=off,sqlx=error";
 /// Configures logging to standard error.
 pub fn init(log: &LogConfig) {
     let filter = EnvFilter::new(format!("{QUIET},{}", log.filter));
+    let terminal = std::io::stderr().is_terminal();
     let json = match log.format {
         Some(LogFormat::Json) => true,
         Some(LogFormat::Text) => false,
-        None => !std::io::stderr().is_terminal(),
+        None => !terminal,
     };
     let registry = tracing_subscriber::registry().with(filter);
     if json {
         registry.with(json_lines(std::io::stderr)).init();
     } else {
-        let layer = fmt::layer().with_writer(std::io::stderr);
-        registry.with(layer.with_target(false)).init();
+        registry.with(text_lines(std::io::stderr, terminal)).init();
     }
 }
 
@@ -41,4 +43,20 @@ where
     W: for<'a> MakeWriter<'a> + 'static,
 {
     fmt::layer().with_writer(writer).json().flatten_event(true)
+}
+
+/// A layer that writes one line of text per event, with escaped control characters. With `colors`, lines are
+/// colored unless the environment variable `NO_COLOR` is set.
+pub fn text_lines<S, W>(writer: W, colors: bool) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + 'static,
+{
+    let layer = fmt::layer().with_writer(writer).with_target(false);
+    let layer = if colors {
+        layer
+    } else {
+        layer.with_ansi(false)
+    };
+    layer.fmt_fields(text::Fields)
 }

@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use secrecy::SecretString;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -91,32 +93,34 @@ async fn every_operator_route_requires_the_token() {
         Some("Basic YW4tYWRtaW4tdG9rZW4tZm9yLXRlc3Rz"),
         Some("Bearer a webhook secret for tests"),
     ];
-    let mut guarded = 0;
-    for path in routes()
+    let routes = routes();
+    let guarded = || routes.iter().filter(|path| !OPEN.contains(&path.as_str()));
+    let mut requests = Vec::new();
+    for path in guarded() {
+        for authorization in wrong {
+            requests.push((path.clone(), authorization));
+        }
+        for query in ["token", "access_token"] {
+            requests.push((format!("{path}?{query}={ADMIN_TOKEN}"), None));
+        }
+    }
+    let requests = requests
         .iter()
-        .filter(|path| !OPEN.contains(&path.as_str()))
-    {
-        for query in [
-            "",
-            "?token=an-admin-token-for-tests",
-            "?access_token=an-admin-token-for-tests",
-        ] {
-            let url = format!("{}{path}{query}", t.url);
-            for authorization in wrong {
-                for method in ["GET", "POST"] {
-                    let status = status(method, &url, authorization).await;
-                    assert!(
-                        refused(path).contains(&status),
-                        "{method} {path}{query} with {authorization:?}: {status}"
-                    );
-                    guarded += usize::from(status == 401);
-                }
-            }
-        }
+        .flat_map(|request| [("GET", request), ("POST", request)]);
+    let answers = requests.map(async |(method, (path, authorization))| {
         let url = format!("{}{path}", t.url);
-        if is_page(path) {
-            continue;
-        }
+        let status = status(method, &url, *authorization).await;
+        assert!(
+            refused(path.split('?').next().unwrap()).contains(&status),
+            "{method} {path} with {authorization:?}: {status}"
+        );
+        usize::from(status == 401)
+    });
+    // Responses to wrong tokens are delayed, and so is only a limited number of them.
+    let answers = futures_util::stream::iter(answers).buffer_unordered(16);
+    let unauthorized: usize = answers.fold(0, async |sum, one| sum + one).await;
+    for path in guarded().filter(|path| !is_page(path)) {
+        let url = format!("{}{path}", t.url);
         let with = [
             status("GET", &url, Some(&right)).await,
             status("POST", &url, Some(&right)).await,
@@ -126,18 +130,122 @@ async fn every_operator_route_requires_the_token() {
             "{path}: {with:?}"
         );
     }
-    println!("{guarded} requests refused");
+    println!("{unauthorized} requests without authorization");
     t.finish().await;
 
     let t = Scenario::begin_with(Backend::Embedded, |config| config.admin_token = None).await;
-    for path in routes()
-        .iter()
-        .filter(|path| !OPEN.contains(&path.as_str()))
-    {
+    for path in guarded() {
         for method in ["GET", "POST"] {
             for authorization in [None, Some(right.as_str()), Some("Bearer ")] {
                 let status = status(method, &format!("{}{path}", t.url), authorization).await;
                 assert!([404, 405].contains(&status), "{method} {path}: {status}");
+            }
+        }
+    }
+    t.finish().await;
+}
+
+/// The right token is accepted while wrong ones are slowed down. A missing token is not a guess.
+#[tokio::test]
+async fn wrong_bearer_tokens_are_slowed_and_the_right_one_always_works() {
+    let t = Scenario::begin(Backend::Embedded).await;
+    let url = format!("{}/api/videos", t.url);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let began = Instant::now();
+    let guesses = (0..200).map(|_| async {
+        let request = client.get(&url).bearer_auth("a guess");
+        let answer = request.send().await.unwrap();
+        (answer, began.elapsed())
+    });
+    let others = async {
+        // The guesses were sent before.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut fastest = [Duration::MAX; 2];
+        // A busy machine can delay any of them.
+        for _ in 0..5 {
+            let right = client.get(&url).bearer_auth(ADMIN_TOKEN);
+            for (n, (request, status)) in [(right, 200), (client.get(&url), 401)]
+                .into_iter()
+                .enumerate()
+            {
+                let sent = Instant::now();
+                assert_eq!(request.send().await.unwrap().status(), status);
+                fastest[n] = fastest[n].min(sent.elapsed());
+            }
+        }
+        fastest
+    };
+    let (guesses, fastest) = tokio::join!(join_all(guesses), others);
+    assert!(
+        fastest.iter().all(|took| *took < Duration::from_secs(1)),
+        "{fastest:?}"
+    );
+    let (slowed, refused): (Vec<_>, Vec<_>) = guesses
+        .into_iter()
+        .partition(|(answer, _)| answer.status() == 401);
+    assert!(!slowed.is_empty() && slowed.len() < 200, "{}", slowed.len());
+    assert!(
+        slowed
+            .iter()
+            .all(|(_, took)| *took >= Duration::from_secs(1))
+    );
+    for (answer, _) in refused {
+        assert_eq!(answer.status(), 429);
+        assert_eq!(answer.headers()["retry-after"], "1");
+    }
+    let metrics = t.get("/metrics").await.json;
+    let line = "video_ingest_wrong_tokens_total{path=\"bearer\"} ";
+    let count = metrics.as_str().unwrap().split(line).nth(1).unwrap();
+    let count: u64 = count.lines().next().unwrap().parse().unwrap();
+    assert!(count >= 200, "{count}");
+    t.finish().await;
+}
+
+#[tokio::test]
+async fn every_response_has_its_security_headers() {
+    let t = Scenario::begin(Backend::Embedded).await;
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .unwrap();
+    let paths = routes();
+    let paths = paths.iter().map(String::as_str);
+    for path in paths.chain(["/nowhere", "/api/nowhere", "/api"]) {
+        for (method, token) in [("GET", true), ("POST", true), ("GET", false)] {
+            for proto in ["http", "https"] {
+                let url = format!("{}{path}", t.url);
+                let request = client.request(method.parse().unwrap(), url);
+                let mut request = request.header("x-forwarded-proto", proto);
+                if token {
+                    request = request.bearer_auth(ADMIN_TOKEN);
+                }
+                let answer = request.send().await.unwrap();
+                let header = |name: &str| {
+                    let value = answer.headers().get(name);
+                    value.map(|value| value.to_str().unwrap())
+                };
+                let at = format!("{method} {path} over {proto}: {}", answer.status());
+                assert_eq!(header("x-content-type-options"), Some("nosniff"), "{at}");
+                if path.starts_with("/api/") || path == "/reconcile" {
+                    assert_eq!(header("cache-control"), Some("no-store"), "{at}");
+                }
+                let not_pages = [
+                    "/webhooks/github",
+                    "/healthz",
+                    "/readyz",
+                    "/metrics",
+                    "/nowhere",
+                    "/api",
+                ];
+                // Wrong methods are rejected before a page is reached.
+                let is_page = is_page(path) && !not_pages.contains(&path) && answer.status() != 405;
+                let only_page = |value| is_page.then_some(value);
+                let same = only_page("same-origin");
+                assert_eq!(header("cross-origin-resource-policy"), same, "{at}");
+                assert_eq!(header("cross-origin-opener-policy"), same, "{at}");
+                let https = only_page("max-age=31536000").filter(|_| proto == "https");
+                assert_eq!(header("strict-transport-security"), https, "{at}");
             }
         }
     }
@@ -305,7 +413,7 @@ async fn no_secret_is_exposed_anywhere() {
             .request(method.parse().unwrap(), format!("{}{path}", server.url))
             .bearer_auth(token);
         // The stream of events never ends, so only its first second is read.
-        let endless = path == "/api/events";
+        let endless = path == "/api/events" && token == canary("admin");
         let request = if endless {
             request.timeout(Duration::from_secs(1))
         } else {
@@ -424,23 +532,18 @@ async fn no_secret_is_exposed_anywhere() {
     said += &ask("POST", "/reconcile?wait=0", canary("admin")).await;
     github.require_token("another");
     said += &ask("POST", "/reconcile?wait=0", canary("admin")).await;
-    for path in routes()
-        .iter()
-        .map(String::as_str)
-        .chain(["/nowhere", "/api/videos?state=%00&q=%27"])
-    {
-        for token in [canary("admin"), "wrong", ""] {
-            said += &ask(
-                if path.contains("retry") {
-                    "POST"
-                } else {
-                    "GET"
-                },
-                path,
-                token,
-            )
-            .await;
-        }
+    let paths = routes();
+    let paths = paths.iter().map(String::as_str);
+    for path in paths.chain(["/nowhere", "/api/videos?state=%00&q=%27"]) {
+        let method = if path.contains("retry") {
+            "POST"
+        } else {
+            "GET"
+        };
+        let tokens = [canary("admin"), "wrong", ""];
+        said += &join_all(tokens.map(|token| ask(method, path, token)))
+            .await
+            .concat();
     }
     let log = server.log();
     assert!(

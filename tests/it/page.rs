@@ -1,7 +1,8 @@
 //! The pages, sign-in, search, pagination and live events work over plain HTTP, without a browser.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
@@ -281,15 +282,6 @@ async fn nothing_is_shown_without_a_session() {
         "{set}"
     );
     assert!(!set.contains(ADMIN_TOKEN), "{set}");
-    let https = browser
-        .sign_in(ADMIN_TOKEN, &[("x-forwarded-proto", "https")])
-        .await;
-    assert!(
-        https.headers()["set-cookie"]
-            .to_str()
-            .unwrap()
-            .ends_with("; Secure")
-    );
 
     browser.cookie = Some(cookie(&answer));
     let page = browser.get("/").await;
@@ -308,15 +300,101 @@ async fn nothing_is_shown_without_a_session() {
 }
 
 #[tokio::test]
-async fn token_guessing_is_limited() {
+async fn wrong_sign_ins_are_slowed_and_the_right_token_always_works() {
     let t = Scenario::begin(Backend::Embedded).await;
     let browser = Browser::new(&t);
-    for _ in 0..10 {
-        assert_eq!(browser.sign_in("a guess", &[]).await.status(), 401);
+    let began = Instant::now();
+    let guesses = (0..200).map(|_| async {
+        let answer = browser.sign_in("a guess", &[]).await;
+        (answer, began.elapsed())
+    });
+    let right = async {
+        // The guesses were sent before.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut fastest = Duration::MAX;
+        // A busy machine can delay any of them.
+        for _ in 0..5 {
+            let sent = Instant::now();
+            assert_eq!(browser.sign_in(ADMIN_TOKEN, &[]).await.status(), 303);
+            fastest = fastest.min(sent.elapsed());
+        }
+        fastest
+    };
+    let (guesses, fastest) = tokio::join!(join_all(guesses), right);
+    assert!(fastest < Duration::from_secs(1), "{fastest:?}");
+    let (slowed, refused): (Vec<_>, Vec<_>) = guesses
+        .into_iter()
+        .partition(|(answer, _)| answer.status() == 401);
+    assert!(!slowed.is_empty() && slowed.len() < 200, "{}", slowed.len());
+    assert!(
+        slowed
+            .iter()
+            .all(|(_, took)| *took >= Duration::from_secs(1))
+    );
+    for (answer, _) in refused {
+        assert_eq!(answer.status(), 429);
+        assert_eq!(answer.headers()["retry-after"], "1");
+        assert!(
+            answer
+                .text()
+                .await
+                .unwrap()
+                .contains("Too many incorrect tokens")
+        );
     }
-    let answer = browser.sign_in(ADMIN_TOKEN, &[]).await;
-    assert_eq!(answer.status(), 429);
-    assert_eq!(answer.headers()["retry-after"], "60");
+    let metrics = t.get("/metrics").await.json;
+    let line = "video_ingest_wrong_tokens_total{path=\"form\"} ";
+    let count = metrics.as_str().unwrap().split(line).nth(1).unwrap();
+    let count: u64 = count.lines().next().unwrap().parse().unwrap();
+    assert!(count >= 200, "{count}");
+    t.finish().await;
+}
+
+#[tokio::test]
+async fn over_https_the_cookie_belongs_to_this_host_only() {
+    let t = Scenario::begin(Backend::Embedded).await;
+    let mut browser = Browser::new(&t);
+    let https = [("x-forwarded-proto", "https")];
+    let plain = cookie(&browser.sign_in(ADMIN_TOKEN, &[]).await);
+    assert!(plain.starts_with("video_ingest_session="), "{plain}");
+    let answer = browser.sign_in(ADMIN_TOKEN, &https).await;
+    let set = answer.headers()["set-cookie"].to_str().unwrap();
+    assert!(set.starts_with("__Host-video_ingest_session="), "{set}");
+    assert!(
+        set.contains("; Path=/;") && set.ends_with("; Secure"),
+        "{set}"
+    );
+    assert!(!set.contains("Domain"), "{set}");
+    let host = cookie(&answer);
+    let secure = async |browser: &Browser, method: &str| {
+        let url = format!(
+            "{}/{}",
+            t.url,
+            if method == "POST" { "sign-out" } else { "" }
+        );
+        let request = browser.client.request(method.parse().unwrap(), url);
+        let request = request.headers(browser.headers());
+        let request = request
+            .header("origin", &t.url)
+            .header(https[0].0, https[0].1);
+        request.send().await.unwrap()
+    };
+    // Without the prefix, another host of the same domain could have set it.
+    for (sent, status) in [(&host, 200), (&plain, 303)] {
+        browser.cookie = Some(sent.clone());
+        assert_eq!(secure(&browser, "GET").await.status(), status, "{sent}");
+    }
+    browser.cookie = Some(host);
+    let ended = secure(&browser, "POST").await;
+    let ended = ended.headers()["set-cookie"].to_str().unwrap();
+    assert!(
+        ended.starts_with("__Host-video_ingest_session=;"),
+        "{ended}"
+    );
+    assert!(
+        ended.contains("; Max-Age=0;") && ended.ends_with("; Secure"),
+        "{ended}"
+    );
     t.finish().await;
 }
 

@@ -111,6 +111,28 @@ scenario! {
         assert_eq!(t.counts().await, nothing);
     }
 
+    /// GitHub signs the body, but not the header that says how to read it.
+    a_signed_json_body_is_not_accepted_as_a_form(t) {
+        let video = Video::good();
+        let head = t.github.head();
+        t.commit(&video);
+        let forged = t.github.push(head, t.github.head()).as_form().body();
+        let mut other = t.github.push_to("refs/heads/other", head, t.github.head());
+        let nothing = t.counts().await;
+        for text in [
+            format!("&{}", std::str::from_utf8(&forged).unwrap()),
+            format!("&{}&", std::str::from_utf8(&forged).unwrap()),
+        ] {
+            other.payload["commits"][0]["message"] = json!(text);
+            let body = other.body();
+            let as_json = send(t, "push", "application/json", &body).await;
+            assert_eq!((as_json.status, &as_json.json["status"]), (200, &json!("ignored")));
+            let as_form = send(t, "push", "application/x-www-form-urlencoded", &body).await;
+            as_form.expect_problem(400, "malformed");
+        }
+        assert_eq!(t.counts().await, nothing);
+    }
+
     a_redelivery_retries_rejected_videos(t) {
         let video = Video::with(b"<html>not a video</html>");
         t.row(&video).await;

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use askama::Template;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
 
-use super::{AppState, ErrorCode, Problem};
+use super::{AppState, ErrorCode, Problem, session};
 use crate::format::causes;
 
 /// The maximum size of a form body, in bytes.
@@ -22,6 +22,10 @@ pub(super) const FORM_BYTES_MAX: usize = 4096;
 
 /// The maximum time to receive a form body.
 pub(super) const FORM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// After a page was loaded over HTTPS, browsers use only HTTPS for this host, for a year. The other hosts of the
+/// domain are not ours to decide about.
+const TRANSPORT_SECURITY: &str = "max-age=31536000";
 
 /// An error response for browsers.
 #[derive(Template)]
@@ -86,14 +90,26 @@ pub(super) async fn guard(State(app): State<AppState>, request: Request, next: N
         "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; \
          media-src 'self' {media}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     );
+    let is_https = session::is_https(request.headers());
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     for (name, value) in [
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         // With `no-referrer`, browsers would omit the origin of our own forms.
         (header::REFERRER_POLICY, "same-origin"),
+        (
+            HeaderName::from_static("cross-origin-resource-policy"),
+            "same-origin",
+        ),
+        (
+            HeaderName::from_static("cross-origin-opener-policy"),
+            "same-origin",
+        ),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
+    }
+    if is_https {
+        let value = HeaderValue::from_static(TRANSPORT_SECURITY);
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, value);
     }
     if let Ok(policy) = HeaderValue::from_str(&policy) {
         headers.insert(header::CONTENT_SECURITY_POLICY, policy);

@@ -1,7 +1,6 @@
 //! Signing in and out, and the redirect to the form for browsers without a session.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use askama::Template;
 use axum::Extension;
@@ -13,8 +12,10 @@ use serde::Deserialize;
 
 use super::{ErrorPage, render};
 use crate::http::connections::Connection;
-use crate::http::session::{self, FAILURE_WINDOW, SignIn};
+use crate::http::problem::RATE_LIMITED_SECONDS;
+use crate::http::session::{self, Access};
 use crate::http::{AppState, Problem, header_value};
+use crate::telemetry::metrics::TokenPath;
 
 #[derive(Template)]
 #[template(path = "sign_in.html", config = "src/http/page/templates/askama.toml")]
@@ -30,9 +31,17 @@ pub(in crate::http) async fn require_session(
     request: Request,
     next: Next,
 ) -> Response {
-    if session::is_admin(&app, request.method(), request.headers()) {
-        connection.trust();
-        return next.run(request).await;
+    match session::access(&app, request.method(), request.headers()) {
+        Access::Admin => {
+            connection.trust();
+            return next.run(request).await;
+        }
+        Access::WrongToken => {
+            if let Err(problem) = app.wrong_tokens.slow_down(TokenPath::Bearer).await {
+                return problem.into_response();
+            }
+        }
+        Access::Anonymous => {}
     }
     if request.method() != Method::GET {
         return ErrorPage {
@@ -92,28 +101,20 @@ pub(in crate::http) async fn submit(
             form("Your browser did not confirm that the form came from this server. Try again.");
         return (StatusCode::FORBIDDEN, form).into_response();
     }
-    match app
-        .sign_ins
-        .check(admin_token, token.trim(), Instant::now())
-    {
-        SignIn::Accepted => {
-            let cookie = session::begin(&app, admin_token, &headers);
-            let to = Redirect::to(local_path(&next).unwrap_or("/"));
-            ([(header::SET_COOKIE, cookie)], to).into_response()
-        }
-        SignIn::WrongToken => {
-            let form = form(
-                "The token is incorrect. Enter the value of this server's ADMIN_TOKEN setting.",
-            );
-            (StatusCode::UNAUTHORIZED, form).into_response()
-        }
-        SignIn::Limited => {
-            let form =
-                form("Too many incorrect tokens were entered. Wait a minute, then try again.");
-            let wait = [(header::RETRY_AFTER, FAILURE_WINDOW.as_secs().to_string())];
-            (StatusCode::TOO_MANY_REQUESTS, wait, form).into_response()
-        }
+    if session::is_admin_token(admin_token, token.trim()) {
+        tracing::info!("operator signed in");
+        let cookie = session::begin(&app, admin_token, &headers);
+        let to = Redirect::to(local_path(&next).unwrap_or("/"));
+        return ([(header::SET_COOKIE, cookie)], to).into_response();
     }
+    if app.wrong_tokens.slow_down(TokenPath::Form).await.is_err() {
+        let form = form("Too many incorrect tokens were entered. Wait a second, then try again.");
+        let wait = [(header::RETRY_AFTER, RATE_LIMITED_SECONDS)];
+        return (StatusCode::TOO_MANY_REQUESTS, wait, form).into_response();
+    }
+    let form =
+        form("The token is incorrect. Enter the value of this server's ADMIN_TOKEN setting.");
+    (StatusCode::UNAUTHORIZED, form).into_response()
 }
 
 /// `text` if it is a path on this server. Browsers resolve some forms, such as `//host`, to other
@@ -125,9 +126,13 @@ fn local_path(text: &str) -> Option<&str> {
 }
 
 /// `POST /sign-out`
-pub(in crate::http) async fn sign_out(headers: HeaderMap) -> Response {
+pub(in crate::http) async fn sign_out(State(app): State<AppState>, headers: HeaderMap) -> Response {
     if !session::is_same_origin(&headers) {
         return Redirect::to("/").into_response();
+    }
+    // Anybody can send this request, and must not be able to fill the log.
+    if session::has_session(&app, &headers) {
+        tracing::info!("operator signed out");
     }
     let cookie = session::end(&headers);
     ([(header::SET_COOKIE, cookie)], Redirect::to("/sign-in")).into_response()
