@@ -110,10 +110,13 @@ impl fmt::Display for InvalidConfiguration {
 
 impl std::error::Error for InvalidConfiguration {}
 
-/// Loads the configuration and starts logging.
+/// Loads the configuration, starts logging and logs what is dangerous about the configuration.
 fn load(matches: &ArgMatches) -> Result<Config, InvalidConfiguration> {
     let config = Config::load(&Sources::from_process(matches)).map_err(InvalidConfiguration)?;
     telemetry::init(&config.log);
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     Ok(config)
 }
 

@@ -3,6 +3,7 @@
 //! A flag takes precedence over the environment, which takes precedence over `.env`, then the default.
 //! All problems are reported at once, so that one restart is enough to fix a deployment.
 
+mod postgres;
 mod rules;
 mod settings;
 mod sources;
@@ -20,6 +21,7 @@ pub use crate::domain::generation::OpenHandsVersion;
 use crate::domain::ids::RepoName;
 use crate::failpoint::FailPoints;
 
+pub use postgres::Tls;
 pub use rules::duration;
 pub use settings::{
     Fallback, GITHUB_WEBHOOK_SECRET, LISTEN_ADDR, PORT, SETTINGS, Setting, argument, arguments,
@@ -171,6 +173,16 @@ impl Config {
         reader.finish(config)
     }
 
+    /// What is allowed but dangerous, as sentences.
+    pub fn warnings(&self) -> Vec<String> {
+        let weakness = match &self.database {
+            Database::Sqlite => None,
+            Database::Postgres { url } => Tls::of(url).and_then(Tls::weakness),
+        };
+        let tls = weakness.map(|weakness| format!("{} {weakness}.", DATABASE_URL.name));
+        tls.into_iter().collect()
+    }
+
     /// Reads the listen address alone, for commands that work with an otherwise incomplete configuration.
     ///
     /// # Errors
@@ -228,7 +240,7 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
     let listen = read_listen(r);
     let data_dir = r.value(&DATA_DIR, |text| Ok(PathBuf::from(text)));
 
-    let database_url = r.secret(&[DATABASE_URL], &[rules::postgres_url]);
+    let database_url = read_database_url(r);
     let supabase_url = r.value(&SUPABASE_URL, rules::base_url);
     let service_role_key = r.secret(
         &[SUPABASE_SERVICE_ROLE_KEY],
@@ -340,6 +352,17 @@ fn read_log(r: &mut Reader<'_>) -> Option<LogConfig> {
     let format = r.value(&LOG_FORMAT, |text| rules::one_of(text, &formats));
     let filter = r.value(&RUST_LOG, rules::log_filter)?;
     Some(LogConfig { format, filter })
+}
+
+/// The URL of a database whose connection is as protected as `DATABASE_TLS` demands.
+fn read_database_url(r: &mut Reader<'_>) -> Option<SecretString> {
+    let modes = [("verify", true), ("insecure", false)];
+    let verify = r.value(&DATABASE_TLS, |text| rules::one_of(text, &modes));
+    if verify == Some(false) {
+        r.secret(&[DATABASE_URL], &[postgres::url])
+    } else {
+        r.secret(&[DATABASE_URL], &[postgres::url, postgres::verified])
+    }
 }
 
 /// The one setting that is deliberately undocumented.

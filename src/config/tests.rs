@@ -28,6 +28,7 @@ const SUPABASE: Pairs<'static> = &[
 const WRONG: Pairs<'static> = &[
     ("LISTEN_ADDR", "localhost"),
     ("PORT", "65536"),
+    ("DATABASE_TLS", "require"),
     ("STORE", "s3"),
     ("STORAGE_BUCKET", "a/b"),
     ("GITHUB_WEBHOOK_SECRET", "short-secret"),
@@ -202,6 +203,7 @@ fn missing_required_settings_are_reported() {
 fn supabase_settings_come_all_together() {
     for wrong in [
         ("DATABASE_URL", "mysql://localhost/app"),
+        ("DATABASE_URL", "postgres://u:p@db.example.com/app"),
         ("SUPABASE_URL", "http://abc.supabase.co"),
         ("SUPABASE_SERVICE_ROLE_KEY", "short-key"),
         ("DATABASE_URL", ""),
@@ -212,6 +214,24 @@ fn supabase_settings_come_all_together() {
     }
     let alone = refused(&env(EMBEDDED, &[("DATABASE_URL", DATABASE)]));
     assert_eq!(alone, ["SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_URL"]);
+}
+
+#[test]
+fn a_remote_database_needs_a_verified_certificate_or_the_opt_out() {
+    let remote = "postgres://u:p@db.example.com/app?sslmode=";
+    let loads = |mode: &str, tls: &str| {
+        let url = format!("{remote}{mode}");
+        let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_TLS", tls)];
+        refused(&env(SUPABASE, &settings))
+    };
+    for mode in ["verify-full", "verify-ca"] {
+        assert_eq!(loads(mode, ""), [""; 0]);
+    }
+    for mode in ["require", "prefer", "allow", "disable"] {
+        assert_eq!(loads(mode, ""), ["DATABASE_URL"]);
+        assert_eq!(loads(mode, "verify"), ["DATABASE_URL"]);
+        assert_eq!(loads(mode, "insecure"), [""; 0]);
+    }
 }
 
 #[test]
