@@ -22,7 +22,7 @@ use crate::domain::ids::RepoName;
 use crate::failpoint::FailPoints;
 
 pub use postgres::Tls;
-pub use rules::duration;
+pub use rules::{base_url, duration, url};
 pub use settings::{
     Fallback, GITHUB_WEBHOOK_SECRET, LISTEN_ADDR, PORT, SETTINGS, Setting, argument, arguments,
     reference, secrets_help,
@@ -34,6 +34,9 @@ use sources::{Reader, is_same};
 
 /// Upper limit of `WORKERS`.
 const WORKERS_MAX: usize = 64;
+
+/// The variable from which the database driver takes a password that the URL lacks.
+const PGPASSWORD: &str = "PGPASSWORD";
 
 /// Upper limit of `MAX_VIDEO_BYTES`: the largest `bigint` of the databases.
 const VIDEO_BYTES_CEILING: u64 = i64::MAX as u64;
@@ -193,6 +196,32 @@ impl Config {
         reader.finish(listen)
     }
 
+    /// Reads the address of the server on this machine, to which commands send the admin token.
+    ///
+    /// # Errors
+    /// Every problem with it, including that the token could reach somebody else there.
+    pub fn local_server(sources: &Sources) -> Result<SocketAddr, Vec<Problem>> {
+        let mut reader = Reader::new(sources);
+        let listen = read_listen(&mut reader);
+        if sources.would_leak(ADMIN_TOKEN, &[LISTEN_ADDR, PORT]) {
+            let has_address = sources.is_in_dotenv(&[LISTEN_ADDR]);
+            let address = if has_address { LISTEN_ADDR } else { PORT };
+            let right = format!(
+                "{}, or specify the server with --url",
+                foreign(ADMIN_TOKEN.name)
+            );
+            reader.refuse::<()>(address.name, right);
+        }
+        let is_public = |address: &SocketAddr| {
+            !address.ip().is_unspecified() && rules::url(&format!("http://{address}")).is_err()
+        };
+        if listen.as_ref().is_some_and(is_public) {
+            let right = "is a public address, to which ADMIN_TOKEN would be sent without encryption: specify the server's `https://` URL with --url";
+            reader.refuse::<()>(LISTEN_ADDR.name, right);
+        }
+        reader.finish(listen)
+    }
+
     /// Reads the admin token alone, for commands that work with an otherwise incomplete configuration.
     ///
     /// # Errors
@@ -276,6 +305,7 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
             (OPENHANDS_API_KEY, &agent_key),
         ],
     );
+    refuse_foreign_addresses(r, database_url.as_ref());
 
     let reconcile_interval = r.value(&RECONCILE_INTERVAL, |text| {
         rules::duration_or_never(text, rules::ANY_DURATION)
@@ -448,4 +478,36 @@ fn refuse_shared_secrets(r: &mut Reader<'_>, secrets: &[(Setting, &Option<Secret
             r.refuse::<()>(setting.name, format!("must differ from {}", other.name));
         }
     }
+}
+
+/// Refuses an address from `.env` for a secret from the environment.
+fn refuse_foreign_addresses(r: &mut Reader<'_>, database_url: Option<&SecretString>) {
+    let pairs = [
+        (GITHUB_TOKEN, GITHUB_API_URL),
+        // `webhook install` sends it.
+        (GITHUB_WEBHOOK_SECRET, GITHUB_API_URL),
+        (SUPABASE_SERVICE_ROLE_KEY, SUPABASE_URL),
+        (OPENHANDS_API_KEY, OPENHANDS_API_URL),
+        (OPENHAND_API_KEY, OPENHANDS_API_URL),
+        // Not an address, but it decides whether the password in the URL can be intercepted.
+        (DATABASE_URL, DATABASE_TLS),
+    ];
+    for (secret, address) in pairs {
+        if r.sources.would_leak(secret, &[address]) {
+            r.refuse::<()>(address.name, foreign(secret.name));
+        }
+    }
+    // The driver reads this variable itself.
+    let is_exported = r.sources.env.contains_key(PGPASSWORD);
+    let is_used = database_url.is_some_and(|url| !postgres::has_password(url));
+    if is_exported && is_used && r.sources.is_in_dotenv(&[DATABASE_URL]) {
+        r.refuse::<()>(DATABASE_URL.name, foreign(PGPASSWORD));
+    }
+}
+
+/// Why an address in `.env` is refused, as the rest of a sentence after its name.
+fn foreign(secret: &str) -> String {
+    format!(
+        "is set in `.env`, but {secret} in the environment, and a file in the working directory must not decide where an exported secret is sent: set both in the environment, or both in `.env`"
+    )
 }

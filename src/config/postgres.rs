@@ -122,6 +122,13 @@ pub(super) fn url(secret: &str) -> Rule<()> {
     )
 }
 
+/// Whether a URL contains a password, so that `PGPASSWORD` is not used.
+pub(super) fn has_password(url: &SecretString) -> bool {
+    Url::parse(url.expose_secret()).is_ok_and(|url| {
+        url.password().is_some() || url.query_pairs().any(|(name, _)| name == "password")
+    })
+}
+
 /// A URL whose connection nobody on the network path can impersonate.
 pub(super) fn verified(secret: &str) -> Rule<()> {
     let tls = Tls::of(&secret.into());

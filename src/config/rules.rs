@@ -164,28 +164,37 @@ pub(super) fn bucket(text: &str) -> Rule<String> {
     )
 }
 
+/// A URL to which credentials can be sent: plain http is accepted only for loopback and private networks.
+///
+/// # Errors
+/// A description of a valid value, as the rest of a sentence after the name of the setting or flag.
+pub fn url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).ok();
+    let url = url.filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
+    let Some(url) = url else {
+        return Err("must be a valid URL, such as `https://example.com`".to_owned());
+    };
+    let is_safe = url.scheme() == "https" || url.host_str().is_some_and(is_private);
+    ensure(
+        is_safe,
+        url,
+        "must start with `https://`: plain HTTP is allowed only for loopback and private hosts",
+    )
+}
+
 /// The base URL of an API; a trailing slash is removed.
 ///
-/// Because tokens are sent there, plain http is accepted only for loopback and private networks.
-pub(super) fn base_url(text: &str) -> Rule<String> {
-    let url = Url::parse(text).ok().filter(|url| {
-        ["http", "https"].contains(&url.scheme())
-            && url.has_host()
-            && url.username().is_empty()
+/// # Errors
+/// A description of a valid value, like [`url`].
+pub fn base_url(text: &str) -> Result<String, String> {
+    let url = url(text)?;
+    ensure(
+        url.username().is_empty()
             && url.password().is_none()
             && url.query().is_none()
-            && url.fragment().is_none()
-    });
-    let Some(url) = url else {
-        return Err(
-            "must be a valid URL, such as `https://example.com`, without a user name, query or fragment"
-                .to_owned(),
-        );
-    };
-    ensure(
-        url.scheme() == "https" || url.host_str().is_some_and(is_private),
+            && url.fragment().is_none(),
         url.as_str().trim_end_matches('/').to_owned(),
-        "must start with `https://`: plain HTTP is allowed only for loopback and private hosts",
+        "must be a URL without a user name, query or fragment, such as `https://example.com`",
     )
 }
 

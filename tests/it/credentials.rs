@@ -1,7 +1,9 @@
 //! The binary protects its credentials: what it refuses, and what it warns about, before it sends any.
 
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
+use std::{fs, io};
 
 const SECRET: &str = "5a1be11f0d8c4f6e9b2d7c3a604e8f19";
 
@@ -80,4 +82,89 @@ fn an_unverified_database_connection_is_warned_about() {
     let verified = "postgres://u:p@db.example.com/app?sslmode=verify-full";
     assert_eq!(warned(verified, &insecure), [""; 0]);
     assert_eq!(warned("postgres://u:p@localhost/app", &[]), [""; 0]);
+}
+
+const EMBEDDED: [(&str, &str); 3] = [
+    ("GITHUB_REPOSITORY", "octo/video-artifacts"),
+    ("GITHUB_WEBHOOK_SECRET", SECRET),
+    ("LISTEN_ADDR", "192.0.2.1:1"),
+];
+
+/// Somebody else's `.env`, such as that of a repository that was cloned, must not obtain what is exported.
+#[test]
+fn an_exported_secret_is_not_sent_to_an_address_from_dotenv() {
+    let dir = tempfile::tempdir().unwrap();
+    let dotenv = |text: String| fs::write(dir.path().join(".env"), text).unwrap();
+    let elsewhere = "https://elsewhere.example.org";
+    for (secret, address) in [
+        ("GITHUB_TOKEN", "GITHUB_API_URL"),
+        ("OPENHANDS_API_KEY", "OPENHANDS_API_URL"),
+        ("OPENHAND_API_KEY", "OPENHANDS_API_URL"),
+    ] {
+        dotenv(format!("{address}={elsewhere}\n"));
+        // `webhook status` would send the token.
+        for command in [&["serve"][..], &["webhook", "status"]] {
+            let env = [&EMBEDDED[..], &[(secret, "exported-key")]].concat();
+            let (code, text) = run(dir.path(), command, &env);
+            assert_eq!(code, Some(2), "{text}");
+            assert!(text.contains(secret) && text.contains(address), "{text}");
+            assert!(text.contains(".env"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn an_exported_admin_token_is_not_sent_to_an_address_from_dotenv() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    fs::write(dir.path().join("token"), SECRET).unwrap();
+    for line in [
+        format!("LISTEN_ADDR={address}"),
+        format!("PORT={}", address.port()),
+    ] {
+        fs::write(dir.path().join(".env"), line).unwrap();
+        for args in [&["videos", "list"][..], &["reconcile"]] {
+            for env in [("ADMIN_TOKEN", SECRET), ("ADMIN_TOKEN_FILE", "token")] {
+                let (code, text) = run(dir.path(), args, &[env]);
+                assert_eq!(code, Some(2), "{text}");
+                assert!(
+                    text.contains("ADMIN_TOKEN") && text.contains(".env"),
+                    "{text}"
+                );
+                assert!(text.contains("--url"), "{text}");
+            }
+        }
+    }
+    let refused = listener.accept().unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::WouldBlock, "no connection");
+
+    // An address on the command line is the operator's own, and so is a `.env` with both.
+    let env = [("ADMIN_TOKEN", SECRET)];
+    let url = ["videos", "list", "--url", "http://127.0.0.1:1"];
+    let (code, text) = run(dir.path(), &url, &env);
+    assert_eq!(code, Some(1), "{text}");
+    let both = format!("ADMIN_TOKEN={SECRET}\nLISTEN_ADDR=127.0.0.1:1\n");
+    fs::write(dir.path().join(".env"), both).unwrap();
+    let (code, text) = run(dir.path(), &["videos", "list"], &[]);
+    assert_eq!(code, Some(1), "{text}");
+}
+
+#[test]
+fn the_admin_token_is_not_sent_in_plain_text_over_a_public_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = ("ADMIN_TOKEN", SECRET);
+    let url = ["reconcile", "--url", "http://videos.example.org"];
+    let (code, text) = run(dir.path(), &url, &[token]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("https://"), "{text}");
+
+    let public = ("LISTEN_ADDR", "203.0.113.5:8080");
+    let (code, text) = run(dir.path(), &["videos", "list"], &[token, public]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(
+        text.contains("LISTEN_ADDR") && text.contains("--url"),
+        "{text}"
+    );
 }
