@@ -14,18 +14,19 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use uuid::Uuid;
 
 pub use crate::domain::generation::OpenHandsVersion;
 use crate::domain::ids::RepoName;
+use crate::domain::strength::Strength;
 use crate::failpoint::FailPoints;
 
 pub use postgres::Tls;
 pub use rules::{base_url, duration, url};
 pub use settings::{
-    Fallback, GITHUB_WEBHOOK_SECRET, LISTEN_ADDR, PORT, SETTINGS, Setting, argument, arguments,
-    reference, secrets_help,
+    ADMIN_TOKEN, Fallback, GITHUB_WEBHOOK_SECRET, LISTEN_ADDR, PORT, SETTINGS, Setting, argument,
+    arguments, reference, secrets_help,
 };
 pub use sources::{Problem, Sources};
 
@@ -40,6 +41,10 @@ const PGPASSWORD: &str = "PGPASSWORD";
 
 /// Upper limit of `MAX_VIDEO_BYTES`: the largest `bigint` of the databases.
 const VIDEO_BYTES_CEILING: u64 = i64::MAX as u64;
+
+/// What is wrong with a weak secret, as the rest of a sentence after its name.
+pub const WEAK: &str =
+    "is easier to guess than a random secret: replace it with the output of `openssl rand -hex 32`";
 
 /// The validated configuration. Its `Debug` output contains no secret.
 #[derive(Clone, Debug)]
@@ -183,7 +188,21 @@ impl Config {
             Database::Postgres { url } => Tls::of(url).and_then(Tls::weakness),
         };
         let tls = weakness.map(|weakness| format!("{} {weakness}.", DATABASE_URL.name));
-        tls.into_iter().collect()
+        let weak = self.own_secrets().filter_map(|(name, secret)| {
+            let is_weak = Strength::of(secret.expose_secret()) < Strength::Strong;
+            is_weak.then(|| format!("{name} {WEAK}."))
+        });
+        tls.into_iter().chain(weak).collect()
+    }
+
+    /// The secrets that this server compares, with the names of their settings.
+    pub fn own_secrets(&self) -> impl Iterator<Item = (&'static str, &SecretString)> {
+        let names = [GITHUB_WEBHOOK_SECRET, GITHUB_WEBHOOK_SECRET_PREVIOUS];
+        let webhook = names.into_iter().zip(&self.webhook_secrets);
+        let admin = self.admin_token.iter().map(|token| (ADMIN_TOKEN, token));
+        webhook
+            .chain(admin)
+            .map(|(setting, secret)| (setting.name, secret))
     }
 
     /// Reads the listen address alone, for commands that work with an otherwise incomplete configuration.
@@ -228,7 +247,8 @@ impl Config {
     /// Every problem with it.
     pub fn admin_token(sources: &Sources) -> Result<Option<SecretString>, Vec<Problem>> {
         let mut reader = Reader::new(sources);
-        let token = read_admin_token(&mut reader);
+        // Only the server refuses a trivial token: a server of an older version may still use one.
+        let token = read_admin_token(&mut reader, &[rules::long_enough]);
         reader.finish(Some(token))
     }
 
@@ -277,8 +297,9 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
     );
     let storage_bucket = r.value(&STORAGE_BUCKET, rules::bucket);
 
-    let webhook_secret = r.secret(&[GITHUB_WEBHOOK_SECRET], &[rules::long_enough]);
-    let previous_secret = r.secret(&[GITHUB_WEBHOOK_SECRET_PREVIOUS], &[rules::long_enough]);
+    let own = [rules::long_enough, rules::not_trivial];
+    let webhook_secret = r.secret(&[GITHUB_WEBHOOK_SECRET], &own);
+    let previous_secret = r.secret(&[GITHUB_WEBHOOK_SECRET_PREVIOUS], &own);
     let repository = r.value(&GITHUB_REPOSITORY, rules::repository);
     let branch = r.value(&GITHUB_BRANCH, rules::branch);
     let videos_dir = r.value(&GITHUB_VIDEOS_DIR, rules::videos_dir);
@@ -293,7 +314,7 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
             &[("v1", OpenHandsVersion::V1), ("v0", OpenHandsVersion::V0)],
         )
     });
-    let admin_token = read_admin_token(r);
+    let admin_token = read_admin_token(r, &own);
     refuse_shared_secrets(
         r,
         &[
@@ -424,8 +445,11 @@ fn read_listen(r: &mut Reader<'_>) -> Option<SocketAddr> {
     }
 }
 
-fn read_admin_token(r: &mut Reader<'_>) -> Option<SecretString> {
-    r.secret(&[ADMIN_TOKEN], &[rules::long_enough, rules::sendable])
+fn read_admin_token(
+    r: &mut Reader<'_>,
+    rules: &[fn(&str) -> rules::Rule<()>],
+) -> Option<SecretString> {
+    r.secret(&[ADMIN_TOKEN], &[rules, &[rules::sendable]].concat())
 }
 
 /// All three Supabase settings or none; `STORE=folder` allows `DATABASE_URL` alone.

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::domain::ids::{NotARepoName, RepoName};
 use crate::domain::plan::LEASE_MAX;
+use crate::domain::strength::Strength;
 use crate::format;
 
 /// Shortest secret that this server compares, and shortest storage key, in bytes.
@@ -216,6 +217,15 @@ pub(super) fn long_enough(secret: &str) -> Rule<()> {
         "must be at least {SECRET_MIN_BYTES} bytes long, such as the output of `openssl rand -hex 32`"
     );
     ensure(fits, (), &right)
+}
+
+/// A secret that is not among the first that an attacker tries.
+pub(super) fn not_trivial(secret: &str) -> Rule<()> {
+    ensure(
+        Strength::of(secret) > Strength::Trivial,
+        (),
+        "is easy to guess, because it is a repetition, a sequence or a placeholder: use the output of `openssl rand -hex 32`",
+    )
 }
 
 /// A secret that can be sent in an HTTP header.

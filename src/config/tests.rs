@@ -1,8 +1,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 
-use secrecy::ExposeSecret as _;
-
 use super::*;
 
 const WEBHOOK_SECRET: &str = "webhook-secret-of-the-tests";
@@ -244,6 +242,31 @@ fn the_folder_store_goes_with_a_database_alone() {
 
     assert!(Config::load(&env(EMBEDDED, &postgres[..1])).is_ok());
     assert_eq!(refused(&env(SUPABASE, &postgres)), ["STORE"]);
+}
+
+#[test]
+fn trivial_secrets_are_refused_where_this_server_compares_them() {
+    let own = [
+        "GITHUB_WEBHOOK_SECRET",
+        "GITHUB_WEBHOOK_SECRET_PREVIOUS",
+        "ADMIN_TOKEN",
+    ];
+    for name in own {
+        assert_eq!(
+            refused(&env(SUPABASE, &[(name, "aaaaaaaaaaaaaaaa")])),
+            [name]
+        );
+    }
+    // Other services choose their own.
+    let others = [
+        ("SUPABASE_SERVICE_ROLE_KEY", "aaaaaaaaaaaaaaaa"),
+        ("GITHUB_TOKEN", "bbbb"),
+        ("OPENHANDS_API_KEY", "cccc"),
+    ];
+    assert_eq!(refused(&env(SUPABASE, &others)), [""; 0]);
+    // A client may have to speak to a server that still uses one.
+    let client = env(&[("ADMIN_TOKEN", "aaaaaaaaaaaaaaaa")], &[]);
+    assert!(Config::admin_token(&client).is_ok());
 }
 
 #[test]

@@ -350,7 +350,7 @@ impl DbError {
             },
             // What the TLS handshake and the reading of the CA file report.
             sqlx::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
-                "its TLS certificate could not be verified with the file in sslrootcert"
+                "its TLS certificate could not be verified; check sslrootcert"
             }
             sqlx::Error::Io(error) if error.kind() == io::ErrorKind::NotFound => {
                 "its Unix socket, or the file in sslrootcert, does not exist"

@@ -168,3 +168,43 @@ fn the_admin_token_is_not_sent_in_plain_text_over_a_public_network() {
         "{text}"
     );
 }
+
+#[test]
+fn trivial_secrets_are_refused_and_weak_ones_are_warned_about() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = [
+        "GITHUB_WEBHOOK_SECRET",
+        "GITHUB_WEBHOOK_SECRET_PREVIOUS",
+        "ADMIN_TOKEN",
+    ];
+    for name in names {
+        let serve = |secret| {
+            let env = [&EMBEDDED[..], &[(name, secret)]].concat();
+            run(dir.path(), &["serve"], &env)
+        };
+        let (code, text) = serve("changemechangeme");
+        assert_eq!(code, Some(2), "{text}");
+        assert!(
+            text.contains(name) && text.contains("openssl rand -hex 32"),
+            "{text}"
+        );
+        assert!(!text.contains("changeme"), "{text}");
+
+        let warned = |secret| {
+            // 1: it does not get further than to its address.
+            let (code, text) = serve(secret);
+            assert_eq!(code, Some(1), "{text}");
+            let warnings = text.lines().filter(|line| line.contains("WARN"));
+            warnings.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let warnings = warned("tr0ub4dor-and-3x");
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        let warning = &warnings[0];
+        assert!(
+            warning.contains(name) && warning.contains("openssl rand -hex 32"),
+            "{warning}"
+        );
+        assert!(!warning.contains("tr0ub"), "{warning}");
+        assert_eq!(warned("e83d0d0f1c5b4a7796a2b4c87e15fa36"), [""; 0]);
+    }
+}
