@@ -6,7 +6,7 @@
 --
 -- Then set the role's password. psql prompts for it and sends only its hash:
 --
---     psql "$ADMIN_DATABASE_URL" -c '\password video_ingest'
+--     psql "$OWNER_URL" -c '\password video_ingest'
 --
 -- Use this role in the service's DATABASE_URL. With Supabase's poolers, the user name is
 -- `video_ingest.<project ref>`.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{InvalidConfiguration, reachable};
-use crate::config::{Config, Problem, Sources};
+use crate::config::{self, Config, Problem, Sources};
 use crate::services::client;
 
 /// Timeout for connecting.
@@ -102,7 +102,7 @@ impl Client {
         let url = match matches.get_one::<String>("url") {
             Some(url) => url.clone(),
             None => {
-                let listen = Config::listen_addr(&sources).map_err(InvalidConfiguration)?;
+                let listen = Config::local_server(&sources).map_err(InvalidConfiguration)?;
                 format!("http://{}", reachable(listen))
             }
         };
@@ -255,13 +255,6 @@ pub(super) fn url_flag() -> Arg {
     Arg::new("url")
         .long("url")
         .value_name("URL")
-        .value_parser(server_url)
+        .value_parser(config::base_url)
         .help("URL of the server [default: the server on this machine, at LISTEN_ADDR or PORT]")
-}
-
-fn server_url(text: &str) -> Result<String, String> {
-    match reqwest::Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(text.to_owned()),
-        _ => Err("must be a valid URL, such as `https://videos.example.org`".to_owned()),
-    }
 }

@@ -110,10 +110,13 @@ impl fmt::Display for InvalidConfiguration {
 
 impl std::error::Error for InvalidConfiguration {}
 
-/// Loads the configuration and starts logging.
+/// Loads the configuration, starts logging and logs what is dangerous about the configuration.
 fn load(matches: &ArgMatches) -> Result<Config, InvalidConfiguration> {
     let config = Config::load(&Sources::from_process(matches)).map_err(InvalidConfiguration)?;
     telemetry::init(&config.log);
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     Ok(config)
 }
 
@@ -231,6 +234,16 @@ mod tests {
             &["video-ingest", "reconcile", "--wait", "6m"],
             &["video-ingest", "reconcile", "--watch", "30s", "--json"],
             &["video-ingest", "reconcile", "--url", "localhost:8080"],
+            &["video-ingest", "reconcile", "--url", "http://example.org"],
+            &["video-ingest", "videos", "list", "--url", "http://8.8.8.8"],
+            &[
+                "video-ingest",
+                "webhook",
+                "install",
+                "--url",
+                "http://example.org",
+            ],
+            &["video-ingest", "doctor", "--url", "http://example.org"],
         ] {
             let error = command().try_get_matches_from(wrong).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(EXIT_USAGE), "{wrong:?}");

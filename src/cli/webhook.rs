@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{InvalidConfiguration, json_flag, print_json, print_line, with_settings};
 use crate::app;
 use crate::clock::Clock;
-use crate::config::{Config, GITHUB_WEBHOOK_SECRET, Sources};
+use crate::config::{self, Config, GITHUB_WEBHOOK_SECRET, Sources};
 use crate::domain::signature::sign;
 use crate::services::client;
 use crate::services::github::{Github, Hook, HookDelivery, RECEIVER_PATH, failed_guids};
@@ -126,11 +126,7 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// A description of a valid value.
 pub fn receiver(text: &str) -> Result<Url, String> {
-    let right = "must be a valid URL, such as `https://videos.example.org`";
-    let mut url: Url = text.parse().map_err(|_| right.to_owned())?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(right.to_owned());
-    }
+    let mut url = config::url(text)?;
     if url.path() == "/" {
         url.set_path(RECEIVER_PATH);
     }
@@ -144,7 +140,8 @@ fn generate_secret(sources: &mut Sources) -> Option<String> {
     }
     // 244 random bits of the operating system.
     let secret = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
-    sources.env.insert(SECRET.to_owned(), secret.clone());
+    // As if it were in the file to which it is added next, so that it is not taken for an exported one.
+    sources.dotenv.insert(SECRET.to_owned(), secret.clone());
     Some(secret)
 }
 

@@ -3,6 +3,7 @@
 //! A flag takes precedence over the environment, which takes precedence over `.env`, then the default.
 //! All problems are reported at once, so that one restart is enough to fix a deployment.
 
+mod postgres;
 mod rules;
 mod settings;
 mod sources;
@@ -13,17 +14,19 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use uuid::Uuid;
 
 pub use crate::domain::generation::OpenHandsVersion;
 use crate::domain::ids::RepoName;
+use crate::domain::strength::Strength;
 use crate::failpoint::FailPoints;
 
-pub use rules::duration;
+pub use postgres::Tls;
+pub use rules::{base_url, duration, url};
 pub use settings::{
-    Fallback, GITHUB_WEBHOOK_SECRET, LISTEN_ADDR, PORT, SETTINGS, Setting, argument, arguments,
-    reference, secrets_help,
+    ADMIN_TOKEN, Fallback, GITHUB_WEBHOOK_SECRET, LISTEN_ADDR, PORT, SETTINGS, Setting, argument,
+    arguments, reference, secrets_help,
 };
 pub use sources::{Problem, Sources};
 
@@ -33,8 +36,15 @@ use sources::{Reader, is_same};
 /// Upper limit of `WORKERS`.
 const WORKERS_MAX: usize = 64;
 
+/// The variable from which the database driver takes a password that the URL lacks.
+const PGPASSWORD: &str = "PGPASSWORD";
+
 /// Upper limit of `MAX_VIDEO_BYTES`: the largest `bigint` of the databases.
 const VIDEO_BYTES_CEILING: u64 = i64::MAX as u64;
+
+/// What is wrong with a weak secret, as the rest of a sentence after its name.
+pub const WEAK: &str =
+    "is easier to guess than a random secret: replace it with the output of `openssl rand -hex 32`";
 
 /// The validated configuration. Its `Debug` output contains no secret.
 #[derive(Clone, Debug)]
@@ -171,6 +181,30 @@ impl Config {
         reader.finish(config)
     }
 
+    /// What is allowed but dangerous, as sentences.
+    pub fn warnings(&self) -> Vec<String> {
+        let weakness = match &self.database {
+            Database::Sqlite => None,
+            Database::Postgres { url } => Tls::of(url).and_then(Tls::weakness),
+        };
+        let tls = weakness.map(|weakness| format!("{} {weakness}.", DATABASE_URL.name));
+        let weak = self.own_secrets().filter_map(|(name, secret)| {
+            let is_weak = Strength::of(secret.expose_secret()) < Strength::Strong;
+            is_weak.then(|| format!("{name} {WEAK}."))
+        });
+        tls.into_iter().chain(weak).collect()
+    }
+
+    /// The secrets that this server compares, with the names of their settings.
+    pub fn own_secrets(&self) -> impl Iterator<Item = (&'static str, &SecretString)> {
+        let names = [GITHUB_WEBHOOK_SECRET, GITHUB_WEBHOOK_SECRET_PREVIOUS];
+        let webhook = names.into_iter().zip(&self.webhook_secrets);
+        let admin = self.admin_token.iter().map(|token| (ADMIN_TOKEN, token));
+        webhook
+            .chain(admin)
+            .map(|(setting, secret)| (setting.name, secret))
+    }
+
     /// Reads the listen address alone, for commands that work with an otherwise incomplete configuration.
     ///
     /// # Errors
@@ -181,13 +215,40 @@ impl Config {
         reader.finish(listen)
     }
 
+    /// Reads the address of the server on this machine, to which commands send the admin token.
+    ///
+    /// # Errors
+    /// Every problem with it, including that the token could reach somebody else there.
+    pub fn local_server(sources: &Sources) -> Result<SocketAddr, Vec<Problem>> {
+        let mut reader = Reader::new(sources);
+        let listen = read_listen(&mut reader);
+        if sources.would_leak(ADMIN_TOKEN, &[LISTEN_ADDR, PORT]) {
+            let has_address = sources.is_in_dotenv(&[LISTEN_ADDR]);
+            let address = if has_address { LISTEN_ADDR } else { PORT };
+            let right = format!(
+                "{}, or specify the server with --url",
+                foreign(ADMIN_TOKEN.name)
+            );
+            reader.refuse::<()>(address.name, right);
+        }
+        let is_public = |address: &SocketAddr| {
+            !address.ip().is_unspecified() && rules::url(&format!("http://{address}")).is_err()
+        };
+        if listen.as_ref().is_some_and(is_public) {
+            let right = "is a public address, to which ADMIN_TOKEN would be sent without encryption: specify the server's `https://` URL with --url";
+            reader.refuse::<()>(LISTEN_ADDR.name, right);
+        }
+        reader.finish(listen)
+    }
+
     /// Reads the admin token alone, for commands that work with an otherwise incomplete configuration.
     ///
     /// # Errors
     /// Every problem with it.
     pub fn admin_token(sources: &Sources) -> Result<Option<SecretString>, Vec<Problem>> {
         let mut reader = Reader::new(sources);
-        let token = read_admin_token(&mut reader);
+        // Only the server refuses a trivial token: a server of an older version may still use one.
+        let token = read_admin_token(&mut reader, &[rules::long_enough]);
         reader.finish(Some(token))
     }
 
@@ -228,7 +289,7 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
     let listen = read_listen(r);
     let data_dir = r.value(&DATA_DIR, |text| Ok(PathBuf::from(text)));
 
-    let database_url = r.secret(&[DATABASE_URL], &[rules::postgres_url]);
+    let database_url = read_database_url(r);
     let supabase_url = r.value(&SUPABASE_URL, rules::base_url);
     let service_role_key = r.secret(
         &[SUPABASE_SERVICE_ROLE_KEY],
@@ -236,8 +297,9 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
     );
     let storage_bucket = r.value(&STORAGE_BUCKET, rules::bucket);
 
-    let webhook_secret = r.secret(&[GITHUB_WEBHOOK_SECRET], &[rules::long_enough]);
-    let previous_secret = r.secret(&[GITHUB_WEBHOOK_SECRET_PREVIOUS], &[rules::long_enough]);
+    let own = [rules::long_enough, rules::not_trivial];
+    let webhook_secret = r.secret(&[GITHUB_WEBHOOK_SECRET], &own);
+    let previous_secret = r.secret(&[GITHUB_WEBHOOK_SECRET_PREVIOUS], &own);
     let repository = r.value(&GITHUB_REPOSITORY, rules::repository);
     let branch = r.value(&GITHUB_BRANCH, rules::branch);
     let videos_dir = r.value(&GITHUB_VIDEOS_DIR, rules::videos_dir);
@@ -252,7 +314,7 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
             &[("v1", OpenHandsVersion::V1), ("v0", OpenHandsVersion::V0)],
         )
     });
-    let admin_token = read_admin_token(r);
+    let admin_token = read_admin_token(r, &own);
     refuse_shared_secrets(
         r,
         &[
@@ -264,6 +326,7 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
             (OPENHANDS_API_KEY, &agent_key),
         ],
     );
+    refuse_foreign_addresses(r, database_url.as_ref());
 
     let reconcile_interval = r.value(&RECONCILE_INTERVAL, |text| {
         rules::duration_or_never(text, rules::ANY_DURATION)
@@ -342,6 +405,17 @@ fn read_log(r: &mut Reader<'_>) -> Option<LogConfig> {
     Some(LogConfig { format, filter })
 }
 
+/// The URL of a database whose connection is as protected as `DATABASE_TLS` demands.
+fn read_database_url(r: &mut Reader<'_>) -> Option<SecretString> {
+    let modes = [("verify", true), ("insecure", false)];
+    let verify = r.value(&DATABASE_TLS, |text| rules::one_of(text, &modes));
+    if verify == Some(false) {
+        r.secret(&[DATABASE_URL], &[postgres::url])
+    } else {
+        r.secret(&[DATABASE_URL], &[postgres::url, postgres::verified])
+    }
+}
+
 /// The one setting that is deliberately undocumented.
 #[cfg(feature = "fail-points")]
 fn read_fail_points(r: &mut Reader<'_>) -> Option<FailPoints> {
@@ -371,8 +445,11 @@ fn read_listen(r: &mut Reader<'_>) -> Option<SocketAddr> {
     }
 }
 
-fn read_admin_token(r: &mut Reader<'_>) -> Option<SecretString> {
-    r.secret(&[ADMIN_TOKEN], &[rules::long_enough, rules::sendable])
+fn read_admin_token(
+    r: &mut Reader<'_>,
+    rules: &[fn(&str) -> rules::Rule<()>],
+) -> Option<SecretString> {
+    r.secret(&[ADMIN_TOKEN], &[rules, &[rules::sendable]].concat())
 }
 
 /// All three Supabase settings or none; `STORE=folder` allows `DATABASE_URL` alone.
@@ -425,4 +502,36 @@ fn refuse_shared_secrets(r: &mut Reader<'_>, secrets: &[(Setting, &Option<Secret
             r.refuse::<()>(setting.name, format!("must differ from {}", other.name));
         }
     }
+}
+
+/// Refuses an address from `.env` for a secret from the environment.
+fn refuse_foreign_addresses(r: &mut Reader<'_>, database_url: Option<&SecretString>) {
+    let pairs = [
+        (GITHUB_TOKEN, GITHUB_API_URL),
+        // `webhook install` sends it.
+        (GITHUB_WEBHOOK_SECRET, GITHUB_API_URL),
+        (SUPABASE_SERVICE_ROLE_KEY, SUPABASE_URL),
+        (OPENHANDS_API_KEY, OPENHANDS_API_URL),
+        (OPENHAND_API_KEY, OPENHANDS_API_URL),
+        // Not an address, but it decides whether the password in the URL can be intercepted.
+        (DATABASE_URL, DATABASE_TLS),
+    ];
+    for (secret, address) in pairs {
+        if r.sources.would_leak(secret, &[address]) {
+            r.refuse::<()>(address.name, foreign(secret.name));
+        }
+    }
+    // The driver reads this variable itself.
+    let is_exported = r.sources.env.contains_key(PGPASSWORD);
+    let is_used = database_url.is_some_and(|url| !postgres::has_password(url));
+    if is_exported && is_used && r.sources.is_in_dotenv(&[DATABASE_URL]) {
+        r.refuse::<()>(DATABASE_URL.name, foreign(PGPASSWORD));
+    }
+}
+
+/// Why an address in `.env` is refused, as the rest of a sentence after its name.
+fn foreign(secret: &str) -> String {
+    format!(
+        "is set in `.env`, but {secret} in the environment, and a file in the working directory must not decide where an exported secret is sent: set both in the environment, or both in `.env`"
+    )
 }

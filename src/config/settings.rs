@@ -69,6 +69,8 @@ settings! {
         "directory for the embedded database, locally stored videos and large downloads in progress";
     DATABASE_URL = secret, Words("none"),
         "connection string for the app's Postgres database; set it together with both `SUPABASE_` settings for Supabase mode, or set none of the three for embedded mode";
+    DATABASE_TLS = plain, Value("verify"),
+        "`verify`: a Postgres host outside this machine and private networks needs `sslmode=verify-full` or `verify-ca` in `DATABASE_URL`; `insecure`: it does not, and anyone on the network path can read and change the data";
     SUPABASE_URL = plain, Words("none"),
         "URL of the Supabase project, used to access Storage";
     SUPABASE_SERVICE_ROLE_KEY = secret, Words("none"),

@@ -138,6 +138,21 @@ impl Sources {
         let mut layers = self.layers().into_iter();
         layers.find(|layer| settings.iter().any(|setting| layer.has(setting)))
     }
+
+    /// Whether `.env` decides this setting, of which several may be alternatives.
+    pub(super) fn is_in_dotenv(&self, settings: &[Setting]) -> bool {
+        self.comes_from(&self.dotenv, settings)
+    }
+
+    /// Whether `.env`, which may be somebody else's, decides where a secret from the environment is sent.
+    pub(super) fn would_leak(&self, secret: Setting, address: &[Setting]) -> bool {
+        self.comes_from(&self.env, &[secret]) && self.is_in_dotenv(address)
+    }
+
+    fn comes_from(&self, source: &HashMap<String, String>, settings: &[Setting]) -> bool {
+        let layer = self.layer(settings);
+        layer.is_some_and(|Layer(found)| std::ptr::eq(found, source))
+    }
 }
 
 fn is_known(name: &str) -> bool {

@@ -1,8 +1,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 
-use secrecy::ExposeSecret as _;
-
 use super::*;
 
 const WEBHOOK_SECRET: &str = "webhook-secret-of-the-tests";
@@ -28,6 +26,7 @@ const SUPABASE: Pairs<'static> = &[
 const WRONG: Pairs<'static> = &[
     ("LISTEN_ADDR", "localhost"),
     ("PORT", "65536"),
+    ("DATABASE_TLS", "require"),
     ("STORE", "s3"),
     ("STORAGE_BUCKET", "a/b"),
     ("GITHUB_WEBHOOK_SECRET", "short-secret"),
@@ -202,6 +201,7 @@ fn missing_required_settings_are_reported() {
 fn supabase_settings_come_all_together() {
     for wrong in [
         ("DATABASE_URL", "mysql://localhost/app"),
+        ("DATABASE_URL", "postgres://u:p@db.example.com/app"),
         ("SUPABASE_URL", "http://abc.supabase.co"),
         ("SUPABASE_SERVICE_ROLE_KEY", "short-key"),
         ("DATABASE_URL", ""),
@@ -212,6 +212,24 @@ fn supabase_settings_come_all_together() {
     }
     let alone = refused(&env(EMBEDDED, &[("DATABASE_URL", DATABASE)]));
     assert_eq!(alone, ["SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_URL"]);
+}
+
+#[test]
+fn a_remote_database_needs_a_verified_certificate_or_the_opt_out() {
+    let remote = "postgres://u:p@db.example.com/app?sslmode=";
+    let loads = |mode: &str, tls: &str| {
+        let url = format!("{remote}{mode}");
+        let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_TLS", tls)];
+        refused(&env(SUPABASE, &settings))
+    };
+    for mode in ["verify-full", "verify-ca"] {
+        assert_eq!(loads(mode, ""), [""; 0]);
+    }
+    for mode in ["require", "prefer", "allow", "disable"] {
+        assert_eq!(loads(mode, ""), ["DATABASE_URL"]);
+        assert_eq!(loads(mode, "verify"), ["DATABASE_URL"]);
+        assert_eq!(loads(mode, "insecure"), [""; 0]);
+    }
 }
 
 #[test]
@@ -227,6 +245,31 @@ fn the_folder_store_goes_with_a_database_alone() {
 }
 
 #[test]
+fn trivial_secrets_are_refused_where_this_server_compares_them() {
+    let own = [
+        "GITHUB_WEBHOOK_SECRET",
+        "GITHUB_WEBHOOK_SECRET_PREVIOUS",
+        "ADMIN_TOKEN",
+    ];
+    for name in own {
+        assert_eq!(
+            refused(&env(SUPABASE, &[(name, "aaaaaaaaaaaaaaaa")])),
+            [name]
+        );
+    }
+    // Other services choose their own.
+    let others = [
+        ("SUPABASE_SERVICE_ROLE_KEY", "aaaaaaaaaaaaaaaa"),
+        ("GITHUB_TOKEN", "bbbb"),
+        ("OPENHANDS_API_KEY", "cccc"),
+    ];
+    assert_eq!(refused(&env(SUPABASE, &others)), [""; 0]);
+    // A client may have to speak to a server that still uses one.
+    let client = env(&[("ADMIN_TOKEN", "aaaaaaaaaaaaaaaa")], &[]);
+    assert!(Config::admin_token(&client).is_ok());
+}
+
+#[test]
 fn secrets_must_differ() {
     let secrets = [
         "GITHUB_WEBHOOK_SECRET_PREVIOUS",
@@ -237,6 +280,96 @@ fn secrets_must_differ() {
     ];
     for name in secrets {
         assert_eq!(refused(&env(SUPABASE, &[(name, WEBHOOK_SECRET)])), [name]);
+    }
+}
+
+#[test]
+fn a_secret_from_the_environment_is_not_paired_with_an_address_from_dotenv() {
+    let pairs = [
+        ("GITHUB_TOKEN", "GITHUB_API_URL"),
+        ("GITHUB_WEBHOOK_SECRET", "GITHUB_API_URL"),
+        ("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_URL"),
+        ("OPENHANDS_API_KEY", "OPENHANDS_API_URL"),
+        ("OPENHAND_API_KEY", "OPENHANDS_API_URL"),
+        ("DATABASE_URL", "DATABASE_TLS"),
+        ("PGPASSWORD", "DATABASE_URL"),
+    ];
+    for (secret, address) in pairs {
+        // Everything in `.env` is as good as everything in the environment.
+        let mut sources = Sources {
+            dotenv: map(SUPABASE),
+            ..Sources::default()
+        };
+        let more = [
+            ("GITHUB_TOKEN", "ghp_token"),
+            ("GITHUB_API_URL", "https://ghe.example.com"),
+            ("OPENHANDS_API_URL", "https://agent.example.com"),
+            ("DATABASE_URL", "postgres://app@localhost/app"),
+            ("DATABASE_TLS", "verify"),
+        ];
+        sources.dotenv.extend(map(&more));
+        assert_eq!(refused(&sources), [""; 0]);
+
+        let exported = sources.dotenv.get(secret).cloned();
+        let exported = exported.unwrap_or_else(|| "exported".to_owned());
+        sources.env.insert(secret.to_owned(), exported);
+        assert_eq!(refused(&sources), [address], "{secret}");
+
+        let trusted = sources.dotenv[address].clone();
+        let mut by_environment = sources.env.clone();
+        by_environment.insert(address.to_owned(), trusted.clone());
+        let sources = Sources {
+            env: by_environment,
+            ..sources
+        };
+        // Then DATABASE_URL itself is exported, for which `.env` must not set DATABASE_TLS.
+        let left = refused(&sources);
+        assert!(!left.contains(&address.to_owned()), "{secret}: {left:?}");
+    }
+
+    // A password in the URL takes precedence over PGPASSWORD.
+    let mut sources = env(&[("PGPASSWORD", "exported")], &[]);
+    sources.dotenv = map(SUPABASE);
+    assert_eq!(refused(&sources), [""; 0]);
+}
+
+#[test]
+fn the_admin_token_is_sent_only_where_its_owner_says() {
+    let refused = |env: Pairs<'_>, dotenv: Pairs<'_>| {
+        let sources = Sources {
+            env: map(env),
+            dotenv: map(dotenv),
+            ..Sources::default()
+        };
+        let problems = Config::local_server(&sources).err().unwrap_or_default();
+        let names = problems.into_iter().map(|problem| problem.name);
+        names.collect::<Vec<_>>()
+    };
+    let token = ("ADMIN_TOKEN", "admin-token-of-the-tests");
+    let (addr, port) = (("LISTEN_ADDR", "127.0.0.1:9000"), ("PORT", "9000"));
+    for (env, dotenv) in [
+        (&[token][..], &[][..]),
+        (&[token, addr], &[]),
+        (&[token, addr], &[port]),
+        (&[], &[token, addr]),
+        (&[addr], &[token]),
+    ] {
+        assert_eq!(refused(env, dotenv), [""; 0]);
+    }
+    assert_eq!(refused(&[token], &[addr]), ["LISTEN_ADDR"]);
+    assert_eq!(refused(&[token], &[port]), ["PORT"]);
+    let file = ("ADMIN_TOKEN_FILE", "token");
+    assert_eq!(refused(&[file], &[addr, port]), ["LISTEN_ADDR"]);
+
+    for (listen, is_refused) in [
+        ("0.0.0.0:80", false),
+        ("[::]:80", false),
+        ("10.1.2.3:80", false),
+        ("203.0.113.5:80", true),
+        ("[2001:db8::1]:80", true),
+    ] {
+        let names = refused(&[("LISTEN_ADDR", listen)], &[]);
+        assert_eq!(!names.is_empty(), is_refused, "{listen}");
     }
 }
 

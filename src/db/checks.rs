@@ -1,11 +1,9 @@
 //! Read-only queries for the checks of the database: connection, schema, columns, constraints and
 //! privileges.
 
-use std::net::IpAddr;
+use std::io;
 
-use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::Row as _;
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::{Db, DbError, Dialect, MIGRATIONS, Unit};
 
@@ -53,39 +51,6 @@ pub enum Schema {
     NotCreatable,
     /// It exists, but our role may not use it or does not own all of its tables.
     Foreign,
-}
-
-/// The protection of the connection to the database, according to its URL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tls {
-    /// The connection does not leave this machine.
-    Local,
-    /// The connection is encrypted and the server's certificate is verified.
-    Verified,
-    /// The connection is encrypted, but the server's certificate is not verified.
-    Unverified,
-    /// The connection is not encrypted, or only if the server supports it.
-    Optional,
-}
-
-impl Tls {
-    /// The protection that a Postgres URL requests; `None` if the URL is invalid.
-    pub fn of(url: &SecretString) -> Option<Self> {
-        let options: PgConnectOptions = url.expose_secret().parse().ok()?;
-        let host = options.get_host();
-        let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-        let is_local = options.get_socket().is_some()
-            || host == "localhost"
-            || host.starts_with('/')
-            || address.is_ok_and(|address| address.is_loopback());
-        Some(match options.get_ssl_mode() {
-            _ if is_local => Self::Local,
-            PgSslMode::VerifyCa | PgSslMode::VerifyFull => Self::Verified,
-            // Unlike libpq, sqlx does not treat `require` with `sslrootcert` as `verify-ca`.
-            PgSslMode::Require => Self::Unverified,
-            PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer => Self::Optional,
-        })
-    }
 }
 
 /// The app's database as seen by our role. All lists of problems are empty if there are none.
@@ -383,6 +348,13 @@ impl DbError {
                 Some("26" | "11") => "the file is not an SQLite database or is corrupt",
                 _ => return format!("it returned an error: {}", error.message()),
             },
+            // What the TLS handshake and the reading of the CA file report.
+            sqlx::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+                "its TLS certificate could not be verified; check sslrootcert"
+            }
+            sqlx::Error::Io(error) if error.kind() == io::ErrorKind::NotFound => {
+                "its Unix socket, or the file in sslrootcert, does not exist"
+            }
             sqlx::Error::Io(_) => "the connection to its host and port failed",
             sqlx::Error::Tls(_) => "the TLS connection failed",
             sqlx::Error::PoolTimedOut => "it did not respond in time",

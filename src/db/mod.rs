@@ -37,7 +37,7 @@ use crate::domain::ids::VideoKey;
 use crate::domain::state::VideoState;
 use crate::format::causes;
 
-pub use checks::{AppFacts, Migrated, Schema, Tls};
+pub use checks::{AppFacts, Migrated, Schema};
 pub use deliveries::Delivery;
 pub use rows::{OddRow, ReadyObject, Row, RowOwner};
 pub use scan::{SCAN_DISTANCE, SCAN_TIMEOUT, Scan};

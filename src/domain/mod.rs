@@ -15,6 +15,7 @@ pub mod report;
 pub mod request;
 pub mod signature;
 pub mod state;
+pub mod strength;
 mod string_enum;
 pub mod timeline;
 pub mod verdict;

@@ -3,6 +3,7 @@
 mod bad_input;
 mod browser;
 mod cli;
+mod credentials;
 mod deploy_sql;
 mod doctor;
 mod fake_github;

@@ -131,6 +131,27 @@ fn every_command_is_run_on_a_fresh_machine_or_marked_with_a_reason() {
     }
 }
 
+/// Other users of a machine can see command lines. Only files of settings contain a password.
+#[test]
+fn no_command_shows_a_password_or_skips_the_databases_certificate() {
+    let mut files = DOCUMENTS.map(str::to_owned).to_vec();
+    append_files(Path::new("deploy"), &mut files).unwrap();
+    for file in files {
+        // A screenshot is not text.
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        assert!(!text.contains("sslmode=require"), "{file}");
+        for line in text.lines() {
+            let is_setting = line.trim_start().starts_with("DATABASE_URL");
+            let authority = line.split_once("postgresql://").map(|(_, rest)| rest);
+            let user = authority.and_then(|rest| rest.split_once('@'));
+            let has_password = user.is_some_and(|(user, _)| user.contains(':'));
+            assert!(is_setting || !has_password, "{file}: {line}");
+            let sets_secrets = line.contains("fly secrets set");
+            assert!(!sets_secrets, "{file}: {line}");
+        }
+    }
+}
+
 #[test]
 fn every_relative_link_points_to_an_existing_file_and_heading() {
     for file in DOCUMENTS {
@@ -167,6 +188,18 @@ fn slug(line: &str) -> Option<String> {
         .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
     let slug: String = kept.map(|c| if c == ' ' { '-' } else { c }).collect();
     Some(slug.to_lowercase())
+}
+
+fn append_files(folder: &Path, files: &mut Vec<String>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            append_files(&path, files)?;
+        } else {
+            files.push(path.to_str().unwrap_or_default().to_owned());
+        }
+    }
+    Ok(())
 }
 
 fn append_rust_files(folder: &Path, text: &mut String) -> io::Result<()> {

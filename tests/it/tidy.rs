@@ -570,8 +570,8 @@ const A: &str = "with x as (insert into a values (1))"; // FOUND
 const B: &str = "update a set b = 1"; // FOUND
 "##;
     let advice = "SQL is only in src/db: add a function to the file of the table.";
-    // The rules of settings validate DATABASE_URL with the driver's own parser, and name nothing else of it.
-    check_files(advice, planted, "not src/db/ src/config/rules.rs", sql);
+    // The rules of DATABASE_URL read it with the driver's own parser, and name nothing else of the driver.
+    check_files(advice, planted, "not src/db/ src/config/postgres.rs", sql);
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 
 use super::{Report, compare_clocks, is_supabase};
 use crate::clock::Clock;
-use crate::config::{Config, Database, MissingRow};
-use crate::db::{AppFacts, Db, DbError, Migrated, Schema, Tls};
+use crate::config::{Config, Database, MissingRow, Tls};
+use crate::db::{AppFacts, Db, DbError, Migrated, Schema};
 
 /// The findings, and the buckets that pending rows name.
 pub(super) async fn examine(
@@ -49,20 +49,23 @@ pub(super) async fn examine(
 
 fn tls(protection: Tls, report: &mut Report) {
     let id = "database.tls";
-    match protection {
-        Tls::Local => report.ok(id, "The connection to the database does not leave this machine."),
-        Tls::Verified => report.ok(
+    if let Some(weakness) = protection.weakness() {
+        report.warn(id, format!("DATABASE_URL {weakness}."));
+    } else if protection == Tls::Loopback {
+        report.ok(
+            id,
+            "The connection to the database does not leave this machine.",
+        );
+    } else if protection == Tls::Verified {
+        report.ok(
             id,
             "The connection to the database is encrypted, and its certificate is verified.",
-        ),
-        Tls::Unverified => report.warn(
+        );
+    } else {
+        report.warn(
             id,
-            "The connection to the database is encrypted, but its certificate is not verified. Add sslmode=verify-full&sslrootcert=<CA file> to DATABASE_URL.",
-        ),
-        Tls::Optional => report.warn(
-            id,
-            "DATABASE_URL does not require encryption, so the connection can be eavesdropped on. Add sslmode=require or, better, sslmode=verify-full&sslrootcert=<CA file>.",
-        ),
+            "The host in DATABASE_URL is in a private network, so no certificate for that host is required. If others use the network, add sslmode=verify-full&sslrootcert=<CA file>.",
+        );
     }
 }
 
