@@ -50,7 +50,7 @@ for unit in deploy/video-ingest.service deploy/cron/video-ingest-reconcile.servi
 done
 systemd-analyze verify --man=no "$temp"/units/*
 for unit in video-ingest.service video-ingest-reconcile.service; do
-    systemd-analyze security --offline=yes --no-pager --threshold=20 "$temp/units/$unit" >"$temp/security"
+    systemd-analyze security --offline=yes --no-pager --threshold=11 "$temp/units/$unit" >"$temp/security"
     tail -n 1 "$temp/security"
 done
 

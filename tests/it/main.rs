@@ -3,6 +3,7 @@
 mod bad_input;
 mod browser;
 mod cli;
+mod deploy_files;
 mod deploy_sql;
 mod doctor;
 mod fake_github;
