@@ -23,6 +23,8 @@ TEMPORARY_MAX = 1024 * 1024
 DELIVERY_MAX = 10
 # The time limits in nginx.conf and Caddyfile, and some time to act, in seconds.
 HEADERS_MAX, BODY_STALL_MAX = 12, {"nginx": 12, "caddy": 32}[PROXY]
+# The server's time limits for bodies, and some time to act, in seconds.
+TRICKLE_MAX = 32
 # After this time, a stalled client gives up, in seconds.
 STALL_MAX = 45
 # GitHub's address, and the first one of the strangers.
@@ -80,6 +82,22 @@ async def stall(address, path, sent):
     return time.monotonic() - start
 
 
+async def trickle(address, path):
+    """Announces a body of 60 kB and sends one byte of it per second until the connection ends."""
+    start = time.monotonic()
+    try:
+        reader, writer = await connect(address)
+        writer.write(head("POST", path, 60_000, "Content-Type: application/json"))
+        end = asyncio.ensure_future(reader.read())
+        while not end.done() and time.monotonic() - start < STALL_MAX:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.wait([end], timeout=1)
+    except OSError:
+        pass
+    return time.monotonic() - start
+
+
 async def stall_in_headers(address):
     start = time.monotonic()
     try:
@@ -116,6 +134,8 @@ async def main():
     addresses = [f"127.0.0.{STRANGER + n}" for n in range(8)]
     strangers = [asyncio.create_task(stall(address, path, BODY_MAX - 1024 * 1024))
                  for address in addresses for path in ("/webhooks/github", "/sign-in")]
+    trickles = [asyncio.create_task(trickle(address, path))
+                for address in addresses for path in ("/webhooks/github", "/sign-in")]
     silent = [asyncio.create_task(stall_in_headers(address)) for address in addresses for _ in range(25)]
     await asyncio.sleep(4)
     found = temporary_bytes()
@@ -128,9 +148,13 @@ async def main():
     expect("seconds until incomplete headers are cut off", round(longest), longest <= HEADERS_MAX)
     longest = max(await asyncio.gather(*strangers))
     expect("seconds until incomplete bodies are cut off", round(longest), longest <= BODY_STALL_MAX)
+    longest = max(await asyncio.gather(*trickles))
+    expect("seconds until bodies of one byte per second are cut off", round(longest), longest <= TRICKLE_MAX)
 
-    code = await request(GITHUB, "POST", "/sign-in", bytes(100_000))
+    form = "Content-Type: application/x-www-form-urlencoded"
+    code = await request(GITHUB, "POST", "/sign-in", b"x" * 100_000, form)
     # Caddy 2.6 returns 502 if the body exceeds its limit, newer versions 413.
+    # Caddy 2.6 returns 502 if a body exceeds its limit, newer versions 413.
     expect("a large body on another path", code, code in {"nginx": (413,), "caddy": (413, 502)}[PROXY])
     code = await request(GITHUB, "GET", "/metrics")
     expect("GET /metrics", code, code == 404)
