@@ -181,7 +181,8 @@ run() {
         shift
     done
     shift
-    docker run --name "$name" --read-only --cap-drop=ALL --security-opt=no-new-privileges "${options[@]}" \
+    docker run --name "$name" --read-only --cap-drop=ALL --security-opt=no-new-privileges --memory=512m \
+        --pids-limit=1024 --log-opt=max-size=10m --log-opt=max-file=3 "${options[@]}" \
         --env GITHUB_REPOSITORY=acme/video-artifacts --env GITHUB_API_URL=http://127.0.0.1:8081 \
         --env GITHUB_WEBHOOK_SECRET="${secret:-a-secret-for-trials}" --env ADMIN_TOKEN="$TOKEN" video-ingest "$@"
 }

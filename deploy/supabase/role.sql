@@ -10,12 +10,18 @@
 --
 -- Use this role in the service's DATABASE_URL. With Supabase's poolers, the user name is
 -- `video_ingest.<project ref>`.
+-- The script fails without changes if row-level security is off on `lesson_assets`: the role could then read
+-- and change the rows of every kind.
 begin;
 
 set local lock_timeout = '5s';
 
 do $$
 begin
+    if not (select relrowsecurity from pg_class where oid = 'public.lesson_assets'::regclass) then
+        raise exception 'Row-level security is off on public.lesson_assets, so the role could read and change all of its rows'
+            using hint = 'Create the policies that the app''s users need, run "alter table public.lesson_assets enable row level security", then run role.sql again.';
+    end if;
     if not exists (select from pg_roles where rolname = 'video_ingest') then
         create role video_ingest login;
     end if;
@@ -24,6 +30,11 @@ $$;
 
 -- A user who is not a superuser must be a member of a role to manage the role's objects.
 grant video_ingest to current_user;
+
+-- Each replica opens at most 11 connections, so this is enough for three replicas and one command, such as
+-- `doctor`. The rest of the database's connections (60 on Supabase's smallest instances) stays available to
+-- the app. Raise the limit if you run more replicas without a transaction pooler.
+alter role video_ingest connection limit 40;
 
 -- Settings of the role also apply behind a transaction pooler, where the service cannot use SET.
 -- If the app's tables are not in `public`, replace the schema here and below.
@@ -80,5 +91,24 @@ create policy "video_ingest reads videos" on public.lesson_assets
 drop policy if exists "video_ingest updates videos" on public.lesson_assets;
 create policy "video_ingest updates videos" on public.lesson_assets
     for update to video_ingest using (kind = 'video');
+
+-- The role can set the path of a video only to the video's own object, so a stolen password cannot make a row
+-- point to the object of another user. This is a trigger and not the policy's WITH CHECK, because a policy
+-- would also reject all other updates of rows with a different path, such as those of lessons that were moved
+-- to another user.
+create or replace function video_ingest.refuse_storage_path() returns trigger language plpgsql as $$
+begin
+    raise exception 'the role video_ingest cannot set the storage_path of video % to another object', new.id
+        using errcode = 'insufficient_privilege';
+end
+$$;
+
+drop trigger if exists "video_ingest stores videos in their folders" on public.lesson_assets;
+create trigger "video_ingest stores videos in their folders"
+    before update of storage_path on public.lesson_assets for each row
+    when (current_user = 'video_ingest'
+          and new.storage_path is distinct from old.storage_path
+          and new.storage_path is distinct from new.user_id || '/' || new.lesson_id || '/' || new.id || '.mp4')
+    execute function video_ingest.refuse_storage_path();
 
 commit;

@@ -80,6 +80,9 @@ pub struct AppFacts {
     pub missing_rights: Vec<String>,
     /// Privileges of our role that are not required.
     pub extra_rights: Vec<String>,
+    /// Whether row-level security is off on `lesson_assets`, so that our role can read and change all of its
+    /// rows. `false` for a role to which row-level security does not apply; see `extra_rights`.
+    pub unprotected: bool,
     /// Commands that row-level security rejects for all rows: `select`, `update`.
     pub blocked: Vec<String>,
     /// Whether this database contains the tables of Supabase Storage, but no policy that lets users read the
@@ -139,6 +142,7 @@ impl Db {
             published: false,
             missing_rights: Vec::new(),
             extra_rights: Vec::new(),
+            unprotected: false,
             blocked: Vec::new(),
             objects_hidden: self.objects_hidden(&mut unit, bucket).await?,
         };
@@ -177,10 +181,22 @@ impl Db {
                 select 'change ' || string_agg(attname, ', ') || ' of lesson_assets' from pg_attribute
                 where attrelid = to_regclass('lesson_assets') and attname in ('id', 'lesson_id', 'user_id')
                   and has_column_privilege(attrelid, attnum, 'update')
-                having count(*) > 0",
+                having count(*) > 0
+                union all
+                select 'set storage_path to the objects of other users'
+                where has_column_privilege(to_regclass('lesson_assets'), 'storage_path', 'update')
+                  and not exists (
+                    select from pg_trigger join pg_proc on pg_proc.oid = tgfoid
+                    where tgrelid = to_regclass('lesson_assets') and tgenabled in ('O', 'A')
+                      and proname = 'refuse_storage_path')",
             )
             .await?,
         );
+        let unprotected = "select count(*) from pg_class join pg_roles on rolname = current_user
+            where pg_class.oid = to_regclass('lesson_assets') and not relrowsecurity
+              and not rolsuper and not rolbypassrls and not pg_has_role(relowner, 'usage')";
+        let row = self.query(unprotected).fetch_one(unit.connection()).await?;
+        facts.unprotected = row.get::<i64, _>(0) > 0;
         facts.blocked = self
             .texts(
                 &mut unit,

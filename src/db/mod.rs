@@ -60,6 +60,10 @@ const CONNECTIONS_MAX: u32 = 6;
 /// locks on the app's table; deliveries must not wait for them.
 const INTAKE_CONNECTIONS_MAX: u32 = 4;
 
+/// The most connections that one replica has to Postgres: those of its pools, and its listener. The
+/// connection limit in `deploy/supabase/role.sql` depends on it.
+pub const CONNECTIONS_PER_REPLICA: u32 = CONNECTIONS_MAX + INTAKE_CONNECTIONS_MAX + 1;
+
 /// The longest wait for one lock while deliveries are recorded, in milliseconds. Postgres then ends the
 /// statement, which would otherwise be executed after the sender has received an error. A batch with up to
 /// three locked deliveries is settled within the time for its commit.

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use tokio::sync::Mutex;
@@ -31,6 +31,10 @@ const READY_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Source: Prometheus, "Exposition formats".
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Headers that proxies add to requests. Sources: RFC 7239, section 4, for `forwarded`; the others are common
+/// practice.
+const ADDED_BY_PROXIES: [&str; 3] = ["forwarded", "x-forwarded-for", "x-forwarded-proto"];
 
 /// The last result of a query. Concurrent requests share one query, so that unauthenticated clients
 /// cannot exhaust the database connections that deliveries need.
@@ -78,15 +82,28 @@ pub(super) async fn readyz(State(app): State<AppState>) -> Result<&'static str, 
     ))
 }
 
-/// `GET /metrics`
-pub(super) async fn metrics(State(app): State<AppState>) -> impl IntoResponse {
+/// `GET /metrics`. Returns 404 if the request came through a proxy.
+///
+/// Metrics contain no secrets, but show outsiders how busy and how healthy the server is. Prometheus can reach
+/// the server directly. Requests from the internet come through a proxy, because the server does not terminate
+/// TLS; on platforms such as Fly.io, users cannot configure that proxy to block the path.
+pub(super) async fn metrics(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+) -> Result<impl IntoResponse, Problem> {
+    if ADDED_BY_PROXIES
+        .iter()
+        .any(|name| headers.contains_key(*name))
+    {
+        return Err(Problem::not_found());
+    }
     let text = app.metrics.get_or_query(METRICS_AGE_MAX, async {
         let overview = timeout(OVERVIEW_TIMEOUT, app.overview.get(&app.db)).await;
         let overview = overview.ok().and_then(Result::ok);
         Ok(Bytes::from(metrics::render(overview.as_ref(), &app.github)))
     });
     let text = text.await.unwrap_or_default();
-    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text)
+    Ok(([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text))
 }
 
 #[cfg(test)]

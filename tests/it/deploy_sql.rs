@@ -5,13 +5,15 @@ use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use uuid::Uuid;
 use video_ingest::clock::Clock;
-use video_ingest::db::{Db, RowOwner};
+use video_ingest::db::{CONNECTIONS_PER_REPLICA, Db, RowOwner};
 use video_ingest::domain::ids::VideoKey;
 
 use crate::support::postgres::{Database, Postgres};
 
-/// SQLSTATE of "permission denied", and of a row that a policy refuses.
+/// SQLSTATE of "permission denied", and of a row that a policy or our trigger refuses.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
+const ROLE: &str = include_str!("../../deploy/supabase/role.sql");
 
 #[tokio::test]
 async fn scripts_can_be_run_again_and_undone() {
@@ -45,7 +47,8 @@ async fn scripts_can_be_run_again_and_undone() {
     database.run_script("undo.sql");
     let left = "select string_agg(name, ' ') from (
         select rolname from pg_roles union all select nspname from pg_namespace
-        union all select polname from pg_policy union all select lesson_id::text from lesson_assets
+        union all select polname from pg_policy union all select tgname from pg_trigger
+        union all select lesson_id::text from lesson_assets
     ) as everything (name) where name like '%video_ingest%' or name = '";
     let left = database.text(&format!("{left}{}'", key.lesson_id)).await;
     assert_eq!(
@@ -204,11 +207,95 @@ async fn the_service_sees_and_changes_videos_only() {
 
     assert!(service.find_row(video.video_id).await.unwrap().is_some());
     assert_eq!(service.find_row(notes.video_id).await.unwrap(), None);
-    let publish = "update lesson_assets set storage_path = 'u/l/v.mp4', mime_type = 'video/mp4',
-        duration_ms = 1, conversation_id = coalesce(conversation_id, 'c'), metadata = '{}'";
-    assert_eq!(run(&database.service_url, publish).await.unwrap(), 1);
+    let publish = format!(
+        "update lesson_assets set storage_path = {FOLDER} || id || '.mp4', mime_type = 'video/mp4',
+        duration_ms = 1, conversation_id = coalesce(conversation_id, 'c'), metadata = '{{}}'"
+    );
+    assert_eq!(run(&database.service_url, &publish).await.unwrap(), 1);
     let ready = "select string_agg(kind, ' ') from lesson_assets where storage_path is not null";
     assert_eq!(database.text(ready).await.as_deref(), Some("video"));
+}
+
+#[tokio::test]
+async fn the_service_cannot_point_a_row_to_another_object() {
+    let database = Postgres::database().await;
+    pending_video(&database).await;
+    let set_path = async |path: &str| {
+        let update = format!("update lesson_assets set storage_path = {path}");
+        run(&database.service_url, &update).await
+    };
+    let own = format!("{FOLDER} || id || '.mp4'");
+    for other in [
+        "'another-user/lesson/secret.mp4'".to_owned(),
+        "gen_random_uuid() || '/' || lesson_id || '/' || id || '.mp4'".to_owned(),
+        format!("{FOLDER} || gen_random_uuid() || '.mp4'"),
+        format!("{FOLDER} || id || '.mov'"),
+        format!("{FOLDER} || '../' || id || '.mp4'"),
+    ] {
+        let update = format!("update lesson_assets set storage_path = {other}");
+        let refused = refusal(&database.service_url, &update).await;
+        assert_eq!(refused, INSUFFICIENT_PRIVILEGE, "{other}");
+    }
+    assert_eq!(set_path(&own).await.unwrap(), 1);
+    let take_away = "update lesson_assets set storage_path = null";
+    let refused = refusal(&database.service_url, take_away).await;
+    assert_eq!(refused, INSUFFICIENT_PRIVILEGE, "a ready video stays");
+
+    // The app moves the lesson to another user, and stores videos elsewhere: their rows stay writable.
+    for moved in ["user_id = gen_random_uuid()", "storage_path = 'old/v.mp4'"] {
+        let update = format!("update lesson_assets set {moved}");
+        database.sql(&update).await;
+        let note = "update lesson_assets set metadata = '{}', storage_path = storage_path";
+        assert_eq!(
+            run(&database.service_url, note).await.unwrap(),
+            1,
+            "{moved}"
+        );
+        assert_eq!(set_path(&own).await.unwrap(), 1, "{moved}");
+    }
+}
+
+#[tokio::test]
+async fn role_sql_requires_row_level_security() {
+    let database = Postgres::start().create_database().await;
+    // A role cannot be dropped while another database of the server refers to it.
+    database.sql("drop database app_template").await;
+    database.run_script("undo.sql");
+    database
+        .sql("alter table lesson_assets disable row level security")
+        .await;
+
+    let refused = run(&database.admin_url, ROLE).await.unwrap_err();
+    let refused = refused.to_string();
+    assert!(refused.contains("Row-level security is off"), "{refused}");
+    let created = "select string_agg(name, ' ') from (
+        select rolname from pg_roles union all select nspname from pg_namespace
+    ) as everything (name) where name = 'video_ingest'";
+    assert_eq!(database.text(created).await, None, "nothing was created");
+
+    database
+        .sql("alter table lesson_assets enable row level security")
+        .await;
+    run(&database.admin_url, ROLE).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_role_has_connections_for_three_replicas_and_a_command() {
+    let database = Postgres::start().create_database().await;
+    run(&database.admin_url, ROLE).await.unwrap();
+    let mut replicas = Vec::new();
+    for _ in 0..4 * CONNECTIONS_PER_REPLICA {
+        match PgConnection::connect(&database.service_url).await {
+            Ok(connection) => replicas.push(connection),
+            Err(refused) => {
+                let code = refused.as_database_error().and_then(|e| e.code());
+                assert_eq!(code.as_deref(), Some("53300"), "{refused}");
+                break;
+            }
+        }
+    }
+    let (opened, replica) = (replicas.len() as u32, CONNECTIONS_PER_REPLICA);
+    assert!(opened > 3 * replica && opened < 4 * replica, "{opened}");
 }
 
 #[tokio::test]
@@ -251,15 +338,15 @@ async fn the_app_receives_our_update_through_its_publication() {
     database.sql("drop publication supabase_realtime").await;
     database.run_script("realtime.sql");
     let slot = &database.name;
-    pending_video(&database).await;
+    let key = pending_video(&database).await;
     database
         .sql(&format!(
             "select pg_create_logical_replication_slot('{slot}', 'pgoutput')"
         ))
         .await;
 
-    let publish = "update lesson_assets set storage_path = 'u/l/v.mp4' where storage_path is null";
-    run(&database.service_url, publish).await.unwrap();
+    let publish = format!("update lesson_assets set storage_path = {FOLDER} || id || '.mp4'");
+    run(&database.service_url, &publish).await.unwrap();
 
     let changes = format!(
         "select data from pg_logical_slot_peek_binary_changes('{slot}', null, null,
@@ -273,7 +360,7 @@ async fn the_app_receives_our_update_through_its_publication() {
     let changes: Vec<Vec<u8>> = changes.iter().map(|row| row.get("data")).collect();
     let kinds: Vec<u8> = changes.iter().map(|message| message[0]).collect();
     assert_eq!(kinds, b"BRUC");
-    assert!(String::from_utf8_lossy(&changes[2]).contains("u/l/v.mp4"));
+    assert!(String::from_utf8_lossy(&changes[2]).contains(&format!("{}.mp4", key.video_id)));
     database
         .sql(&format!("select pg_drop_replication_slot('{slot}')"))
         .await;
@@ -396,6 +483,9 @@ async fn the_roles_settings_hold_behind_a_transaction_pooler() {
     migrate(&database.pooled_url()).await;
 }
 
+/// The folder of a video, as SQL.
+const FOLDER: &str = "user_id || '/' || lesson_id || '/'";
+
 async fn connect(url: &str) -> Db {
     Db::postgres(&SecretString::from(url), Clock::default())
         .await
@@ -454,17 +544,20 @@ async fn rights(database: &Database) -> String {
 }
 
 /// Everything that the scripts set.
-async fn state(database: &Database) -> [Option<String>; 5] {
+async fn state(database: &Database) -> [Option<String>; 6] {
     let policies =
         "select string_agg(policies::text, ' ' order by policyname) from pg_policies as policies";
-    let settings =
-        "select string_agg(rolconfig::text, '') from pg_roles where rolname = 'video_ingest'";
+    let settings = "select string_agg(rolconfig::text || rolconnlimit, '') from pg_roles
+        where rolname = 'video_ingest'";
+    let triggers =
+        "select string_agg(pg_get_triggerdef(oid), ' ') from pg_trigger where not tgisinternal";
     let published = "select string_agg(pubname || tablename, ' ') from pg_publication_tables";
     let buckets = "select string_agg(buckets::text, ' ') from storage.buckets";
     [
         Some(rights(database).await),
         database.text(policies).await,
         database.text(settings).await,
+        database.text(triggers).await,
         database.text(published).await,
         database.text(buckets).await,
     ]

@@ -350,6 +350,9 @@ broken! {
     Supabase: a_role_that_sees_no_row(s) => ["database.policies"] {
         s.sql("drop policy \"video_ingest reads videos\" on lesson_assets").await;
     }
+    Supabase: a_table_without_row_level_security(s) => ["database.policies"] {
+        s.sql("alter table lesson_assets disable row level security").await;
+    }
     Supabase: a_schema_that_the_api_reaches(s) => ["database.exposed"] {
         s.sql("grant usage on schema video_ingest to anon").await;
     }
@@ -412,8 +415,25 @@ async fn objects_that_users_cannot_read_give_a_warning() {
 }
 
 #[tokio::test]
+async fn a_role_that_can_point_rows_to_any_object_gives_a_warning() {
+    let setup = SetUp::correct(Backend::Supabase).await;
+    setup
+        .sql("drop function video_ingest.refuse_storage_path cascade")
+        .await;
+    let findings = setup.findings().await;
+    let extra = findings.iter().find(|f| f.id == "database.extra_rights");
+    let extra = extra.expect("a finding");
+    assert_eq!(extra.mark, Mark::Warning);
+    assert!(extra.text.contains("storage_path"), "{}", extra.text);
+}
+
+#[tokio::test]
 async fn a_superuser_connection_gives_a_warning() {
     let mut setup = SetUp::correct(Backend::Supabase).await;
+    // Row-level security does not apply to the owner, so this has no effect on what is reported.
+    setup
+        .sql("alter table lesson_assets disable row level security")
+        .await;
     let url = setup.database.as_ref().unwrap().admin_url.clone();
     setup.config.database = Database::Postgres { url: url.into() };
     let findings = setup.findings().await;

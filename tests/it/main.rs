@@ -4,6 +4,7 @@ mod bad_input;
 mod browser;
 mod cli;
 mod credentials;
+mod deploy_files;
 mod deploy_sql;
 mod doctor;
 mod fake_github;

@@ -41,6 +41,27 @@ async fn scraped() -> String {
 }
 
 #[tokio::test]
+async fn metrics_are_not_served_through_a_proxy() {
+    let t = Scenario::begin(Backend::Embedded).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for (name, value) in [
+        ("x-forwarded-for", "203.0.113.7"),
+        ("x-forwarded-for", ""),
+        ("x-forwarded-proto", "https"),
+        ("forwarded", "for=203.0.113.7"),
+    ] {
+        let url = format!("{}/metrics", t.url);
+        let request = client.get(url).header(name, value);
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), 404, "{name}: {value}");
+        let body = response.text().await.unwrap();
+        assert!(!body.contains("video_ingest_"), "{body}");
+    }
+    assert_eq!(t.get("/metrics").await.status, 200);
+    t.finish().await;
+}
+
+#[tokio::test]
 async fn every_metric_in_alerts_and_dashboard_exists() {
     let measured = names(&scraped().await);
     let alerts = std::fs::read_to_string(ALERTS).unwrap();

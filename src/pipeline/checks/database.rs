@@ -178,13 +178,20 @@ fn app(config: &Config, facts: &AppFacts, report: &mut Report) {
             }
         },
     );
-    each(
-        report,
-        "database.policies",
-        &facts.blocked,
-        "Row-level security allows the server's role to read and update videos.",
-        "Row-level security on lesson_assets hides every row from the server's role for these commands: {}. Run deploy/supabase/role.sql.",
-    );
+    if facts.unprotected {
+        report.fail(
+            "database.policies",
+            "Row-level security is off on lesson_assets, so the server's role can read and change all of its rows, not only videos. Create the policies that the app's users need, enable row-level security, then run deploy/supabase/role.sql.",
+        );
+    } else {
+        each(
+            report,
+            "database.policies",
+            &facts.blocked,
+            "Row-level security allows the server's role to read and update videos.",
+            "Row-level security on lesson_assets hides every row from the server's role for these commands: {}. Run deploy/supabase/role.sql.",
+        );
+    }
     each(
         report,
         "database.exposed",
@@ -195,7 +202,7 @@ fn app(config: &Config, facts: &AppFacts, report: &mut Report) {
     if !facts.extra_rights.is_empty() {
         let rights = facts.extra_rights.join(", ");
         let text = format!(
-            "The role {} has more privileges than it needs ({rights}). Connect as the role that deploy/supabase/role.sql creates.",
+            "The role {} has more privileges than it needs ({rights}). Run deploy/supabase/role.sql, and connect as the role that it creates.",
             facts.user
         );
         report.warn("database.extra_rights", text);

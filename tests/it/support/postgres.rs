@@ -3,7 +3,7 @@
 //! One server per test process, one database per test. A shell watches each server: it stops the
 //! server and removes its files when its standard input closes, which happens however the tests end.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -150,12 +150,19 @@ impl Postgres {
         self.dir.join(name)
     }
 
-    /// Runs a script as an operator does.
+    /// Runs a script as an operator does. All tests of this process share the service's role, so its
+    /// connection limit is raised.
     fn psql(&self, user: &str, database: &str, script: &str) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
+        let text = std::fs::read_to_string(path).unwrap();
+        let text = text.replace("connection limit 40", "connection limit 400");
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file.rewind().unwrap();
         let psql = Command::new(self.bin.join("psql"))
-            .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f"])
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(script))
+            .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-"])
             .arg(self.url(user, database))
+            .stdin(file)
             .output();
         succeeded(psql, &format!("{script} as {user}"));
     }
