@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::telemetry::refused::{Reason, refused};
 
 /// The maximum number of open connections.
-const CONNECTIONS_MAX: usize = 512;
+const CONNECTIONS_MAX: usize = 1024;
 
 /// The maximum number of requests on one connection.
 const REQUESTS_MAX: u64 = 1000;
@@ -20,12 +20,12 @@ const REQUESTS_MAX: u64 = 1000;
 /// The age after which a connection is closed with its next response.
 const AGE_MAX: Duration = Duration::from_secs(300);
 
-/// Bytes that count as transferred at the beginning, so that a new client is not the slowest one.
+/// Bytes that count as received at the beginning, so that a new client is not the slowest one.
 const CREDIT_BYTES: u64 = 16 << 10;
 
 /// A connection is not closed earlier, so that clients that connect again and again leave others the time for a
 /// request.
-const UNDISTURBED: Duration = Duration::from_millis(500);
+const UNDISTURBED: Duration = Duration::from_secs(1);
 
 /// The maximum number of connections that are being closed and still occupy memory.
 const CLOSING_MAX: usize = 256;
@@ -51,7 +51,7 @@ struct Client {
     /// When the server began to read from this connection, or when the first request after a trusted one began.
     /// `None`: not yet.
     since: Option<Instant>,
-    /// The bytes received and sent since then.
+    /// The bytes received since then.
     bytes: Arc<AtomicU64>,
     /// Whether the current request has a valid signature or comes from an operator.
     is_trusted: bool,
@@ -62,7 +62,7 @@ struct Client {
 }
 
 impl Client {
-    /// Transferred bytes per second; `None` if the client must not be disconnected.
+    /// Received bytes per second; `None` if the client must not be disconnected.
     fn rate(&self, now: Instant) -> Option<f64> {
         let lasted = now.duration_since(self.since?);
         if self.is_trusted || self.is_paused || lasted < UNDISTURBED {
@@ -124,7 +124,7 @@ impl Open {
     }
 
     /// Whether there is room for another connection. If there is not, disconnects the client with the lowest
-    /// transfer rate.
+    /// receive rate.
     fn has_room(&mut self) -> bool {
         if self.clients.len() < CONNECTIONS_MAX {
             return true;
@@ -155,8 +155,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Counts received or sent bytes.
-    pub fn transferred(&self, bytes: usize) {
+    /// Counts received bytes.
+    pub fn received(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
@@ -224,7 +224,7 @@ mod tests {
 
     use super::*;
 
-    /// So much that its client is faster than all that transferred nothing.
+    /// So much that its client is faster than all that sent nothing.
     const MUCH: usize = 1 << 30;
 
     async fn full() -> (Arc<Connections>, Vec<Connection>) {
@@ -235,7 +235,7 @@ mod tests {
         }
         for connection in &connections {
             connection.begin();
-            connection.transferred(MUCH);
+            connection.received(MUCH);
         }
         (all, connections)
     }

@@ -16,7 +16,7 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio_util::io::{InspectReader, InspectWriter};
+use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
@@ -97,10 +97,9 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
             () = stop.cancelled() => break,
             client = connections.register() => Arc::new(client),
         };
-        let (reads, writes) = (client.clone(), client.clone());
-        let stream = InspectReader::new(stream, move |bytes| reads.transferred(bytes.len()));
-        let stream = InspectWriter::new(stream, move |bytes| writes.transferred(bytes.len()));
-        let (router, served) = (router.clone(), client.clone());
+        let (receiving, served) = (client.clone(), client.clone());
+        let stream = InspectReader::new(stream, move |bytes| receiving.received(bytes.len()));
+        let router = router.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             let number = served.begin_request();
             let is_last = served.ends_with(number);

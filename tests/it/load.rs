@@ -329,7 +329,7 @@ async fn a_client_that_does_not_read_is_disconnected() {
 /// Clients beyond the limit wait for a connection, so that the server does not run out of open files.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_have_a_limit() {
-    const CONNECTIONS_MAX: usize = 512;
+    const CONNECTIONS_MAX: usize = 1024;
     const CLOSING_MAX: usize = 256;
     let (_dir, _github, server, _push) = serving().await;
     let address = server.address();
