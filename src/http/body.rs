@@ -18,6 +18,9 @@ use super::{ErrorCode, Problem};
 /// GitHub's are smaller.
 const SMALL_BYTES_MAX: usize = 16 << 10;
 
+/// Bodies up to this size, in bytes, are stored in the heap, which is not returned to the operating system.
+const HEAP_BYTES_MAX: usize = 4 << 10;
+
 /// Bodies up to this size, in bytes, share [`MEDIUM_MEMORY_KIB`]. Larger bodies are read one at a time.
 const MEDIUM_BYTES_MAX: usize = 3 << 19;
 
@@ -106,9 +109,10 @@ impl Memory<'_> {
 /// A body and its share of the memory.
 #[derive(Debug, Default)]
 pub struct ReceivedBody<'m> {
-    small: Vec<u8>,
-    /// All bytes of a body that is not small. The pages of a mapping use memory once they are written, and are
-    /// returned when it is dropped; the allocator would keep them.
+    /// All bytes of a body up to [`HEAP_BYTES_MAX`].
+    heap: Vec<u8>,
+    /// All bytes of a larger body. The pages of a mapping use memory once they are written, and are returned when
+    /// it is dropped.
     mapped: Option<MmapMut>,
     length: usize,
     medium: Option<Memory<'m>>,
@@ -120,22 +124,22 @@ impl ReceivedBody<'_> {
     pub fn bytes(&self) -> &[u8] {
         match &self.mapped {
             Some(mapped) => &mapped[..self.length],
-            None => &self.small,
+            None => &self.heap,
         }
     }
 
     /// Appends `part` to a body that has `limit` bytes at most.
     fn append(&mut self, part: &[u8], limit: usize) -> io::Result<()> {
         let end = self.length + part.len();
-        if end > SMALL_BYTES_MAX && self.mapped.is_none() {
+        if end > HEAP_BYTES_MAX && self.mapped.is_none() {
             let mut mapped = MmapOptions::new().len(limit).no_reserve_swap().map_anon()?;
-            mapped[..self.length].copy_from_slice(&self.small);
-            self.small = Vec::new();
+            mapped[..self.length].copy_from_slice(&self.heap);
+            self.heap = Vec::new();
             self.mapped = Some(mapped);
         }
         match &mut self.mapped {
             Some(mapped) => mapped[self.length..end].copy_from_slice(part),
-            None => self.small.extend_from_slice(part),
+            None => self.heap.extend_from_slice(part),
         }
         self.length = end;
         Ok(())

@@ -25,7 +25,7 @@ const CREDIT_BYTES: u64 = 16 << 10;
 
 /// A connection is not closed earlier, so that clients that connect again and again leave others the time for a
 /// request.
-const UNDISTURBED: Duration = Duration::from_secs(1);
+const UNDISTURBED: Duration = Duration::from_millis(500);
 
 /// The maximum number of connections that are being closed and still occupy memory.
 const CLOSING_MAX: usize = 256;

@@ -31,7 +31,7 @@ const QUEUE_MAX: u32 = 4096;
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The maximum size of the headers of a request, in bytes. GitHub sends less than one KiB.
-const HEADERS_BYTES_MAX: usize = 16 << 10;
+const HEADERS_BYTES_MAX: usize = 8 << 10;
 
 /// The connection of a client that reads no part of a response for this long is closed. This includes
 /// paused video players, which request the rest of the video when they resume.
