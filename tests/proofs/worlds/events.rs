@@ -654,6 +654,11 @@ impl World {
         self.note(format!("retry of {video}: {status}"));
         self.occurred("retry");
         assert!([202, 404, 409].contains(&status), "retry: {status}");
+        // A failed video can be retried before anything was pushed for it: the branch really does not
+        // contain it then.
+        if status == 202 && self.videos[video].versions.is_empty() {
+            self.videos[video].kept = false;
+        }
     }
 
     /// The next upload of a video is not answered, and is committed after a newer one.

@@ -141,8 +141,12 @@ impl World {
             match fault {
                 Fault::Stale { long } => {
                     if long {
-                        // The server has stopped waiting for the newer head: only a sweep finds it.
-                        self.videos.iter_mut().for_each(|video| video.lost = true);
+                        // The server has stopped waiting for the newer head: only a sweep finds it. It may
+                        // have published the older one since the last check: a head that was served for two
+                        // minutes is accepted.
+                        for video in &mut self.videos {
+                            (video.lost, video.floor) = (true, 0);
+                        }
                     }
                     self.t.github.serve_head(None);
                     self.t.github.serve_stale_head(self.t.github.head(), []);

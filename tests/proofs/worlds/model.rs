@@ -459,8 +459,13 @@ impl World {
         let Some(stored) = of(&hex::encode(Sha256::digest(&bytes))) else {
             panic!("the object of row {video} was never pushed for it");
         };
-        // The upload of a later version has ended.
-        let replaced = !settled && head_of(stored).is_some();
+        // The upload of a later version has ended. If its row could not be updated then, the version is
+        // published by the next attempt after a configuration failure, which can be a day later.
+        let code = Code::parse(&seen.code);
+        let blocked = seen.state.as_deref() == Some("failed")
+            && model.excuses.contains(&Code::RowDenied)
+            && code.is_some_and(|code| code.class() == Class::Configuration);
+        let replaced = (!settled || blocked) && head_of(stored).is_some();
         // Nothing in the branch can replace what an interrupted attempt has uploaded.
         let head = self.head_files(video).mp4;
         let irreplaceable = !head.is_some_and(|head| self.version(video, head).good);
