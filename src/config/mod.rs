@@ -218,7 +218,7 @@ impl Config {
     /// Reads the address of the server on this machine, to which commands send the admin token.
     ///
     /// # Errors
-    /// Every problem with it, including that the token could reach somebody else there.
+    /// Returns all problems, including that the token would be sent to another server or without encryption.
     pub fn local_server(sources: &Sources) -> Result<SocketAddr, Vec<Problem>> {
         let mut reader = Reader::new(sources);
         let listen = read_listen(&mut reader);
@@ -532,6 +532,6 @@ fn refuse_foreign_addresses(r: &mut Reader<'_>, database_url: Option<&SecretStri
 /// Why an address in `.env` is refused, as the rest of a sentence after its name.
 fn foreign(secret: &str) -> String {
     format!(
-        "is set in `.env`, but {secret} in the environment, and a file in the working directory must not decide where an exported secret is sent: set both in the environment, or both in `.env`"
+        "is set in `.env`, but {secret} is set in the environment, and `.env` must not determine where a secret from the environment is sent: set both in the environment, or both in `.env`"
     )
 }

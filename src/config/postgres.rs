@@ -61,7 +61,7 @@ impl Tls {
         match self {
             Self::Loopback | Self::Private | Self::Verified => None,
             Self::AnyHost => Some(
-                "uses sslmode=verify-ca, so the database server is not distinguished from any other host that has a certificate of a public authority. Use sslmode=verify-full",
+                "uses sslmode=verify-ca, which does not check the host name, so any server with a certificate from a public authority can impersonate the database. Use sslmode=verify-full",
             ),
             Self::Unverified => Some(
                 "does not verify the certificate of the database server, so anyone on the network path can read and change the data. Use sslmode=verify-full&sslrootcert=<CA file>, and remove DATABASE_TLS=insecure",

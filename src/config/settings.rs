@@ -70,7 +70,7 @@ settings! {
     DATABASE_URL = secret, Words("none"),
         "connection string for the app's Postgres database; set it together with both `SUPABASE_` settings for Supabase mode, or set none of the three for embedded mode";
     DATABASE_TLS = plain, Value("verify"),
-        "`verify`: a Postgres host outside this machine and private networks needs `sslmode=verify-full` or `verify-ca` in `DATABASE_URL`; `insecure`: it does not, and anyone on the network path can read and change the data";
+        "`verify`: unless the Postgres host is on this machine or in a private network, `DATABASE_URL` must contain `sslmode=verify-full` or `verify-ca`; `insecure`: any `sslmode` is accepted, and anyone on the network path can read and change the data";
     SUPABASE_URL = plain, Words("none"),
         "URL of the Supabase project, used to access Storage";
     SUPABASE_SERVICE_ROLE_KEY = secret, Words("none"),

@@ -98,6 +98,17 @@ impl Sources {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => return self.refuse(".env", format!("cannot be read: {error}")),
         };
+        // dotenvy would replace `$NAME` by the value of the environment. A `.env` file of somebody else could then
+        // name an exported secret, and send it to an address of its choice.
+        let substitutes = |line: &str| {
+            let value = line.split_once('=').map_or(line, |(_, value)| value).trim();
+            value.contains('$') && !value.starts_with('\'') && !line.trim_start().starts_with('#')
+        };
+        if let Some(line) = text.lines().position(substitutes) {
+            let right =
+                "must not contain `$` outside single quotes, because variables are not replaced";
+            return self.refuse(".env", format!("{right} (line {})", line + 1));
+        }
         // dotenvy reports trailing blanks at the end of a file as an unfinished line, hence the line break.
         let text = text.trim_start_matches('\u{feff}').to_owned() + "\n";
         for line in dotenvy::from_read_iter(text.as_bytes()) {

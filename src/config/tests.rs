@@ -469,6 +469,24 @@ fn a_secret_may_be_in_a_file() {
 }
 
 #[test]
+fn dotenv_cannot_name_variables_of_the_environment() {
+    for line in [
+        "GITHUB_API_URL=http://h/${ADMIN_TOKEN}",
+        "A=\"$B\"",
+        "export A=x$B",
+    ] {
+        let mut sources = Sources::default();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".env");
+        fs::write(&path, format!("WORKERS=7\n{line}\n")).unwrap();
+        sources.read_dotenv(&path);
+        let problem = sources.problems[0].to_string();
+        assert!(problem.contains("(line 2)"), "{problem}");
+        assert!(sources.dotenv.is_empty());
+    }
+}
+
+#[test]
 fn a_dotenv_file_is_read_and_its_broken_lines_are_named_not_shown() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(".env");

@@ -111,7 +111,8 @@ pub fn payload_of_form(body: &[u8]) -> Result<Vec<u8>, Malformed> {
         .filter(|encoded| !encoded.contains(&b'&'))
         .ok_or_else(|| {
             Malformed(
-                "The form is not a single `payload` field. Send it the way GitHub does.".to_owned(),
+                "The form does not consist of a single `payload` field. Send it as GitHub does."
+                    .to_owned(),
             )
         })?;
     let mut json = Vec::with_capacity(encoded.len());

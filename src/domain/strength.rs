@@ -1,5 +1,5 @@
-//! How hard a secret is to guess, by a simple estimate. It can only recognize bad secrets: nothing shows
-//! whether a secret that looks random is.
+//! Estimates how hard a secret is to guess. The estimate detects weak secrets; it cannot prove that a secret
+//! is random.
 
 use std::collections::BTreeSet;
 
@@ -59,7 +59,7 @@ pub enum Strength {
     Trivial,
     /// It has little variety, or fewer than 128 bits.
     Weak,
-    /// Nothing is known against it.
+    /// No weakness was found.
     Strong,
 }
 

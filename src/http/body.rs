@@ -1,5 +1,5 @@
-//! Reads the bodies of deliveries. Nothing is known about a sender before the whole body is read and its
-//! signature verified, so the memory for all bodies is limited, and slow senders give way to others.
+//! Reads the bodies of deliveries. A sender is unauthenticated until its whole body is read and the signature
+//! is verified, so the memory for all bodies is limited, and slow senders give way to others.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,8 @@ use super::{ErrorCode, Problem};
 /// GitHub's are smaller.
 const SMALL_BYTES_MAX: usize = 16 << 10;
 
-/// Bodies up to this size, in bytes, are stored in the heap, which is not returned to the operating system.
+/// Bodies up to this size, in bytes, are stored on the heap. Larger ones are mapped, because the allocator does
+/// not return all freed memory to the operating system.
 const HEAP_BYTES_MAX: usize = 4 << 10;
 
 /// Bodies up to this size, in bytes, share [`MEDIUM_MEMORY_KIB`]. Larger bodies are read one at a time.
@@ -33,12 +34,16 @@ const LARGE_BODIES_MAX: usize = 3;
 /// The maximum time to receive a body, and to wait for memory. GitHub waits ten seconds for a response.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A sender is slow while it sends less than [`WINDOW_BYTES_MIN`] within this time. If others wait for memory
-/// then, it gives way. The time is longer than a round trip around the world.
+/// A sender is slow while it sends less than [`WINDOW_BYTES_MIN`] within this time, which is longer than a round
+/// trip around the world.
 const WINDOW: Duration = Duration::from_millis(300);
 
 /// See [`WINDOW`].
 const WINDOW_BYTES_MIN: usize = 4 << 10;
+
+/// While others wait for memory, a sender must send this much within [`WINDOW`], in bytes. Otherwise, few senders
+/// that are just fast enough could occupy all of it.
+const WINDOW_BYTES_MIN_IF_WANTED: usize = 48 << 10;
 
 /// The maximum time in total for which a sender may be slow, even if nobody waits.
 const SLOW_MAX: Duration = Duration::from_secs(3);
@@ -195,12 +200,12 @@ impl BodyMemory {
             if window.elapsed() >= WINDOW {
                 if in_window < WINDOW_BYTES_MIN {
                     slow += window.elapsed();
-                    if slow > SLOW_MAX {
-                        return Err(too_slow());
-                    }
-                    if received.is_wanted() {
-                        return Err(busy());
-                    }
+                }
+                if slow > SLOW_MAX {
+                    return Err(too_slow());
+                }
+                if in_window < WINDOW_BYTES_MIN_IF_WANTED && received.is_wanted() {
+                    return Err(busy());
                 }
                 (window, in_window) = (Instant::now(), 0);
             }

@@ -23,8 +23,8 @@ const AGE_MAX: Duration = Duration::from_secs(300);
 /// Bytes that count as received at the beginning, so that a new client is not the slowest one.
 const CREDIT_BYTES: u64 = 16 << 10;
 
-/// A connection is not closed earlier, so that clients that connect again and again leave others the time for a
-/// request.
+/// The minimum time before a connection can be closed, so that clients that reconnect constantly leave others
+/// enough time for a request.
 const UNDISTURBED: Duration = Duration::from_millis(500);
 
 /// The maximum number of connections that are being closed and still occupy memory.
@@ -165,7 +165,7 @@ impl Connection {
         self.closing.cancelled().await;
     }
 
-    /// Begins to read. Until then, a busy server and not the client is slow.
+    /// Begins to read. Any delay before this call is caused by the server, not by the client.
     pub fn begin(&self) {
         if let Some(client) = self.all.open().clients.get_mut(&self.id) {
             client.since = Some(Instant::now());
@@ -189,7 +189,7 @@ impl Connection {
         request >= REQUESTS_MAX || self.opened.elapsed() >= AGE_MAX
     }
 
-    /// Waits for `future`, which is not the client's fault: it is not disconnected, and the time does not count.
+    /// Waits for `future`. Until it completes, the client is not disconnected, and the time does not count.
     pub async fn pause<T>(&self, future: impl Future<Output = T>) -> T {
         let (began, all) = (Instant::now(), &self.all);
         if let Some(client) = all.open().clients.get_mut(&self.id) {

@@ -154,7 +154,7 @@ impl Branch {
             if heads.is_replaced && !is_late {
                 return self.is_not_current(served, &heads).await;
             }
-            // One commit that the head is not newer than decides, so the others need no call.
+            // If the head is not newer than one of the commits, the others need no call.
             for commit in heads.to_compare(served) {
                 let relation = self.github.relation(commit, served).await;
                 if !heads.is_newer(relation, is_late) {

@@ -86,7 +86,7 @@ fn describe_all() {
     describe_counter!(REFUSED, "Refused requests and connections by reason");
     describe_counter!(
         WRONG_TOKENS,
-        "Wrong admin tokens by the path they were sent on"
+        "Incorrect admin tokens by path: `bearer` or `form`"
     );
     describe_histogram!(ACCEPT, Unit::Seconds, "Time to respond to a delivery");
     describe_gauge!(VIDEOS, "Videos by state");

@@ -64,7 +64,7 @@ fn tls(protection: Tls, report: &mut Report) {
     } else {
         report.warn(
             id,
-            "The host in DATABASE_URL is in a private network, so no certificate for that host is required. If others use the network, add sslmode=verify-full&sslrootcert=<CA file>.",
+            "The host in DATABASE_URL is in a private network, so no certificate is required. If the network is shared with others, add sslmode=verify-full&sslrootcert=<CA file>.",
         );
     }
 }
