@@ -211,7 +211,7 @@ async fn bodies_that_are_only_announced_keep_no_delivery_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_keep_no_delivery_out() {
-    attacked_by(&[Kind::KeepAlive], 2_060).await;
+    attacked_by(&[Kind::KeepAlive], 2_400).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
