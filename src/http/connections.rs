@@ -86,9 +86,9 @@ impl Connections {
     /// Registers a new connection. If there are too many, disconnects the slowest client, or waits while all
     /// of them are trusted.
     pub async fn register(self: &Arc<Self>) -> Connection {
-        // Never closed, so there is a permit at some time.
-        let permit = self.permits.clone().acquire_owned().await.ok();
-        while !self.open().has_room() {
+        let permit = self.permits.clone().acquire_owned().await;
+        let permit = permit.expect("never closed");
+        while !self.open().accepts_another() {
             tokio::time::sleep(WAIT).await;
         }
         let client = Client {
@@ -123,9 +123,9 @@ impl Open {
         self.last_id
     }
 
-    /// Whether there is room for another connection. If there is not, disconnects the client with the lowest
-    /// receive rate.
-    fn has_room(&mut self) -> bool {
+    /// Disconnects the client with the lowest receive rate if there are too many connections. Returns whether
+    /// another one can be accepted.
+    fn accepts_another(&mut self) -> bool {
         if self.clients.len() < CONNECTIONS_MAX {
             return true;
         }
@@ -151,7 +151,7 @@ pub struct Connection {
     requests: AtomicU64,
     bytes: Arc<AtomicU64>,
     closing: CancellationToken,
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
@@ -167,20 +167,18 @@ impl Connection {
 
     /// Begins to read. Any delay before this call is caused by the server, not by the client.
     pub fn begin(&self) {
-        if let Some(client) = self.all.open().clients.get_mut(&self.id) {
-            client.since = Some(Instant::now());
-        }
+        self.update(|client| client.since = Some(Instant::now()));
     }
 
     /// Begins a request. Returns its number on this connection.
     pub fn begin_request(&self) -> u64 {
-        if let Some(client) = self.all.open().clients.get_mut(&self.id) {
+        self.update(|client| {
             client.is_paused = false;
             if std::mem::take(&mut client.is_trusted) {
                 client.since = Some(Instant::now());
-                self.bytes.store(0, Ordering::Relaxed);
+                client.bytes.store(0, Ordering::Relaxed);
             }
-        }
+        });
         1 + self.requests.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -191,23 +189,26 @@ impl Connection {
 
     /// Waits for `future`. Until it completes, the client is not disconnected, and the time does not count.
     pub async fn pause<T>(&self, future: impl Future<Output = T>) -> T {
-        let (began, all) = (Instant::now(), &self.all);
-        if let Some(client) = all.open().clients.get_mut(&self.id) {
-            client.is_paused = true;
-        }
+        let began = Instant::now();
+        self.update(|client| client.is_paused = true);
         let output = future.await;
-        if let Some(client) = all.open().clients.get_mut(&self.id) {
+        self.update(|client| {
             client.is_paused = false;
             client.since = client.since.map(|since| since + began.elapsed());
-        }
+        });
         output
     }
 
     /// Keeps the connection until the next request begins, no matter how slow the client is. Called once a
     /// request has a valid signature or turns out to come from an operator.
     pub fn trust(&self) {
+        self.update(|client| client.is_trusted = true);
+    }
+
+    /// Changes this client, unless it is being disconnected.
+    fn update(&self, change: impl FnOnce(&mut Client)) {
         if let Some(client) = self.all.open().clients.get_mut(&self.id) {
-            client.is_trusted = true;
+            change(client);
         }
     }
 }

@@ -33,8 +33,6 @@ use crate::pipeline::intake::Intake;
 use crate::pipeline::sweep::Sweep;
 use crate::services::github::Github;
 use crate::services::storage::Store;
-use crate::telemetry::metrics::TokenPath;
-use session::Access;
 
 use connections::Connection;
 
@@ -162,13 +160,8 @@ async fn admin_only(
     if app.admin_token.is_none() {
         return Err(Problem::not_found());
     }
-    match session::access(&app, request.method(), request.headers()) {
-        Access::Admin => {
-            connection.trust();
-            return Ok(next.run(request).await);
-        }
-        Access::WrongToken => app.wrong_tokens.slow_down(TokenPath::Bearer).await?,
-        Access::Anonymous => {}
+    if session::authorize(&app, &connection, request.method(), request.headers()).await? {
+        return Ok(next.run(request).await);
     }
     Err(Problem::new(
         ErrorCode::Unauthorized,

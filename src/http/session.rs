@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, Method, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Semaphore;
 
+use super::connections::Connection;
 use super::{AppState, ErrorCode, Problem, header_value};
 use crate::domain::signature::{same_secret, sign, verify};
 use crate::telemetry::metrics::{self, TokenPath};
@@ -61,9 +62,29 @@ impl WrongTokens {
     }
 }
 
+/// Whether a request comes from an operator. If so, its connection is trusted. A wrong token is slowed down.
+///
+/// # Errors
+/// Too many wrong tokens were sent, see [`WrongTokens`].
+pub(super) async fn authorize(
+    app: &AppState,
+    connection: &Connection,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<bool, Problem> {
+    match access(app, method, headers) {
+        Access::Admin => {
+            connection.trust();
+            return Ok(true);
+        }
+        Access::WrongToken => app.wrong_tokens.slow_down(TokenPath::Bearer).await?,
+        Access::Anonymous => {}
+    }
+    Ok(false)
+}
+
 /// What a request may do.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Access {
+enum Access {
     /// Everything: it has the admin token or a valid session cookie.
     Admin,
     /// It has neither.
@@ -74,7 +95,7 @@ pub(super) enum Access {
 
 /// The access of a request. With a cookie, requests that change something must come from our own pages, because
 /// other sites can make a browser send it.
-pub(super) fn access(app: &AppState, method: &Method, headers: &HeaderMap) -> Access {
+fn access(app: &AppState, method: &Method, headers: &HeaderMap) -> Access {
     let Some(token) = &app.admin_token else {
         return Access::Anonymous;
     };
@@ -82,7 +103,7 @@ pub(super) fn access(app: &AppState, method: &Method, headers: &HeaderMap) -> Ac
         .get(header::AUTHORIZATION)
         .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     if let Some(sent) = sent {
-        return if same_secret(sent, token.expose_secret().as_bytes()) {
+        return if is_admin_token(token, sent) {
             Access::Admin
         } else {
             Access::WrongToken
@@ -94,9 +115,9 @@ pub(super) fn access(app: &AppState, method: &Method, headers: &HeaderMap) -> Ac
     Access::Anonymous
 }
 
-/// Whether the token of a sign-in is the admin token.
-pub(super) fn is_admin_token(token: &SecretString, sent: &str) -> bool {
-    same_secret(sent.as_bytes(), token.expose_secret().as_bytes())
+/// Whether a client sent the admin token.
+pub(super) fn is_admin_token(token: &SecretString, sent: &[u8]) -> bool {
+    same_secret(sent, token.expose_secret().as_bytes())
 }
 
 /// Whether the client uses HTTPS, according to the proxy in front of this server. The first of several proxies

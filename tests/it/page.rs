@@ -322,31 +322,11 @@ async fn wrong_sign_ins_are_slowed_and_the_right_token_always_works() {
     };
     let (guesses, fastest) = tokio::join!(join_all(guesses), right);
     assert!(fastest < Duration::from_secs(1), "{fastest:?}");
-    let (slowed, refused): (Vec<_>, Vec<_>) = guesses
-        .into_iter()
-        .partition(|(answer, _)| answer.status() == 401);
-    assert!(!slowed.is_empty() && slowed.len() < 200, "{}", slowed.len());
-    assert!(
-        slowed
-            .iter()
-            .all(|(_, took)| *took >= Duration::from_secs(1))
-    );
-    for (answer, _) in refused {
-        assert_eq!(answer.status(), 429);
-        assert_eq!(answer.headers()["retry-after"], "1");
-        assert!(
-            answer
-                .text()
-                .await
-                .unwrap()
-                .contains("Too many incorrect tokens")
-        );
+    let refused = t.expect_slowed_down(guesses, "form").await;
+    for answer in refused {
+        let text = answer.text().await.unwrap();
+        assert!(text.contains("Too many incorrect tokens"));
     }
-    let metrics = t.get("/metrics").await.json;
-    let line = "video_ingest_wrong_tokens_total{path=\"form\"} ";
-    let count = metrics.as_str().unwrap().split(line).nth(1).unwrap();
-    let count: u64 = count.lines().next().unwrap().parse().unwrap();
-    assert!(count >= 200, "{count}");
     t.finish().await;
 }
 

@@ -65,6 +65,27 @@ scenario! {
         t.expect_ready(&v2).await;
     }
 
+    a_stale_read_of_a_replaced_head_is_not_believed_although_github_can_compare_it(t) {
+        let v1 = Video::good();
+        let v2 = v1.rerendered(SECOND);
+        t.row(&v1).await;
+        let start = t.github.head();
+        t.push(&v1).await;
+        t.work().await;
+        t.expect_ready(&v1).await;
+        let replaced = t.github.head();
+        t.github.force_to(start);
+        let amended = t.commit(&v2);
+        t.github.serve_stale_head(replaced, [true, false]);
+        t.deliver(&t.github.push(replaced, amended)).await.expect_accepted();
+        t.work().await;
+        assert_eq!(t.github.stale_reads(), 1);
+        assert_eq!(t.video(&v1).await["state"], "queued");
+        t.later(LAG);
+        t.work().await;
+        t.expect_ready(&v2).await;
+    }
+
     a_new_video_of_a_forced_push_is_not_failed_before_it_is_served(t) {
         let (old, new) = (Video::good(), Video::good());
         t.row(&new).await;

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::{ErrorPage, render};
 use crate::http::connections::Connection;
 use crate::http::problem::RATE_LIMITED_SECONDS;
-use crate::http::session::{self, Access};
+use crate::http::session;
 use crate::http::{AppState, Problem, header_value};
 use crate::telemetry::metrics::TokenPath;
 
@@ -31,17 +31,10 @@ pub(in crate::http) async fn require_session(
     request: Request,
     next: Next,
 ) -> Response {
-    match session::access(&app, request.method(), request.headers()) {
-        Access::Admin => {
-            connection.trust();
-            return next.run(request).await;
-        }
-        Access::WrongToken => {
-            if let Err(problem) = app.wrong_tokens.slow_down(TokenPath::Bearer).await {
-                return problem.into_response();
-            }
-        }
-        Access::Anonymous => {}
+    match session::authorize(&app, &connection, request.method(), request.headers()).await {
+        Ok(true) => return next.run(request).await,
+        Ok(false) => {}
+        Err(problem) => return problem.into_response(),
     }
     if request.method() != Method::GET {
         return ErrorPage {
@@ -101,7 +94,7 @@ pub(in crate::http) async fn submit(
             form("Your browser did not confirm that the form came from this server. Try again.");
         return (StatusCode::FORBIDDEN, form).into_response();
     }
-    if session::is_admin_token(admin_token, token.trim()) {
+    if session::is_admin_token(admin_token, token.trim().as_bytes()) {
         tracing::info!("operator signed in");
         let cookie = session::begin(&app, admin_token, &headers);
         let to = Redirect::to(local_path(&next).unwrap_or("/"));

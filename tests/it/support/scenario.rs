@@ -806,6 +806,32 @@ impl Scenario {
         );
     }
 
+    /// Expects that wrong tokens were answered late, some of them refused at once, and that all are counted.
+    /// `guesses`: the responses, and the times until they came. Returns the responses of those refused.
+    pub async fn expect_slowed_down(
+        &self,
+        guesses: Vec<(reqwest::Response, Duration)>,
+        path: &str,
+    ) -> Vec<reqwest::Response> {
+        let all = guesses.len();
+        let (slowed, refused): (Vec<_>, Vec<_>) = guesses
+            .into_iter()
+            .partition(|(answer, _)| answer.status() == 401);
+        assert!(!slowed.is_empty() && slowed.len() < all, "{}", slowed.len());
+        let mut took = slowed.iter().map(|(_, took)| *took);
+        assert!(took.all(|took| took >= Duration::from_secs(1)));
+        for (answer, _) in &refused {
+            assert_eq!(answer.status(), 429);
+            assert_eq!(answer.headers()["retry-after"], "1");
+        }
+        let metrics = self.get("/metrics").await.json;
+        let line = format!("video_ingest_wrong_tokens_total{{path=\"{path}\"}} ");
+        let count = metrics.as_str().unwrap().split(&line).nth(1).unwrap();
+        let count: usize = count.lines().next().unwrap().parse().unwrap();
+        assert!(count >= all, "{count}");
+        refused.into_iter().map(|(answer, _)| answer).collect()
+    }
+
     /// Allows ERROR log lines that contain this text.
     pub fn expect_error(&mut self, part: &'static str) {
         self.expected_errors.push(part);
