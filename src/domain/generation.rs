@@ -30,12 +30,21 @@ pub enum GenerationStatus {
         /// The cause.
         reason: String,
     },
+    /// The agent cannot continue until a person acts.
+    Blocked {
+        /// What it is waiting for.
+        reason: String,
+    },
     /// The response does not determine the status.
     Unknown {
-        /// The cause. Begins with `blocked: ` if a user has to act.
+        /// The cause.
         reason: String,
     },
 }
+
+/// The start of the reason of an unknown status, if the agent was blocked. Only in statuses that were stored
+/// before there was a kind of its own for that.
+const BLOCKED_PREFIX: &str = "blocked: ";
 
 impl GenerationStatus {
     /// Parses the database's form. An unrecognized kind is unknown.
@@ -44,8 +53,17 @@ impl GenerationStatus {
             "generating" => Self::Generating,
             "finished" => Self::Finished,
             "failed" => Self::Failed { reason },
-            _ => Self::Unknown { reason },
+            "blocked" => Self::Blocked { reason },
+            _ => match reason.strip_prefix(BLOCKED_PREFIX) {
+                Some(reason) => Self::blocked(reason),
+                None => Self::Unknown { reason },
+            },
         }
+    }
+
+    /// Whether the agent cannot continue until a person acts.
+    pub const fn needs_person(&self) -> bool {
+        matches!(self, Self::Blocked { .. })
     }
 
     /// Whether two statuses are equal except for the reason.
@@ -58,10 +76,10 @@ impl GenerationStatus {
         match self {
             Self::Generating => "The agent is working on it.".to_owned(),
             Self::Finished => "The agent finished; its push has not arrived yet.".to_owned(),
-            Self::Failed { reason } => format!("OpenHands reported a failure: {reason}."),
-            Self::Unknown { reason } => {
-                format!("The generation status is unknown: {reason}.")
-            }
+            Self::Failed { reason } | Self::Unknown { reason } => sentence(reason),
+            Self::Blocked { reason } => sentence(&format!(
+                "{reason}; open its conversation in OpenHands to let it continue"
+            )),
         }
     }
 
@@ -71,21 +89,29 @@ impl GenerationStatus {
             Self::Generating => "generating",
             Self::Finished => "finished",
             Self::Failed { .. } => "failed",
+            Self::Blocked { .. } => "blocked",
             Self::Unknown { .. } => "unknown",
         }
     }
 
-    /// The cause of a failed or unknown status; empty otherwise.
+    /// The cause of a failed, blocked or unknown status; empty otherwise.
     pub fn reason(&self) -> &str {
         match self {
             Self::Generating | Self::Finished => "",
-            Self::Failed { reason } | Self::Unknown { reason } => reason,
+            Self::Failed { reason } | Self::Blocked { reason } | Self::Unknown { reason } => reason,
         }
     }
 
     /// Creates a failed status.
     pub fn failed(reason: impl Into<String>) -> Self {
         Self::Failed {
+            reason: reason.into(),
+        }
+    }
+
+    /// Creates a blocked status.
+    pub fn blocked(reason: impl Into<String>) -> Self {
+        Self::Blocked {
             reason: reason.into(),
         }
     }
@@ -103,11 +129,14 @@ impl GenerationStatus {
     }
 
     fn awaiting_confirmation() -> Self {
-        Self::unknown("blocked: the agent is waiting for confirmation")
+        Self::blocked("the agent is waiting for confirmation")
     }
 
     fn unrecognized(word: &str) -> Self {
-        Self::unknown(format!("unrecognized status {}", Word(word)))
+        Self::unknown(format!(
+            "OpenHands reported an unrecognized status: {}",
+            Word(word)
+        ))
     }
 }
 
@@ -151,8 +180,8 @@ impl Status {
             ) => end,
             // The reason for which the agent was waiting is more helpful than "paused".
             (
-                Self::Over(GenerationStatus::Unknown { .. }),
-                LastState::Is(why @ GenerationStatus::Unknown { .. }),
+                Self::Over(GenerationStatus::Blocked { .. }),
+                LastState::Is(why @ GenerationStatus::Blocked { .. }),
             ) => why,
             (Self::Over(otherwise), _) => otherwise,
         }
@@ -190,7 +219,7 @@ impl Conversation {
         match sandbox.to_ascii_uppercase().as_str() {
             "STARTING" => Status::Says(GenerationStatus::Generating),
             "RUNNING" => Status::Says(self.while_running(now_ms)),
-            "PAUSED" => Status::Over(GenerationStatus::unknown(
+            "PAUSED" => Status::Over(GenerationStatus::blocked(
                 "the agent's sandbox was paused before the agent finished",
             )),
             "ERROR" => Status::Over(GenerationStatus::failed("the agent's sandbox failed")),
@@ -203,7 +232,7 @@ impl Conversation {
         match &self.execution_status {
             Some(word) if !word.eq_ignore_ascii_case("idle") => execution(word),
             _ if self.is_fresh(now_ms) => GenerationStatus::Generating,
-            Some(_) => GenerationStatus::unknown("the agent is idle and has not finished"),
+            Some(_) => GenerationStatus::blocked("the agent is idle and has not finished"),
             None => GenerationStatus::unknown("the agent has not reported its state"),
         }
     }
@@ -223,7 +252,7 @@ fn execution(word: &str) -> GenerationStatus {
         "finished" => GenerationStatus::Finished,
         "error" => GenerationStatus::failed("the agent stopped with an error"),
         "stuck" => GenerationStatus::failed("the agent got stuck"),
-        "paused" => GenerationStatus::unknown("the agent was paused"),
+        "paused" => GenerationStatus::blocked("the agent was paused"),
         "deleting" => GenerationStatus::unknown("the conversation is being deleted"),
         "waiting_for_confirmation" => GenerationStatus::awaiting_confirmation(),
         _ => GenerationStatus::unrecognized(word),
@@ -334,7 +363,7 @@ impl V0Conversation {
         match status.to_ascii_uppercase().as_str() {
             "STARTING" => Status::Says(GenerationStatus::Generating),
             "RUNNING" => Status::Live,
-            "STOPPED" | "ARCHIVED" => Status::Over(GenerationStatus::unknown(
+            "STOPPED" | "ARCHIVED" => Status::Over(GenerationStatus::blocked(
                 "the agent was stopped before it finished",
             )),
             "ERROR" => Status::Over(GenerationStatus::failed("the agent stopped with an error")),
@@ -390,10 +419,34 @@ fn agent_state(word: &str) -> GenerationStatus {
         "finished" | "awaiting_user_input" => GenerationStatus::Finished,
         "error" => GenerationStatus::failed("the agent stopped with an error"),
         "rejected" => GenerationStatus::failed("the agent rejected the task"),
-        "paused" | "stopped" => GenerationStatus::unknown("the agent was paused"),
+        "paused" | "stopped" => GenerationStatus::blocked("the agent was paused"),
         "awaiting_user_confirmation" => GenerationStatus::awaiting_confirmation(),
         _ => GenerationStatus::unrecognized(word),
     }
+}
+
+/// `reason` as a sentence: with a capital letter and a full stop.
+fn sentence(reason: &str) -> String {
+    let mut chars = reason.chars();
+    let first = chars.next().map(|first| first.to_uppercase());
+    let mut text: String = first.into_iter().flatten().chain(chars).collect();
+    if !text.ends_with(['.', '!', '?', '…']) {
+        text.push('.');
+    }
+    text
+}
+
+/// The web page of a conversation; `None` if `id` is not the id of one, or `api_url` is not an HTTP URL.
+///
+/// Only for the browser of a person: the page requires the sign-in of OpenHands.
+pub fn conversation_url(api_url: &str, id: &str) -> Option<String> {
+    let id = conversation_id(id)?.simple();
+    let is_http = ["http://", "https://"].iter().any(|scheme| {
+        let start = api_url.get(..scheme.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    });
+    let api_url = api_url.trim_end_matches('/');
+    is_http.then(|| format!("{api_url}/conversations/{id}"))
 }
 
 /// Parses the id of a conversation: 32 hexadecimal digits or a hyphenated UUID.
@@ -543,6 +596,61 @@ mod tests {
     }
 
     const FIXTURE_CASES: usize = 74;
+
+    #[test]
+    fn every_status_is_one_sentence_without_a_prefix() {
+        let stored = GenerationStatus::from_stored;
+        let next = "open its conversation in OpenHands to let it continue.";
+        for (kind, reason, expected) in [
+            ("generating", "", "The agent is working on it.".to_owned()),
+            (
+                "failed",
+                "the agent got stuck",
+                "The agent got stuck.".into(),
+            ),
+            (
+                "failed",
+                "OpenHands said: no!",
+                "OpenHands said: no!".into(),
+            ),
+            (
+                "blocked",
+                "the agent's sandbox was paused",
+                format!("The agent's sandbox was paused; {next}"),
+            ),
+            (
+                "unknown",
+                "the agent has not reported its state",
+                "The agent has not reported its state.".into(),
+            ),
+            // As stored by earlier releases.
+            (
+                "unknown",
+                "blocked: the agent is waiting for confirmation",
+                format!("The agent is waiting for confirmation; {next}"),
+            ),
+        ] {
+            let status = stored(kind, reason.into());
+            assert_eq!(status.sentence(), expected);
+            assert_eq!(status.needs_person(), expected.ends_with(next));
+        }
+        let read = stored("unknown", "blocked: x".into());
+        assert_eq!((read.as_str(), read.reason()), ("blocked", "x"));
+    }
+
+    #[test]
+    fn a_conversation_has_a_web_page() {
+        let id = "4F1C2B7E-9d3a-4c5f-8e6b-0a1d2c3b4a59";
+        let page = |url: &str| conversation_url(url, id);
+        let expected = "https://app.example/conversations/4f1c2b7e9d3a4c5f8e6b0a1d2c3b4a59";
+        assert_eq!(page("https://app.example").as_deref(), Some(expected));
+        assert_eq!(page("https://app.example/").as_deref(), Some(expected));
+        assert!(page("HTTP://127.0.0.1:3000").is_some());
+        for other in ["javascript:alert(1)//", "", "ftp://app.example", "é"] {
+            assert_eq!(page(other), None, "{other}");
+        }
+        assert_eq!(conversation_url("https://app.example", "../admin"), None);
+    }
 
     #[test]
     fn a_state_beyond_the_page_limit_is_unknown() {

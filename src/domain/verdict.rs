@@ -335,10 +335,13 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
                 Code::GenerationFailed,
                 format!("Video generation failed: {reason}."),
             ),
-            GenerationStatus::Failed { reason } => Verdict::Unknown(format!(
-                "OpenHands reported a failure ({reason}); the next sweep will confirm it."
+            GenerationStatus::Failed { .. } => Verdict::Unknown(format!(
+                "{} The next sweep will confirm it.",
+                status.sentence()
             )),
-            GenerationStatus::Unknown { .. } => Verdict::Unknown(status.sentence()),
+            GenerationStatus::Blocked { .. } | GenerationStatus::Unknown { .. } => {
+                Verdict::Unknown(status.sentence())
+            }
         },
     }
 }
@@ -630,7 +633,7 @@ mod tests {
         let generating = |why: &str| Verdict::Generating(why.into());
         let unknown = |why: &str| Verdict::Unknown(why.into());
         let awaited = || generating("The agent finished; its push has not arrived yet.");
-        let first = "OpenHands reported a failure (it broke); the next sweep will confirm it.";
+        let first = "It broke. The next sweep will confirm it.";
         let fail = |code, why: &str| Verdict::Fail(code, why.into());
         let never_pushed = "The agent finished but did not push a video within 15 min.";
         let cases = [
@@ -652,7 +655,11 @@ mod tests {
             ),
             (
                 reported(GenerationStatus::unknown("who knows"), Some(99_999)),
-                unknown("The generation status is unknown: who knows."),
+                unknown("Who knows."),
+            ),
+            (
+                reported(GenerationStatus::blocked("it waits"), Some(99_999)),
+                unknown("It waits; open its conversation in OpenHands to let it continue."),
             ),
             (reported(GenerationStatus::Finished, None), awaited()),
             (reported(GenerationStatus::Finished, Some(899)), awaited()),

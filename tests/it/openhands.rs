@@ -9,9 +9,11 @@ use video_ingest::clock::Clock;
 use video_ingest::domain::generation::OpenHandsVersion;
 use video_ingest::services::openhands::{self, Pacing, Probed, Rate};
 
+use crate::scenario;
 use crate::support::fake_openhands::{
     FakeOpenHands, Fault, KEY, PAGE, PROMPT, SESSION_KEY, Server,
 };
+use crate::sweep::{generating, outcome, sweep};
 
 /// Ids of conversations, in the order in which they are requested.
 fn id(n: u128) -> Uuid {
@@ -443,4 +445,19 @@ async fn the_fake_has_the_quirks_of_the_api() {
         get(format!("{}{v0}", own.url), KEY).await,
         json(200, "null")
     );
+}
+
+scenario! {
+    an_agent_that_needs_a_person_is_blocked(t) {
+        let (video, conversation) = generating(t).await;
+        t.agent.conversation(conversation, "PAUSED", None);
+        for _ in 0..2 {
+            let report = sweep(t, "").await;
+            let paused = "The agent's sandbox was paused before the agent finished; open its conversation in OpenHands to let it continue.";
+            assert_eq!(outcome(&report, &video), format!("unknown: {paused}"));
+            assert_eq!(t.video(&video).await["message"], paused);
+        }
+        let stored = t.text("select status from video_ingest.statuses").await;
+        assert_eq!(stored.as_deref(), Some("blocked"));
+    }
 }

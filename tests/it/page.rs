@@ -211,10 +211,10 @@ scenario! {
     a_generating_video_shows_the_last_agent_status(t) {
         let video = Video::good();
         t.row(&video).await;
-        let status = GenerationStatus::unknown("the sandbox was paused");
+        let status = GenerationStatus::blocked("the sandbox was paused");
         t.db.keep_statuses(&[(video.key, "c", &status)]).await.unwrap();
         let list = Browser::signed_in(t).await.text("/").await;
-        assert!(list.contains("generation status is unknown: the sandbox was paused."), "{list}");
+        assert!(list.contains("The sandbox was paused; open its conversation in OpenHands to let it continue."), "{list}");
     }
 
     a_video_is_retried_from_the_page(t) {

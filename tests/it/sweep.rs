@@ -45,7 +45,7 @@ fn expect_sums(report: &Value) {
 }
 
 /// `outcome: detail`, or nothing if the video was not checked.
-fn outcome(report: &Value, video: &Video) -> String {
+pub fn outcome(report: &Value, video: &Video) -> String {
     let videos = report["videos"].as_array().unwrap();
     let mut of_it = videos
         .iter()
@@ -72,7 +72,7 @@ pub async fn expect_nothing_written(t: &Scenario, query: &str) -> Value {
 }
 
 /// A video whose row names an agent's conversation.
-async fn generating(t: &Scenario) -> (Video, Uuid) {
+pub async fn generating(t: &Scenario) -> (Video, Uuid) {
     let (video, conversation) = (Video::good(), Uuid::new_v4());
     let row = AppRow {
         conversation: Some(conversation),
@@ -133,8 +133,8 @@ scenario! {
             (&unassigned, "generating: Nothing has been pushed yet."),
             (&working, "generating: The agent is working on it."),
             (&done, "generating: The agent finished; its push has not arrived yet."),
-            (&broken, "unknown: OpenHands reported a failure (the agent stopped with an error); the next sweep will confirm it."),
-            (&forgotten, "unknown: The generation status is unknown: OpenHands has no conversation with this ID."),
+            (&broken, "unknown: The agent stopped with an error. The next sweep will confirm it."),
+            (&forgotten, "unknown: OpenHands has no conversation with this ID."),
             (&late, "failed: No video was pushed within 6 h."),
             (&failed, "failed: out of credits"),
         ];
