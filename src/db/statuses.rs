@@ -11,6 +11,10 @@ use super::{Db, DbError, duration};
 use crate::domain::generation::GenerationStatus;
 use crate::domain::ids::VideoKey;
 
+/// A status that is reported again unchanged is written at most this often: `at` is the time of the last
+/// report, less up to this long.
+const UNCHANGED_EVERY: Duration = Duration::from_secs(60);
+
 /// The status that OpenHands last reported for a pending row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredStatus {
@@ -53,7 +57,7 @@ impl Db {
         }
         // `first_at` survives a new reason, but not a new status or conversation: a failure must be
         // reported twice for the same conversation before it counts. A time in the future, recorded before
-        // the clock was set back, counts as now. The last `where` avoids a write if nothing has changed,
+        // the clock was set back, counts as now. The last `where` avoids most writes if nothing has changed,
         // which is the common case.
         let statement = "insert into video_ingest.statuses as statuses
                 (video_id, conversation_id, status, detail, first_at, at)
@@ -68,7 +72,8 @@ impl Db {
                     and statuses.first_at <= {now}
                     then statuses.first_at else excluded.first_at end
             where statuses.status <> excluded.status or statuses.detail <> excluded.detail
-                or statuses.conversation_id <> excluded.conversation_id or statuses.first_at > {now}";
+                or statuses.conversation_id <> excluded.conversation_id or statuses.first_at > {now}
+                or statuses.at not between {now} - $2 and {now}";
         // Replicas that sweep at the same time write the same rows. A common order prevents deadlocks.
         let mut statuses: Vec<_> = statuses.iter().collect();
         statuses.sort_by_key(|(key, ..)| key.video_id);
@@ -79,8 +84,9 @@ impl Db {
                     "status": status.as_str(), "detail": status.reason()})
             })
             .collect();
-        self.execute(self.query(statement).bind(rows.to_string()))
-            .await?;
+        let unchanged_ms = UNCHANGED_EVERY.as_millis() as i64;
+        let query = self.query(statement).bind(rows.to_string());
+        self.execute(query.bind(unchanged_ms)).await?;
         Ok(())
     }
 }

@@ -460,4 +460,28 @@ scenario! {
         let stored = t.text("select status from video_ingest.statuses").await;
         assert_eq!(stored.as_deref(), Some("blocked"));
     }
+
+    the_time_of_the_last_status_is_recorded(t) {
+        let (_, conversation) = generating(t).await;
+        t.agent.conversation(conversation, "RUNNING", Some("running"));
+        let times = async || {
+            let times = "select cast(first_at as text) || ' ' || cast(at as text) from video_ingest.statuses";
+            let times = t.text(times).await.unwrap();
+            let (first, last) = times.split_once(' ').unwrap();
+            (first.parse::<i64>().unwrap(), last.parse::<i64>().unwrap())
+        };
+        sweep(t, "").await;
+        let (first_at, at) = times().await;
+        t.later(Duration::from_secs(30));
+        sweep(t, "").await;
+        assert_eq!(times().await, (first_at, at), "one write a minute");
+        t.later(Duration::from_secs(31));
+        sweep(t, "").await;
+        let (still_first_at, later) = times().await;
+        assert_eq!(still_first_at, first_at);
+        assert!((61_000..120_000).contains(&(later - at)), "{at} {later}");
+        t.earlier(Duration::from_secs(600));
+        sweep(t, "").await;
+        assert!(times().await.1 < at, "a time in the future is replaced");
+    }
 }

@@ -249,7 +249,7 @@ scenario! {
         t.agent.conversation(c, "RUNNING", Some("finished"));
         sweep(t, "").await;
         t.later(MINUTE * 14);
-        assert!(outcome(&expect_nothing_written(t, "").await, &never).starts_with("generating: "));
+        assert!(outcome(&sweep(t, "").await, &never).starts_with("generating: "));
         t.later(MINUTE * 2);
         assert_eq!(outcome(&sweep(t, "").await, &never), "failed: The agent finished but did not push a video within 15 min.");
         t.expect_reported(&never, "finished_without_video").await;
