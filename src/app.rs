@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::config::{Config, Database, MissingRow, OpenHandsConfig, StoreConfig};
 use crate::db::{Db, DbError, RowOwner};
+use crate::domain::links::Sites;
 use crate::domain::plan::Waits;
 use crate::format::causes;
 use crate::http::{self, AppState, STREAMS_MAX};
@@ -174,6 +175,9 @@ impl App {
             body_memory: Arc::default(),
             event_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             wrong_tokens: Arc::default(),
+            refusals: Arc::default(),
+            sites: Arc::new(sites(&config)),
+            reconcile_interval: config.reconcile_interval,
             overview: Arc::default(),
             metrics: Arc::default(),
             ready: Arc::default(),
@@ -372,6 +376,22 @@ pub async fn existing_database(config: &Config, clock: Clock) -> Result<Option<D
         return Ok(None);
     }
     connect(config, clock).await.map(Some)
+}
+
+/// The web pages of the configured services.
+fn sites(config: &Config) -> Sites {
+    let github = &config.github;
+    let supabase = match &config.store {
+        StoreConfig::Supabase { url, .. } => Some(url.as_str()),
+        StoreConfig::Folder => None,
+    };
+    Sites::new(
+        &github.api_url,
+        &github.repository.to_string(),
+        &github.videos_dir,
+        config.agent.as_ref().map(|agent| agent.api_url.as_str()),
+        supabase,
+    )
 }
 
 /// A client for the configured repository.

@@ -1,13 +1,18 @@
-//! The table `deliveries`: recording deliveries together with the requests that follow from them.
+//! The table `deliveries`: recording deliveries together with the requests that follow from them, and
+//! reading them for the API and the status page.
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde_json::json;
+use sqlx::Row as _;
+use sqlx::any::AnyRow;
 
 use super::events::INSERT_REQUESTS;
 use super::heads::INSERT_HEADS;
 use super::scan::REQUEST_SCAN;
 use super::videos::{self, UPSERT_REQUESTS};
+use super::views::{PAGE_ROWS, Page, json_column, page, timestamp};
 use super::{Db, DbError, Dialect, Unit, WAKE_CHANNEL};
 use crate::domain::ids::{GitSha, VideoKey};
 use crate::domain::request::Request;
@@ -31,6 +36,26 @@ pub struct Delivery {
     /// The other files of the videos folder that it names, for troubleshooting: `[{"path","reason"}]`.
     pub ignored: serde_json::Value,
 }
+
+/// A delivery in the API.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[expect(missing_docs, reason = "the names are those of the API")]
+pub struct DeliveryView {
+    pub delivery: String,
+    pub event: String,
+    pub received_at: String,
+    pub before: String,
+    pub after: String,
+    pub status: String,
+    pub scan: bool,
+    pub videos: serde_json::Value,
+    pub ignored: serde_json::Value,
+    pub redeliveries: i64,
+}
+
+const SELECT_DELIVERY: &str =
+    "select guid, event, received_at, before_sha, after_sha, status, scan,
+    videos, ignored, redeliveries from video_ingest.deliveries";
 
 /// Inserts deliveries, or counts a redelivery. `$1`: an array of [`to_json`].
 ///
@@ -111,6 +136,59 @@ impl Db {
             self.announce(key.video_id, VideoState::Queued);
         }
         Ok(())
+    }
+
+    /// Deliveries, newest first.
+    pub async fn deliveries(&self, cursor: Option<&str>) -> Result<Page<DeliveryView>, DbError> {
+        let (before_at, before_id) = before(cursor);
+        let statement = format!(
+            "{SELECT_DELIVERY} where (received_at, guid) < ($1, $2)
+            order by received_at desc, guid desc limit $3"
+        );
+        let limit = PAGE_ROWS;
+        let query = self
+            .query(&statement)
+            .bind(before_at)
+            .bind(before_id)
+            .bind(limit + 1);
+        let rows = self.fetch_all(query).await?;
+        Ok(page(&rows, limit, delivery_view, |row| {
+            let (at, id): (i64, String) = (row.get("received_at"), row.get("guid"));
+            format!("{at}.{id}")
+        }))
+    }
+
+    /// The delivery with this GUID.
+    pub async fn delivery(&self, guid: &str) -> Result<Option<DeliveryView>, DbError> {
+        let statement = format!("{SELECT_DELIVERY} where guid = $1");
+        // Postgres rejects text that contains NUL.
+        let query = self.query(&statement).bind(guid.replace('\0', ""));
+        let found = self.fetch_optional(query).await?;
+        Ok(found.as_ref().map(delivery_view))
+    }
+}
+
+/// The position of a cursor in the list of deliveries. An invalid cursor means the first page.
+fn before(cursor: Option<&str>) -> (i64, String) {
+    cursor
+        .and_then(|cursor| cursor.split_once('.'))
+        // Postgres rejects text that contains NUL.
+        .and_then(|(at, id)| Some((at.parse().ok()?, id.replace('\0', ""))))
+        .unwrap_or((i64::MAX, String::new()))
+}
+
+fn delivery_view(row: &AnyRow) -> DeliveryView {
+    DeliveryView {
+        delivery: row.get("guid"),
+        event: row.get("event"),
+        received_at: timestamp(row.get("received_at")),
+        before: row.get("before_sha"),
+        after: row.get("after_sha"),
+        status: row.get("status"),
+        scan: row.get::<i64, _>("scan") == 1,
+        videos: json_column(row, "videos"),
+        ignored: json_column(row, "ignored"),
+        redeliveries: row.get("redeliveries"),
     }
 }
 

@@ -25,6 +25,13 @@ impl Db {
         Ok(())
     }
 
+    /// Removes a mark.
+    pub async fn remove_mark(&self, name: &str) -> Result<(), DbError> {
+        let statement = "delete from video_ingest.marks where name = $1";
+        self.execute(self.query(statement).bind(name)).await?;
+        Ok(())
+    }
+
     /// Adds `amount` to a count unless the sum would exceed `max`. The count restarts after `period`, which
     /// begins with the first addition. Returns whether the amount was added. Concurrent additions, including
     /// those of other servers, are counted.

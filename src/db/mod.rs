@@ -38,13 +38,15 @@ use crate::domain::state::VideoState;
 use crate::format::causes;
 
 pub use checks::{AppFacts, Migrated, Schema};
-pub use deliveries::Delivery;
+pub use deliveries::{Delivery, DeliveryView};
 pub use rows::{OddRow, ReadyObject, Row, RowOwner};
 pub use scan::{SCAN_DISTANCE, SCAN_TIMEOUT, Scan};
-pub use stats::{Day, Hour, Overview};
+pub use stats::{Day, FailedSweep, Failures, GENERATING_MAX, Hour, Overview, Retried};
 pub use statuses::StoredStatus;
 pub use videos::{Claim, ClaimError};
-pub use views::{DeliveryView, EventView, Filter, Page, VideoDetail, VideoView};
+pub use views::{
+    EventView, Filter, GenerationView, Page, Times, VideoDetail, VideoView, timestamp,
+};
 
 /// The longest wait for a connection from the pool. Intake gives up earlier, see
 /// [`crate::pipeline::intake`].
@@ -116,6 +118,12 @@ const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 2,
         both: include_str!("migrations/0002_init.sql"),
+        embedded: "",
+        postgres: "",
+    },
+    Migration {
+        version: 3,
+        both: include_str!("migrations/0003_diagnosis.sql"),
         embedded: "",
         postgres: "",
     },

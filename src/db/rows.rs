@@ -1,5 +1,6 @@
 //! The app's table `lesson_assets`: its rows, and all statements that write to them.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::json;
@@ -12,6 +13,7 @@ use crate::domain::failure::Failure;
 use crate::domain::ids::{GitSha, VideoKey};
 use crate::domain::plan::Published;
 use crate::domain::verdict::PendingRow;
+use crate::format::causes;
 
 /// A row of any kind.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,6 +98,40 @@ impl Db {
                 storage_path: row.get("storage_path"),
             })
         }))
+    }
+
+    /// The titles of these lessons, as far as our role may read them.
+    pub async fn lesson_titles(&self, lessons: Vec<Uuid>) -> HashMap<Uuid, String> {
+        // The embedded mode has no lessons.
+        if self.dialect == Dialect::Sqlite || lessons.is_empty() {
+            return HashMap::new();
+        }
+        let titles = async {
+            // Without the privilege, the statement below would fail and Postgres would log an error each time.
+            let readable = "select count(*) as columns from pg_attribute
+                where attrelid = to_regclass('lessons') and attname in ('id', 'title')
+                    and not attisdropped and has_column_privilege(attrelid, attnum, 'select')";
+            let readable = self.fetch_optional(self.query(readable)).await?;
+            if readable.is_none_or(|row| row.get::<i64, _>("columns") < 2) {
+                return Ok(HashMap::new());
+            }
+            let statement = "select l.id{text} as id, l.title{text} as title
+                from {each}($1{jsonb}) as k join lessons as l on l.id = (k.value ->> 'id'){uuid}";
+            let ids = lessons.iter().map(|id| json!({"id": id}));
+            let ids: serde_json::Value = ids.collect();
+            let rows = self
+                .fetch_all(self.query(statement).bind(ids.to_string()))
+                .await?;
+            let title = |row: &AnyRow| {
+                let id = row.get::<String, _>("id").parse().ok()?;
+                Some((id, row.get::<Option<String>, _>("title")?))
+            };
+            Ok::<_, DbError>(rows.iter().filter_map(title).collect())
+        };
+        titles.await.unwrap_or_else(|error| {
+            tracing::debug!(error = causes(&error), "the lessons cannot be read");
+            HashMap::new()
+        })
     }
 
     /// The pending rows, the oldest first, and those that are skipped because of an unusable value.

@@ -7,12 +7,16 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::Row as _;
+use sqlx::any::AnyRow;
+use tokio::time::timeout;
 
 use super::{Claim, Db, DbError, Dialect, Unit, duration};
-use crate::domain::failure::Failure;
-use crate::domain::plan::End;
+use crate::domain::failure::{Class, Code, Failure};
+use crate::domain::ids::VideoKey;
+use crate::domain::plan::{End, Published};
 use crate::domain::report::SweepCounts;
 use crate::domain::state::VideoState;
 
@@ -28,6 +32,18 @@ const BUCKETS_PER_DOUBLING: f64 = 4.0;
 /// The mark that holds the counts of the last sweep.
 const LAST_SWEEP: &str = "last_sweep";
 
+/// The mark that holds a [`FailedSweep`], or nothing.
+const FAILED_SWEEP: &str = "failed_sweep";
+
+/// The mark that holds the number of videos that a sweep found and no delivery had named.
+const UNANNOUNCED: &str = "unannounced";
+
+/// How long an overview waits for the app's table.
+const GENERATING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The highest number of generating videos that is counted.
+pub const GENERATING_MAX: i64 = 10_000;
+
 const HOUR_MS: i64 = 3_600_000;
 
 /// The number of hours in a [`Day`].
@@ -36,14 +52,62 @@ const DAY_HOURS: i64 = 24;
 /// The current state of all videos.
 #[derive(Clone, Debug, Default)]
 pub struct Overview {
-    /// The number of videos per state. `generating` is missing, because these videos have no record.
+    /// The number of videos per state. Of those that are generated, at most [`GENERATING_MAX`] are counted.
     pub counts: HashMap<VideoState, i64>,
+    /// The number of videos whose agent needs a person.
+    pub blocked: i64,
     /// The time since the oldest queued or running video was requested.
     pub oldest: Option<Duration>,
+    /// When the longest overdue video was due, in milliseconds since the Unix epoch.
+    pub oldest_due_ms: Option<i64>,
+    /// The queued videos whose next attempt is later, by the code of their failure.
+    pub retried: Vec<Retried>,
+    /// The failed videos by the code of their failure.
+    pub failures: Vec<Failures>,
     /// The time of the last accepted push, in milliseconds since the Unix epoch.
     pub last_push_ms: Option<i64>,
     /// The end of the last sweep, in milliseconds since the Unix epoch, and its counts.
     pub last_sweep: Option<(i64, SweepCounts)>,
+    /// The sweep that failed after [`Self::last_sweep`].
+    pub failed_sweep: Option<FailedSweep>,
+    /// The end of the last sweep that found videos which no delivery had named, in milliseconds since the
+    /// Unix epoch, and their number.
+    pub unannounced: Option<(i64, i64)>,
+}
+
+/// Queued videos that failed with the same code and are tried again later.
+#[derive(Clone, Debug)]
+pub struct Retried {
+    /// The code of the failure.
+    pub code: Code,
+    /// The number of videos.
+    pub count: i64,
+    /// When the first of them failed, in milliseconds since the Unix epoch.
+    pub since_ms: i64,
+}
+
+/// The failed videos with the same code.
+#[derive(Clone, Debug)]
+pub struct Failures {
+    /// The code of the failure.
+    pub code: Code,
+    /// The number of videos.
+    pub count: i64,
+    /// When the first of them failed, in milliseconds since the Unix epoch.
+    pub oldest_ms: i64,
+    /// The last one that failed.
+    pub newest: VideoKey,
+    /// Its message.
+    pub message: String,
+}
+
+/// A series of failed sweeps.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FailedSweep {
+    /// When the first one failed, in milliseconds since the Unix epoch.
+    pub since_ms: i64,
+    /// Why the last one failed, as a sentence for people.
+    pub message: String,
 }
 
 /// The counts of one hour.
@@ -111,20 +175,96 @@ impl Db {
             .fetch_optional(unit.connection())
             .await?
             .map(|row| row.get("received_at"));
-        overview.last_sweep = self
-            .query("select value, at from video_ingest.marks where name = $1")
+        let marks = self
+            .query("select name, value, at from video_ingest.marks where name in ($1, $2, $3)")
             .bind(LAST_SWEEP)
-            .fetch_optional(unit.connection())
-            .await?
-            .map(|row| {
-                let value: String = row.get("value");
-                (
-                    row.get("at"),
-                    serde_json::from_str(&value).unwrap_or_default(),
-                )
-            });
+            .bind(FAILED_SWEEP)
+            .bind(UNANNOUNCED)
+            .fetch_all(unit.connection())
+            .await?;
+        for row in &marks {
+            let (at, value): (i64, String) = (row.get("at"), row.get("value"));
+            match row.get::<String, _>("name").as_str() {
+                LAST_SWEEP => {
+                    overview.last_sweep =
+                        Some((at, serde_json::from_str(&value).unwrap_or_default()));
+                }
+                FAILED_SWEEP => overview.failed_sweep = serde_json::from_str(&value).ok(),
+                _ => overview.unannounced = value.parse().ok().map(|count| (at, count)),
+            }
+        }
+        self.read_problems(&mut unit, &mut overview).await?;
         unit.commit().await?;
+        self.count_generating(&mut overview).await;
         Ok(overview)
+    }
+
+    /// Counts the videos that are generated, unless the app's table cannot be read or is locked: the rest of
+    /// an overview does not depend on the app.
+    async fn count_generating(&self, overview: &mut Overview) {
+        let generating =
+            "select count(*) as n, cast(coalesce(sum(blocked), 0) as bigint) as blocked from (
+                select case when s.status = 'blocked' then 1 else 0 end as blocked
+                from lesson_assets as a left join video_ingest.statuses as s
+                    on s.video_id = a.id{text} and s.conversation_id = a.conversation_id
+                where a.kind = 'video' and a.storage_path is null and a.mime_type not like 'error:%'
+                    and not exists (select 1 from video_ingest.videos as v
+                        where v.video_id = a.id{text} and v.lesson_id = a.lesson_id{text})
+                limit $1) as generating";
+        let query = self.query(generating).bind(GENERATING_MAX);
+        let counted = timeout(GENERATING_TIMEOUT, self.fetch_optional(query)).await;
+        if let Ok(Ok(Some(row))) = counted {
+            overview.counts.insert(VideoState::Generating, row.get("n"));
+            overview.blocked = row.get("blocked");
+        }
+    }
+
+    /// Reads what of an overview may require an operator.
+    async fn read_problems(
+        &self,
+        unit: &mut Unit,
+        overview: &mut Overview,
+    ) -> Result<(), sqlx::Error> {
+        let due =
+            "select due_at from video_ingest.videos where due_at <= {now} order by due_at limit 1";
+        let due = self.query(due).fetch_optional(unit.connection()).await?;
+        overview.oldest_due_ms = due.map(|row| row.get("due_at"));
+        let retried =
+            "select code, count(*) as n, min(coalesce(failing_since, updated_at)) as since
+            from video_ingest.videos where state = 'queued' and due_at > {now} and code is not null
+            group by code order by n desc";
+        let retried = self.query(retried).fetch_all(unit.connection()).await?;
+        overview.retried = retried
+            .iter()
+            .filter_map(|row| {
+                Some(Retried {
+                    code: Code::parse(row.get("code"))?,
+                    count: row.get("n"),
+                    since_ms: row.get("since"),
+                })
+            })
+            .collect();
+        let failures = "select g.code, g.n, g.oldest, v.video_id, v.lesson_id, v.message
+            from (select code, count(*) as n, min(coalesce(failed_at, updated_at)) as oldest
+                from video_ingest.videos where state = 'failed' group by code) as g
+            join video_ingest.videos as v on v.state = 'failed' and v.code = g.code
+                and (v.updated_at, v.video_id, v.lesson_id) = (
+                    select n.updated_at, n.video_id, n.lesson_id from video_ingest.videos as n
+                    where n.state = 'failed' and n.code = g.code
+                    order by n.updated_at desc, n.video_id desc, n.lesson_id desc limit 1)";
+        let failures = self.query(failures).fetch_all(unit.connection()).await?;
+        overview.failures = failures.iter().filter_map(failures_of).collect();
+        overview.failures.sort_by_key(|group| {
+            let class = match group.code.class() {
+                // One cause, usually of many failures.
+                Class::Configuration => 0,
+                Class::Transient => 1,
+                Class::Expired => 2,
+                Class::Invalid => 3,
+            };
+            (class, std::cmp::Reverse(group.count), group.code.as_str())
+        });
+        Ok(())
     }
 
     /// Replaces the entries of `counts` with one entry per state if there are more than 100. Replicas may do
@@ -150,9 +290,30 @@ impl Db {
         Ok(())
     }
 
-    /// Stores the counts of a sweep.
-    pub async fn note_sweep(&self, counts: SweepCounts) -> Result<(), DbError> {
-        self.set_mark(LAST_SWEEP, &json!(counts).to_string()).await
+    /// Stores the counts of a sweep. `unannounced`: the number of videos that it found and no delivery had
+    /// named.
+    pub async fn note_sweep(&self, counts: SweepCounts, unannounced: usize) -> Result<(), DbError> {
+        if unannounced > 0 {
+            self.set_mark(UNANNOUNCED, &unannounced.to_string()).await?;
+        }
+        self.set_mark(LAST_SWEEP, &json!(counts).to_string())
+            .await?;
+        if self.mark(FAILED_SWEEP).await?.is_some() {
+            self.remove_mark(FAILED_SWEEP).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores why a sweep failed.
+    pub async fn note_failed_sweep(&self, message: &str) -> Result<(), DbError> {
+        let known = self.mark(FAILED_SWEEP).await?;
+        let known: Option<FailedSweep> = known.and_then(|value| serde_json::from_str(&value).ok());
+        let failed = FailedSweep {
+            since_ms: known.map_or_else(|| self.clock.now_ms(), |known| known.since_ms),
+            message: message.to_owned(),
+        };
+        self.set_mark(FAILED_SWEEP, &json!(failed).to_string())
+            .await
     }
 
     /// The counts of the last 24 hours.
@@ -196,7 +357,8 @@ impl Db {
         end: &End,
     ) -> Result<(), sqlx::Error> {
         match end {
-            End::Ready { .. } => {
+            // A video that is stored again without a change is not counted again.
+            End::Ready { published, .. } if is_new(claim, published) => {
                 // All transactions lock these rows in the same order, which prevents deadlocks.
                 let took = ("took", bucket(claim.requested_at.elapsed()));
                 self.count(tx, &[("ready", 0), took]).await
@@ -230,6 +392,25 @@ impl Db {
         }
         Ok(())
     }
+}
+
+/// Whether other content than before was published, or the video was not ready.
+fn is_new(claim: &Claim, published: &Published) -> bool {
+    let stored = claim.history.stored.as_ref();
+    claim.history.code.is_some() || stored.is_none_or(|old| old.blob_sha != published.blob_sha)
+}
+
+fn failures_of(row: &AnyRow) -> Option<Failures> {
+    Some(Failures {
+        code: Code::parse(row.get("code"))?,
+        count: row.get("n"),
+        oldest_ms: row.get("oldest"),
+        newest: VideoKey {
+            lesson_id: row.get::<String, _>("lesson_id").parse().ok()?,
+            video_id: row.get::<String, _>("video_id").parse().ok()?,
+        },
+        message: row.get::<Option<String>, _>("message").unwrap_or_default(),
+    })
 }
 
 /// Whether the video failed for another reason than before. A retry of a configuration failure is not

@@ -54,6 +54,13 @@ pub(super) const UPSERT_REQUESTS: &str = "insert into video_ingest.videos as vid
         state = case when videos.state = 'running' then 'running' else 'queued' end,
         updated_at = excluded.updated_at";
 
+/// Since when the video has the failure with which an attempt ends (`$5`, `$9`, `$11` and `$12` of
+/// [`Db::finish`]). If an attempt only confirms the failure, the video did not change.
+const FAILED_AT: &str = "case when $5 = 'failed' and requested = $4 then
+        case when failed_at <= {now} and code = $9 and coalesce(mp4_sha, '') = coalesce($11, '')
+            and coalesce(json_sha, '') = coalesce($12, '') then failed_at else {now} end
+    end";
+
 /// A request in the form that [`UPSERT_REQUESTS`] and [`INSERT_REQUESTS`](super::events::INSERT_REQUESTS)
 /// read.
 pub(super) fn to_json(request: &Request) -> serde_json::Value {
@@ -314,9 +321,10 @@ impl Db {
                     when failing_since is not null or $8 = 1 then {now} end,
                 row_since = {row}, json_since = {json}, mp4_since = {mp4},
                 code = $9, message = $10, mp4_sha = $11, json_sha = $12,
-                updated_at = {now}
+                failed_at = {failed_at}, updated_at = coalesce({failed_at}, {now})
             where video_id = $1 and lesson_id = $2 and lease_token = $3 and state = 'running'
             returning requested"
+            .replace("{failed_at}", FAILED_AT)
             .replace("{row}", &since("row_since", Code::NoRow))
             .replace("{json}", &since("json_since", Code::MetadataMissing))
             .replace("{mp4}", &since("mp4_since", Code::VideoMissing));
@@ -432,6 +440,30 @@ impl Db {
             })
         });
         Ok(blocked.collect())
+    }
+
+    /// Failed videos that were not requested since `before_ms`, up to `limit`: those with this code, or all.
+    /// Without those that are being generated again under the same id, for which nothing was pushed.
+    pub async fn failed(
+        &self,
+        code: Option<Code>,
+        before_ms: i64,
+        limit: usize,
+    ) -> Result<Vec<VideoKey>, DbError> {
+        let statement = "select v.video_id, v.lesson_id from video_ingest.videos as v
+            where v.state = 'failed' and ($1 = '' or v.code = $1) and v.requested_at < $3
+                and (v.mp4_sha is not null or v.json_sha is not null or not exists (
+                    select 1 from lesson_assets as a
+                    where a.id = v.video_id{uuid} and a.storage_path is null
+                        and a.mime_type not like 'error:%'))
+            order by v.updated_at desc, v.video_id desc limit $2";
+        let query = self
+            .query(statement)
+            .bind(code.map_or("", Code::as_str))
+            .bind(limit as i64)
+            .bind(before_ms);
+        let rows = self.fetch_all(query).await?;
+        Ok(rows.iter().filter_map(|row| key(row).ok()).collect())
     }
 
     /// Corrects times that were scheduled before the database's clock was set back, and that would otherwise
@@ -568,16 +600,19 @@ impl Db {
         };
         let failure = denied.as_ref().unwrap_or(failure);
         let statement = "insert into video_ingest.videos as videos
-                (video_id, lesson_id, state, source, requested, observed, requested_at, code, message, created_at, updated_at)
-            values ($1, $2, 'failed', 'sweep', 1, 1, {now}, $3, $4, {now}, {now})
+                (video_id, lesson_id, state, source, requested, observed, requested_at, code, message,
+                created_at, updated_at, failed_at)
+            values ($1, $2, 'failed', 'sweep', 1, 1, {now}, $3, $4,
+                coalesce((select {created} from lesson_assets as a where a.id = $1{uuid}), {now}), {now}, {now})
             on conflict (video_id, lesson_id) do update set
                 state = 'failed', code = excluded.code, message = excluded.message, due_at = null,
-                row_since = null, json_since = null, mp4_since = null,
-                mp4_sha = null, json_sha = null, updated_at = excluded.updated_at
+                row_since = null, json_since = null, mp4_since = null, mp4_sha = null, json_sha = null,
+                updated_at = excluded.updated_at, failed_at = excluded.failed_at
             where videos.requested = $5 and videos.state not in ('queued', 'running')
-              and (videos.state <> 'failed' or $6 = 0 or videos.code <> excluded.code)";
+              and (videos.state <> 'failed' or $6 = 0 or videos.code <> excluded.code)"
+            .replace("{created}", &self.created_ms("a.created_at"));
         let done = self
-            .query_for(statement, key)
+            .query_for(&statement, key)
             .bind(failure.code.as_str())
             .bind(failure.message.as_str())
             // No record has a count of 0.

@@ -1,4 +1,4 @@
-//! Read-only queries for the API and the status page.
+//! Pages of videos, and single ones with their history, for the API and the status page.
 
 use std::collections::HashMap;
 
@@ -8,6 +8,7 @@ use sqlx::any::AnyRow;
 use uuid::Uuid;
 
 use super::{Db, DbError, Dialect};
+use crate::domain::advice::advice;
 use crate::domain::failure::Code;
 use crate::domain::generation::GenerationStatus;
 use crate::domain::ids::{VideoKey, canonical_uuid};
@@ -19,10 +20,17 @@ use crate::domain::timeline::Step;
 pub const PAGE_ROWS_MAX: i64 = 200;
 
 /// The default page size, in rows.
-const PAGE_ROWS: i64 = 50;
+pub(super) const PAGE_ROWS: i64 = 50;
 
 /// The maximum number of results for an id prefix, by video and by lesson each.
 const PREFIX_ROWS_MAX: i64 = 20;
+
+/// Whether our role may read the app's rows.
+#[derive(Clone, Copy, PartialEq)]
+enum AppRows {
+    Readable,
+    Denied,
+}
 
 /// A page of results.
 #[derive(Clone, Debug)]
@@ -38,8 +46,17 @@ pub struct Page<T> {
 pub struct Filter {
     /// Only videos in this state.
     pub state: Option<VideoState>,
+    /// Only videos with this failure code.
+    pub code: Option<Code>,
     /// Only videos that match this id of a video or lesson, id prefix or file name.
     pub q: Option<String>,
+    /// Only videos that were read from a commit whose SHA begins with these hexadecimal digits, or that a
+    /// delivery of such a commit names.
+    pub commit: Option<String>,
+    /// Only videos that changed at or after this time, in milliseconds since the Unix epoch.
+    pub since_ms: Option<i64>,
+    /// Only videos that changed before this time, in milliseconds since the Unix epoch.
+    pub until_ms: Option<i64>,
     /// [`Page::next`] of the previous page.
     pub cursor: Option<String>,
     /// The page size, at most [`PAGE_ROWS_MAX`].
@@ -52,20 +69,67 @@ pub struct Filter {
 pub struct VideoView {
     pub video_id: Uuid,
     pub lesson_id: Uuid,
+    /// `null` if the server may not read the app's lessons.
+    pub lesson_title: Option<String>,
     #[schema(value_type = String)]
     pub state: VideoState,
     #[schema(value_type = Option<String>)]
     pub code: Option<Code>,
     pub message: Option<String>,
+    /// What to do about the failure.
+    pub advice: Option<&'static str>,
     #[schema(value_type = Option<String>)]
     pub source: Option<Source>,
     pub attempts: i64,
+    /// When the server tries the video again without a request.
+    pub next_attempt_at: Option<String>,
     pub size_bytes: Option<i64>,
     pub duration_ms: Option<i64>,
     pub storage_path: Option<String>,
     pub commit: Option<String>,
+    pub conversation_id: Option<String>,
+    /// The web page of the agent's conversation.
+    pub conversation_url: Option<String>,
+    /// `null` unless the app's row is pending.
+    pub generation: Option<GenerationView>,
     pub updated_at: String,
     pub created_at: String,
+    /// The same times, in milliseconds since the Unix epoch.
+    #[serde(skip)]
+    pub times: Times,
+}
+
+/// Times of a video, in milliseconds since the Unix epoch.
+#[derive(Clone, Debug, Default)]
+pub struct Times {
+    /// When the record or its state, failure or files changed.
+    pub updated_ms: i64,
+    /// When the video was last requested.
+    pub requested_ms: Option<i64>,
+    /// [`VideoView::next_attempt_at`].
+    pub next_attempt_ms: Option<i64>,
+    /// When OpenHands was last asked.
+    pub checked_ms: Option<i64>,
+    /// When the app inserted its row.
+    pub row_created_ms: Option<i64>,
+    /// [`GenerationView::deadline_at`].
+    pub deadline_ms: Option<i64>,
+}
+
+/// What is known about the generation of a video in the API.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct GenerationView {
+    /// `generating`, `finished`, `failed`, `blocked`, `unknown` or `not_asked`.
+    pub status: &'static str,
+    /// The status as a sentence.
+    pub detail: String,
+    /// When OpenHands was last asked.
+    pub checked_at: Option<String>,
+    /// When the video fails unless it was pushed before.
+    pub deadline_at: Option<String>,
+    /// The status; `None` if OpenHands has never reported one.
+    #[serde(skip)]
+    pub reported: Option<GenerationStatus>,
 }
 
 impl VideoView {
@@ -99,33 +163,39 @@ pub struct VideoDetail {
     pub warnings: serde_json::Value,
     pub timeline: Vec<EventView>,
     pub deliveries: Vec<String>,
-}
-
-/// A delivery in the API.
-#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
-#[expect(missing_docs, reason = "the names are those of the API")]
-pub struct DeliveryView {
-    pub delivery: String,
-    pub event: String,
-    pub received_at: String,
-    pub before: String,
-    pub after: String,
-    pub status: String,
-    pub scan: bool,
-    pub videos: serde_json::Value,
-    pub ignored: serde_json::Value,
-    pub redeliveries: i64,
+    /// The bucket in the app's row.
+    #[serde(skip)]
+    pub bucket: Option<String>,
 }
 
 const COLUMNS: &str = "video_id, lesson_id, state, code, message, source, attempts, size_bytes,
-    duration_ms, storage_path, commit_sha, updated_at, created_at";
+    duration_ms, storage_path, commit_sha, due_at, requested_at, updated_at, created_at";
+
+/// The columns of [`COLUMNS`] that a pending row without a record does not have.
+const NO_RECORD: &str = "cast(null as text) as code, cast(null as text) as message,
+    cast(null as text) as source, cast(0 as bigint) as attempts, cast(null as bigint) as size_bytes,
+    cast(null as bigint) as duration_ms, cast(null as text) as storage_path,
+    cast(null as text) as commit_sha, cast(null as bigint) as due_at, cast(null as bigint) as requested_at";
 
 impl Db {
     /// Videos, the most recently changed first. Pending rows without a record are included as `generating`.
     ///
     /// Each half of the union is sorted and limited by an index, so the cost depends on the page size
     /// only. For the app's rows, this requires the index of `deploy/supabase/indexes.sql`.
+    ///
+    /// If our role may not read the app's rows, only the records are included.
     pub async fn videos(&self, filter: &Filter) -> Result<Page<VideoView>, DbError> {
+        match self.videos_with(filter, AppRows::Readable).await {
+            Err(DbError::Denied(_)) => self.videos_with(filter, AppRows::Denied).await,
+            result => result,
+        }
+    }
+
+    async fn videos_with(
+        &self,
+        filter: &Filter,
+        rows: AppRows,
+    ) -> Result<Page<VideoView>, DbError> {
         let limit = filter.limit.unwrap_or(PAGE_ROWS).clamp(1, PAGE_ROWS_MAX);
         let search = match filter.q.as_deref().map(Search::parse) {
             // Neither an id nor the prefix of one, so no video can match.
@@ -135,15 +205,25 @@ impl Db {
         let cursor = filter.cursor.as_deref().and_then(Cursor::parse);
         let recorded = self.recorded(filter, cursor.is_some(), search);
         let pending = self.pending(cursor.is_some(), search);
+        // A pending row without a record has no failure and no commit.
+        let needs_record =
+            filter.code.is_some() || filter.commit.is_some() || rows == AppRows::Denied;
         let parts = match filter.state {
-            None => format!("{recorded} union all {pending}"),
+            None if !needs_record => format!("{recorded} union all {pending}"),
+            Some(VideoState::Generating) if needs_record => {
+                return Ok(page(&[], limit, video_view, next_video));
+            }
             Some(VideoState::Generating) => pending,
-            Some(_) => recorded,
+            _ => recorded,
         };
-        let statement = format!("{parts} order by sorted_at desc, video_id desc limit $1");
+        let order = "order by sorted_at desc, video_id desc";
+        let parts = format!("select * from ({parts}) as parts {order} limit $1");
+        let statement = self.with_rows(&parts, rows);
+        let statement = format!("{statement} {order}");
         let cursor = cursor.unwrap_or_default();
         let (recorded_at, recorded_id) = cursor.in_milliseconds();
         let Search { video, lesson, .. } = search.unwrap_or_default();
+        let commit = filter.commit.as_deref().unwrap_or_default();
         let query = self
             .query(&statement)
             .bind(limit + 1)
@@ -156,9 +236,40 @@ impl Db {
             .bind(video.last.to_string())
             .bind(lesson.first.to_string())
             .bind(lesson.last.to_string())
-            .bind(search.map_or(0, Search::rows_max));
+            .bind(search.map_or(0, Search::rows_max))
+            .bind(filter.code.map_or("", Code::as_str))
+            .bind(commit.to_ascii_lowercase())
+            // Greater than every hexadecimal digit.
+            .bind(format!("{}g", commit.to_ascii_lowercase()))
+            .bind(filter.since_ms.unwrap_or(i64::MIN / 1000))
+            .bind(filter.until_ms.unwrap_or(i64::MAX / 1000));
         let rows = self.fetch_all(query).await?;
         Ok(page(&rows, limit, video_view, next_video))
+    }
+
+    /// The SQL that adds the app's row and the generation status to the rows of `page`.
+    fn with_rows(&self, page: &str, rows: AppRows) -> String {
+        if rows == AppRows::Denied {
+            return format!(
+                "select page.*, {{now}} as now_ms, cast(null as text) as conversation_id,
+                    cast(null as text) as storage_bucket, 0 as is_pending,
+                    cast(null as bigint) as row_created_at, cast(null as text) as agent_status,
+                    cast(null as text) as agent_detail, cast(null as bigint) as agent_asked_at
+                from ({page}) as page"
+            );
+        }
+        let created = self.created_ms("a.created_at");
+        format!(
+            "select page.*, {{now}} as now_ms, a.conversation_id, a.storage_bucket,
+                case when a.storage_path is null and a.mime_type not like 'error:%' then 1 else 0 end as is_pending,
+                {created} as row_created_at,
+                s.status as agent_status, s.detail as agent_detail, s.at as agent_asked_at
+            from ({page}) as page
+            left join lesson_assets as a on a.id = page.video_id{{uuid}}
+                and a.lesson_id = page.lesson_id{{uuid}} and a.kind = 'video'
+            left join video_ingest.statuses as s on s.video_id = page.video_id
+                and s.conversation_id = a.conversation_id"
+        )
     }
 
     /// The SQL of the videos that have a record.
@@ -184,6 +295,19 @@ impl Db {
             None => "true",
             Some(_) => "state = $2",
         };
+        let code = match filter.code {
+            None => "true",
+            Some(_) => "code = $12",
+        };
+        let commit = match filter.commit {
+            None => "true",
+            Some(_) => {
+                "(commit_sha between $13 and $14 or video_id in (
+                    select k.value ->> 'video_id'
+                    from video_ingest.deliveries as d, {each}(d.videos{jsonb}) as k
+                    where d.after_sha between $13 and $14))"
+            }
+        };
         let before = if has_cursor {
             "(updated_at, video_id) < ($3, $4)"
         } else {
@@ -192,7 +316,7 @@ impl Db {
         format!(
             "select * from (
                 select {COLUMNS}, updated_at * 1000 as sorted_at from {videos}
-                where {state} and {before}
+                where {state} and {code} and {commit} and {before} and updated_at between $15 and $16
                 order by updated_at desc, video_id desc limit $1) as recorded"
         )
     }
@@ -225,40 +349,59 @@ impl Db {
         format!(
             "select * from (
                 select a.id{{text}} as video_id, a.lesson_id{{text}} as lesson_id, 'generating' as state,
-                    r.status as code, r.detail as message,
-                    cast(null as text) as source, cast(0 as bigint) as attempts,
-                    cast(null as bigint) as size_bytes, cast(null as bigint) as duration_ms,
-                    cast(null as text) as storage_path, cast(null as text) as commit_sha,
-                    {created} as updated_at, {created} as created_at, {created_us} as sorted_at
-                from lesson_assets as a left join video_ingest.statuses as r on r.video_id = a.id{{text}}
+                    {NO_RECORD}, {created} as updated_at, {created} as created_at, {created_us} as sorted_at
+                from lesson_assets as a
                 where a.kind = 'video' and a.storage_path is null and a.mime_type not like 'error:%'
-                    and {before} and {matches}
+                    and {before} and {matches} and {created} between $15 and $16
                     and not exists (select 1 from video_ingest.videos as v
                         where v.video_id = a.id{{text}} and v.lesson_id = a.lesson_id{{text}})
                 order by a.created_at desc, a.id desc limit $1) as pending"
         )
     }
 
-    /// A video with its timeline; `None` if it has neither a record nor a pending row.
-    pub async fn video(&self, video_id: Uuid) -> Result<Option<VideoDetail>, DbError> {
+    /// A video with its timeline; `None` if it has neither a record nor a pending row. `lesson_id`: `None`
+    /// means any lesson.
+    pub async fn video(
+        &self,
+        video_id: Uuid,
+        lesson_id: Option<Uuid>,
+    ) -> Result<Option<VideoDetail>, DbError> {
+        match self
+            .video_with(video_id, lesson_id, AppRows::Readable)
+            .await
+        {
+            Err(DbError::Denied(_)) => self.video_with(video_id, lesson_id, AppRows::Denied).await,
+            result => result,
+        }
+    }
+
+    async fn video_with(
+        &self,
+        video_id: Uuid,
+        lesson_id: Option<Uuid>,
+        rows: AppRows,
+    ) -> Result<Option<VideoDetail>, DbError> {
+        let lesson = lesson_id.map_or_else(String::new, |id| id.to_string());
         // A video has several records if files name it with different lessons. The record that was
         // published, or else the one that matches the row's lesson, takes precedence.
-        let statement = format!(
-            "select {COLUMNS}, metadata, warnings from video_ingest.videos where video_id = $1
+        let record = format!(
+            "select {COLUMNS}, metadata, warnings from video_ingest.videos
+            where video_id = $1 and ($2 = '' or lesson_id = $2)
             order by case when stored_sha is null then 1 else 0 end,
                 case when code = 'row_mismatch' then 1 else 0 end, updated_at desc limit 1"
         );
+        let statement = self.with_rows(&record, rows);
         let mut unit = self.unit(&self.read).await?;
         let found = self
             .query(&statement)
             .bind(video_id.to_string())
+            .bind(lesson.as_str())
             .fetch_optional(unit.connection())
             .await?;
         let Some(row) = found else {
             drop(unit);
             let filter = Filter {
-                // Of any lesson.
-                q: Some(format!("_{video_id}")),
+                q: Some(format!("{lesson}_{video_id}")),
                 state: Some(VideoState::Generating),
                 ..Filter::default()
             };
@@ -269,6 +412,7 @@ impl Db {
                 warnings: serde_json::json!([]),
                 timeline: Vec::new(),
                 deliveries: Vec::new(),
+                bucket: None,
             }));
         };
         let video = video_view(&row);
@@ -280,6 +424,7 @@ impl Db {
             warnings: json_column(&row, "warnings"),
             timeline,
             deliveries,
+            bucket: row.get("storage_bucket"),
         }))
     }
 
@@ -325,34 +470,6 @@ impl Db {
         let pair = |row: &AnyRow| (row.get("video_id"), super::state(row));
         Ok(rows.iter().map(pair).collect())
     }
-
-    /// Deliveries, newest first.
-    pub async fn deliveries(&self, cursor: Option<&str>) -> Result<Page<DeliveryView>, DbError> {
-        let (before_at, before_id) = before(cursor);
-        let statement = "select guid, event, received_at, before_sha, after_sha, status, scan, videos, ignored, redeliveries
-            from video_ingest.deliveries where (received_at, guid) < ($1, $2)
-            order by received_at desc, guid desc limit $3";
-        let limit = PAGE_ROWS;
-        let query = self
-            .query(statement)
-            .bind(before_at)
-            .bind(before_id)
-            .bind(limit + 1);
-        let rows = self.fetch_all(query).await?;
-        Ok(page(&rows, limit, delivery_view, |row| {
-            let (at, id): (i64, String) = (row.get("received_at"), row.get("guid"));
-            format!("{at}.{id}")
-        }))
-    }
-}
-
-/// The position of a cursor in the list of deliveries. An invalid cursor means the first page.
-fn before(cursor: Option<&str>) -> (i64, String) {
-    cursor
-        .and_then(|cursor| cursor.split_once('.'))
-        // Postgres rejects text that contains NUL.
-        .and_then(|(at, id)| Some((at.parse().ok()?, id.replace('\0', ""))))
-        .unwrap_or((i64::MAX, String::new()))
 }
 
 /// The position of the last video of a page: its time, in microseconds since the Unix epoch, and its id.
@@ -438,7 +555,7 @@ fn next_video(row: &AnyRow) -> String {
 }
 
 /// Builds a page from up to `limit + 1` rows. The additional row only shows that there is a next page.
-fn page<T>(
+pub(super) fn page<T>(
     rows: &[AnyRow],
     limit: i64,
     view: impl Fn(&AnyRow) -> T,
@@ -457,51 +574,74 @@ fn page<T>(
 fn video_view(row: &AnyRow) -> VideoView {
     let text = |column| row.get::<Option<String>, _>(column);
     let state = super::state(row);
-    let (code, message) = if state == VideoState::Generating {
-        // The two columns contain the status that OpenHands last reported, see `pending`.
-        let message = text("code").map(|kind| {
-            GenerationStatus::from_stored(&kind, text("message").unwrap_or_default()).sentence()
-        });
-        (None, message)
-    } else {
-        (
-            text("code").as_deref().and_then(Code::parse),
-            text("message"),
-        )
+    let code = text("code").as_deref().and_then(Code::parse);
+    let generation = (row.get::<i64, _>("is_pending") == 1).then(|| generation_view(row));
+    let mut message = text("message");
+    if state == VideoState::Generating {
+        let status = generation.as_ref().and_then(|g| g.reported.as_ref());
+        message = status.map(GenerationStatus::sentence);
+    }
+    let is_later = |due_ms: &i64| *due_ms > row.get::<i64, _>("now_ms");
+    // The end of a lease is no attempt, and a ready video is only compared.
+    let next_attempt_ms = match state {
+        VideoState::Queued | VideoState::Waiting | VideoState::Failed => {
+            row.get::<Option<i64>, _>("due_at").filter(is_later)
+        }
+        VideoState::Generating | VideoState::Running | VideoState::Ready => None,
     };
+    let updated_ms = row.get("updated_at");
     VideoView {
         video_id: uuid(row, "video_id"),
         lesson_id: uuid(row, "lesson_id"),
+        lesson_title: None,
         state,
         code,
         message,
+        advice: code.map(advice),
         source: text("source").as_deref().and_then(Source::parse),
         attempts: row.get("attempts"),
+        next_attempt_at: next_attempt_ms.map(timestamp),
         size_bytes: row.get("size_bytes"),
         duration_ms: row.get("duration_ms"),
         storage_path: row.get("storage_path"),
         commit: row.get("commit_sha"),
-        updated_at: timestamp(row.get("updated_at")),
+        conversation_id: text("conversation_id"),
+        conversation_url: None,
+        times: Times {
+            updated_ms,
+            requested_ms: row.get("requested_at"),
+            next_attempt_ms,
+            checked_ms: row.get("agent_asked_at"),
+            row_created_ms: row.get("row_created_at"),
+            deadline_ms: None,
+        },
+        generation,
+        updated_at: timestamp(updated_ms),
         created_at: timestamp(row.get("created_at")),
     }
 }
 
-fn delivery_view(row: &AnyRow) -> DeliveryView {
-    DeliveryView {
-        delivery: row.get("guid"),
-        event: row.get("event"),
-        received_at: timestamp(row.get("received_at")),
-        before: row.get("before_sha"),
-        after: row.get("after_sha"),
-        status: row.get("status"),
-        scan: row.get::<i64, _>("scan") == 1,
-        videos: json_column(row, "videos"),
-        ignored: json_column(row, "ignored"),
-        redeliveries: row.get("redeliveries"),
+fn generation_view(row: &AnyRow) -> GenerationView {
+    let kind: Option<String> = row.get("agent_status");
+    let detail: Option<String> = row.get("agent_detail");
+    let reported =
+        kind.map(|kind| GenerationStatus::from_stored(&kind, detail.unwrap_or_default()));
+    let asked_ms: Option<i64> = row.get("agent_asked_at");
+    GenerationView {
+        status: reported
+            .as_ref()
+            .map_or("not_asked", GenerationStatus::as_str),
+        detail: reported.as_ref().map_or_else(
+            || "OpenHands has not reported a status yet.".to_owned(),
+            GenerationStatus::sentence,
+        ),
+        checked_at: asked_ms.map(timestamp),
+        deadline_at: None,
+        reported,
     }
 }
 
-fn json_column(row: &AnyRow, column: &str) -> serde_json::Value {
+pub(super) fn json_column(row: &AnyRow, column: &str) -> serde_json::Value {
     row.get::<Option<String>, _>(column)
         .and_then(|text| serde_json::from_str(&text).ok())
         .unwrap_or_default()
@@ -512,7 +652,7 @@ fn uuid(row: &AnyRow, column: &str) -> Uuid {
 }
 
 /// RFC 3339, from milliseconds since the Unix epoch.
-pub(super) fn timestamp(ms: i64) -> String {
+pub fn timestamp(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms)
         .map(|t| t.to_string())
         .unwrap_or_default()

@@ -1,12 +1,14 @@
 //! Types and decisions without side effects: no I/O, no clock, no async.
 
 pub mod advice;
+pub mod explanation;
 pub mod failure;
 mod file_lists;
 pub mod generation;
 pub mod head;
 pub mod ids;
 pub mod lfs;
+pub mod links;
 pub mod metadata;
 pub mod mp4;
 pub mod plan;

@@ -136,11 +136,24 @@ pub fn payload_of_form(body: &[u8]) -> Result<Vec<u8>, Malformed> {
 pub enum Decision {
     /// The push does not concern this server. Nothing is recorded.
     Ignored {
+        /// What the push differs in.
+        kind: Ignored,
         /// The reason, shown in GitHub's *Recent deliveries*.
         reason: String,
     },
     /// The push is recorded.
     Accepted(Intake),
+}
+
+/// What an ignored delivery differs in from the deliveries that this server processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ignored {
+    /// The repository: the webhook of another one, or the watched one was renamed or transferred.
+    Repository,
+    /// The branch.
+    Branch,
+    /// The event, or the push contains no change of a watched file.
+    Other,
 }
 
 /// The requests that follow from a push.
@@ -171,8 +184,8 @@ pub fn decide(
     branch: Option<&str>,
     videos_dir: &str,
 ) -> Result<Decision, Malformed> {
-    if let Some(reason) = not_ours(push, repository, branch) {
-        return Ok(Decision::Ignored { reason });
+    if let Some((kind, reason)) = not_ours(push, repository, branch) {
+        return Ok(Decision::Ignored { kind, reason });
     }
     let prefix = folder_prefix(videos_dir);
     let payload = &push.payload;
@@ -184,8 +197,8 @@ pub fn decide(
     let (videos, ignored, unclear) = lists.settle(&prefix, payload.after);
     let scan = unclear || push.before().is_none() || is_true(payload.forced);
     if is_empty && !scan {
-        let reason = format!("no files in {prefix} were changed");
-        return Ok(Decision::Ignored { reason });
+        let (kind, reason) = (Ignored::Other, format!("no files in {prefix} were changed"));
+        return Ok(Decision::Ignored { kind, reason });
     }
     Ok(Decision::Accepted(Intake {
         before: push.before(),
@@ -197,14 +210,15 @@ pub fn decide(
 }
 
 /// The reason why a push does not concern this server.
-fn not_ours(push: &Push<'_>, repository: &str, branch: Option<&str>) -> Option<String> {
+fn not_ours(push: &Push<'_>, repository: &str, branch: Option<&str>) -> Option<(Ignored, String)> {
     let payload = &push.payload;
     let full_name = &push.repository.full_name.0;
     if !full_name.eq_ignore_ascii_case(repository) {
-        return Some(format!(
+        let reason = format!(
             "repository {}; this server watches {repository}",
             echo(full_name)
-        ));
+        );
+        return Some((Ignored::Repository, reason));
     }
     let git_ref = &*payload.git_ref.0;
     let Some(pushed) = git_ref.strip_prefix("refs/heads/") else {
@@ -212,21 +226,29 @@ fn not_ours(push: &Push<'_>, repository: &str, branch: Option<&str>) -> Option<S
             Some(tag) => format!("tag {}", echo(tag)),
             None => echo(git_ref),
         };
-        return Some(format!("{kind}; only pushes to a branch are processed"));
+        let reason = format!("{kind}; only pushes to a branch are processed");
+        return Some((Ignored::Other, reason));
     };
     let default_branch = push.repository.default_branch.as_ref();
     let Some(branch) = branch.or(default_branch.map(|text| &*text.0)) else {
-        return Some("the payload has no default branch; set GITHUB_BRANCH".to_owned());
+        let reason = "the payload has no default branch; set GITHUB_BRANCH".to_owned();
+        return Some((Ignored::Branch, reason));
     };
     if pushed != branch {
-        return Some(format!(
+        let reason = format!(
             "branch {}; this server watches {}",
             echo(pushed),
             echo(branch)
-        ));
+        );
+        return Some((Ignored::Branch, reason));
     }
     let is_deleted = is_true(payload.deleted) || payload.after.is_zero();
-    is_deleted.then(|| format!("branch {} was deleted", echo(pushed)))
+    is_deleted.then(|| {
+        (
+            Ignored::Other,
+            format!("branch {} was deleted", echo(pushed)),
+        )
+    })
 }
 
 /// The common prefix of the paths in the folder: `videos/`, or nothing for the root.
@@ -270,13 +292,13 @@ mod tests {
     fn accepted(body: &[u8]) -> Intake {
         match decision(body) {
             Decision::Accepted(intake) => intake,
-            Decision::Ignored { reason } => panic!("ignored: {reason}"),
+            Decision::Ignored { reason, .. } => panic!("ignored: {reason}"),
         }
     }
 
     fn reason(body: &[u8]) -> String {
         match decision(body) {
-            Decision::Ignored { reason } => reason,
+            Decision::Ignored { reason, .. } => reason,
             Decision::Accepted(intake) => panic!("accepted: {intake:?}"),
         }
     }
@@ -366,7 +388,7 @@ mod tests {
         let push = Push::parse(fixture!("push_added.json")).unwrap();
         let reason = |repository, branch| match decide(&push, repository, branch, "videos").unwrap()
         {
-            Decision::Ignored { reason } => Some(reason),
+            Decision::Ignored { reason, .. } => Some(reason),
             Decision::Accepted(_) => None,
         };
         assert_eq!(

@@ -44,7 +44,7 @@ pub struct SweepReport {
 }
 
 /// The counts of a sweep, as stored in the database.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "as in SweepReport")]
 pub struct SweepCounts {
@@ -52,7 +52,8 @@ pub struct SweepCounts {
     pub found: usize,
     pub failed: usize,
     pub generating: usize,
-    pub errors: usize,
+    /// The service and the code of each entry of `errors`.
+    pub errors: Vec<(String, String)>,
 }
 
 /// A failed request to a service.
@@ -80,6 +81,8 @@ pub struct SweptVideo {
     /// Whether the branch contains new files of the video.
     #[serde(skip)]
     pub found: bool,
+    /// `false`: the video failed before this sweep, and nothing has changed since.
+    pub is_new: bool,
 }
 
 impl SweptVideo {
@@ -106,7 +109,11 @@ impl SweepReport {
             found: self.found,
             failed: self.failed,
             generating: self.still_generating,
-            errors: self.errors.len(),
+            errors: self
+                .errors
+                .iter()
+                .map(|error| (error.service.to_owned(), error.code.to_owned()))
+                .collect(),
         }
     }
 

@@ -148,6 +148,12 @@ impl Circumstances {
     }
 }
 
+/// The reason of a request for a video that has no record.
+pub const NEW_FILES: &str = "found by a sweep";
+
+/// The reason of a request for a video whose files have changed.
+pub const CHANGED_FILES: &str = "changes found by a sweep";
+
 /// The reason of a request after the cause of a failure has changed.
 pub const CAUSE_CHANGED: &str = "the cause of its failure may have changed";
 
@@ -270,7 +276,7 @@ fn pushed(listed: Blobs, facts: &Facts) -> Verdict {
         return match facts.row {
             RowState::Ready if listed.0.is_some() => Verdict::Adopt,
             RowState::Ready => Verdict::Settled,
-            RowState::Missing | RowState::Pending { .. } => Verdict::Request("found by a sweep"),
+            RowState::Missing | RowState::Pending { .. } => Verdict::Request(NEW_FILES),
         };
     };
     // Attempts without a matching row end before the listing, so `observed` is unknown.
@@ -284,7 +290,7 @@ fn pushed(listed: Blobs, facts: &Facts) -> Verdict {
         };
     }
     if record.observed != listed {
-        return Verdict::Request("changes found by a sweep");
+        return Verdict::Request(CHANGED_FILES);
     }
     let pending = matches!(facts.row, RowState::Pending { .. });
     let shows_generating = matches!(facts.row, RowState::Pending { failed: None, .. });

@@ -10,9 +10,11 @@ mod page;
 mod probes;
 mod problem;
 mod session;
+mod status;
 mod webhook;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::header::AsHeaderName;
@@ -29,10 +31,12 @@ use tower_http::timeout::RequestBodyDeadlineLayer;
 
 use crate::clock::Clock;
 use crate::db::{Db, Overview};
+use crate::domain::links::Sites;
 use crate::pipeline::intake::Intake;
 use crate::pipeline::sweep::Sweep;
 use crate::services::github::Github;
 use crate::services::storage::Store;
+use crate::telemetry::refusals::Refusals;
 
 use connections::Connection;
 
@@ -76,6 +80,12 @@ pub struct AppState {
     pub event_streams: Arc<Semaphore>,
     /// Slows down wrong admin tokens.
     pub wrong_tokens: Arc<WrongTokens>,
+    /// The deliveries that this process refused or ignored.
+    pub refusals: Arc<Refusals>,
+    /// The web pages of the configured services.
+    pub sites: Arc<Sites>,
+    /// The interval of this process's sweeps; `None` if it makes none.
+    pub reconcile_interval: Option<Duration>,
     /// The counts of all videos, read at most every two seconds.
     pub overview: Arc<Cached<Overview>>,
     /// The text of `GET /metrics`, rendered at most every 100 ms.
@@ -91,9 +101,12 @@ pub fn router(app: AppState) -> Router {
     let admin = Router::new()
         .route("/reconcile", post(api::reconcile))
         .route("/api/videos", get(api::videos))
+        .route("/api/videos/retry", post(api::retry_all))
         .route("/api/videos/{video_id}", get(api::video))
         .route("/api/videos/{video_id}/retry", post(api::retry))
         .route("/api/deliveries", get(api::deliveries))
+        .route("/api/deliveries/{delivery}", get(api::delivery))
+        .route("/api/status", get(status::get))
         .route("/api/events", get(events::stream))
         .route("/api/openapi.json", get(openapi::document))
         .layer(middleware::from_fn_with_state(app.clone(), admin_only));

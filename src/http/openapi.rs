@@ -4,7 +4,7 @@ use axum::Json;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 
-use super::{api, events};
+use super::{api, events, status};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -16,7 +16,10 @@ use super::{api, events};
         api::videos,
         api::video,
         api::retry,
+        api::retry_all,
         api::deliveries,
+        api::delivery,
+        status::get,
         api::reconcile,
         events::stream,
     )

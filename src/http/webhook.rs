@@ -16,9 +16,10 @@ use super::connections::Connection;
 use super::{AppState, ErrorCode, Problem, header_value};
 use crate::db::Delivery;
 use crate::domain::ids::GitSha;
-use crate::domain::push::{self, Decision, Push};
+use crate::domain::push::{self, Decision, Ignored, Push};
 use crate::domain::signature::Verifier;
 use crate::telemetry::metrics;
+use crate::telemetry::refusals::Why;
 use crate::telemetry::refused::refused;
 
 /// The maximum size of a JSON body, in bytes. GitHub limits payloads to 25 MB.
@@ -46,6 +47,8 @@ pub async fn receive(
     {
         // Without the GUID, which an unauthenticated client may have invented.
         refused(reason);
+        app.refusals
+            .add(Why::Refused(reason), "", app.clock.now_ms());
     }
     let response = result.into_response();
     metrics::delivery(response.status().as_u16(), started.elapsed());
@@ -107,7 +110,8 @@ async fn read<'h>(
         "push" => {}
         "ping" => return Ok(Event::Other(json!({"status": "pong"}))),
         other => {
-            return Ok(ignored(&format!("event {other} is not supported")));
+            let reason = format!("event {other} is not supported");
+            return Ok(ignored(app, Ignored::Other, &reason));
         }
     }
     let push = Push::parse(payload)?;
@@ -118,12 +122,14 @@ async fn read<'h>(
         &app.videos_dir,
     )?;
     Ok(match decision {
-        Decision::Ignored { reason } => ignored(&reason),
+        Decision::Ignored { kind, reason } => ignored(app, kind, &reason),
         Decision::Accepted(intake) => Event::Push(guid, intake),
     })
 }
 
-fn ignored<'h>(reason: &str) -> Event<'h> {
+fn ignored<'h>(app: &AppState, kind: Ignored, reason: &str) -> Event<'h> {
+    app.refusals
+        .add(Why::Ignored(kind), reason, app.clock.now_ms());
     Event::Other(json!({"status": "ignored", "reason": reason}))
 }
 

@@ -1,6 +1,7 @@
 //! Logs and metrics. Logs are text on a terminal and JSON otherwise, with the same field names.
 
 pub mod metrics;
+pub mod refusals;
 pub mod refused;
 mod text;
 

@@ -24,6 +24,7 @@ async fn scripts_can_be_run_again_and_undone() {
         "columns.sql",
         "role.sql",
         "missing_row_create.sql",
+        "lesson_titles.sql",
         "realtime.sql",
         "bucket.sql",
         "playback.sql",

@@ -6,6 +6,7 @@ mod cli;
 mod credentials;
 mod deploy_files;
 mod deploy_sql;
+mod diagnosis;
 mod doctor;
 mod fake_github;
 mod fake_storage;

@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
+use uuid::Uuid;
 use video_ingest::domain::generation::GenerationStatus;
 use video_ingest::domain::state::VideoState::{Failed, Queued, Ready, Running, Waiting};
 
@@ -210,9 +211,12 @@ scenario! {
 
     a_generating_video_shows_the_last_agent_status(t) {
         let video = Video::good();
-        t.row(&video).await;
+        let conversation = Uuid::new_v4();
+        let row = AppRow { conversation: Some(conversation), ..AppRow::pending(video.key) };
+        t.rows(&[row]).await;
         let status = GenerationStatus::blocked("the sandbox was paused");
-        t.db.keep_statuses(&[(video.key, "c", &status)]).await.unwrap();
+        let conversation = conversation.to_string();
+        t.db.keep_statuses(&[(video.key, &conversation, &status)]).await.unwrap();
         let list = Browser::signed_in(t).await.text("/").await;
         assert!(list.contains("The sandbox was paused; open its conversation in OpenHands to let it continue."), "{list}");
     }

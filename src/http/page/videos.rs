@@ -89,7 +89,7 @@ pub(in crate::http) async fn list(
         state: VideoState::parse(state.trim()),
         q: Some(q.trim().to_owned()).filter(|q| !q.is_empty()),
         cursor,
-        limit: None,
+        ..Filter::default()
     };
     let overview = app.overview.get(&app.db).await?;
     let summary = if filter.state.is_none() && filter.q.is_none() && filter.cursor.is_none() {
@@ -97,7 +97,7 @@ pub(in crate::http) async fn list(
     } else {
         None
     };
-    let page = app.db.videos(&filter).await?;
+    let page = api::page(&app, &filter).await?;
     let videos = page.items.into_iter();
     Ok(render(&VideosPage {
         repository: app.repository,
@@ -131,8 +131,8 @@ async fn summary(app: &AppState, overview: &Overview, now: i64) -> Result<Summar
         limit: Some(ATTENTION_MAX),
         ..Filter::default()
     };
-    let failed = app.db.videos(&failed).await?.items.into_iter();
-    let sweep = overview.last_sweep;
+    let failed = api::page(app, &failed).await?.items.into_iter();
+    let sweep = overview.last_sweep.clone();
     Ok(Summary {
         failed: failed.map(|video| VideoRow::new(video, now)).collect(),
         stuck: overview
@@ -153,7 +153,9 @@ pub(in crate::http) async fn detail(
     Path(video_id): Path<String>,
 ) -> Result<Response, ErrorPage> {
     let now = app.clock.now_ms();
-    let detail = api::find_video(&app, &video_id).await?;
+    let detail = api::find_video(&app, &video_id, &api::LessonQuery::default())
+        .await?
+        .detail;
     let attempt = last_attempt(&detail.timeline);
     let warnings = detail.warnings.as_array().into_iter().flatten();
     let metadata = detail.metadata.as_object().into_iter().flatten();
@@ -192,7 +194,8 @@ pub(in crate::http) async fn file(
     Path(video_id): Path<String>,
     request: Request,
 ) -> Result<Response, ErrorPage> {
-    let id = api::find_video(&app, &video_id).await?.video.video_id;
+    let video = api::find_video(&app, &video_id, &api::LessonQuery::default()).await?;
+    let id = video.detail.video.video_id;
     let row = app.db.find_row(id).await?.ok_or(NOT_FOUND)?;
     let path = row.storage_path.as_deref();
     let object = path.and_then(|path| ObjectPath::from_stored(&row.bucket, path));
@@ -223,6 +226,6 @@ pub(in crate::http) async fn retry(
     State(app): State<AppState>,
     Path(video_id): Path<String>,
 ) -> Result<Redirect, ErrorPage> {
-    let key = api::request_retry(&app, &video_id).await?;
+    let key = api::request_retry(&app, &video_id, &api::LessonQuery::default()).await?;
     Ok(Redirect::to(&format!("/videos/{}", key.video_id)))
 }

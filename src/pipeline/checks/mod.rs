@@ -5,6 +5,7 @@
 
 mod database;
 mod github;
+pub mod live;
 mod storage;
 
 use std::sync::Arc;

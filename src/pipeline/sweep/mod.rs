@@ -20,7 +20,9 @@ use crate::domain::plan::Blobs;
 use crate::domain::report::{Outcome, ServiceError, SweepReport, SweptVideo};
 use crate::domain::request::{Purpose, Request, Source};
 use crate::domain::state::VideoState;
-use crate::domain::verdict::{AgentStatus, CAUSE_CHANGED, Snapshot, Verdict};
+use crate::domain::verdict::{
+    AgentStatus, CAUSE_CHANGED, CHANGED_FILES, NEW_FILES, Snapshot, Verdict,
+};
 use crate::format::causes;
 use crate::pipeline::branch::{Branch, ListingError};
 use crate::pipeline::causes::Causes;
@@ -150,6 +152,9 @@ impl Sweep {
         let result = for_purpose(Purpose::Sweep, self.run_once(options)).await;
         if !options.dry_run {
             metrics::swept(result.as_ref().ok());
+            if let Err(SweepError::Failure(failure)) = &result {
+                self.db.note_failed_sweep(&failure.message).await?;
+            }
         }
         match &result {
             Ok(report) => tracing::info!(
@@ -173,9 +178,10 @@ impl Sweep {
         let mut snapshot = self.snapshot(&listing, !options.dry_run).await?;
         // No video is failed because an outdated listing lacks it.
         snapshot.complete &= is_current;
+        let mut unannounced = 0;
         if !options.dry_run {
             // Before the requests to OpenHands and the storage, which may be slow.
-            self.request_pushed(&snapshot, options).await?;
+            unannounced = self.request_pushed(&snapshot, options).await?;
         }
         let blocked = self.db.blocked().await?;
         let now = self.causes.now(&blocked).await;
@@ -202,26 +208,30 @@ impl Sweep {
         }
         report.update_counts();
         if !options.dry_run && options.only.is_none() {
-            self.db.note_sweep(report.counts()).await?;
+            self.db.note_sweep(report.counts(), unannounced).await?;
         }
         Ok(report)
     }
 
-    /// Requests the videos whose verdict does not depend on OpenHands or the storage.
+    /// Requests the videos whose verdict does not depend on OpenHands or the storage. Returns the number of
+    /// those with new files, which no delivery has named.
     async fn request_pushed(
         &self,
         snapshot: &Snapshot,
         options: &SweepOptions,
-    ) -> Result<(), SweepError> {
+    ) -> Result<usize, SweepError> {
         let listed = snapshot.listed.keys().copied();
         let listed = listed.filter(|key| options.includes(*key));
         let mut writes = Writes::default();
+        let mut unannounced = 0;
         for (key, verdict) in self.verdicts(snapshot, listed, &HashMap::new()) {
             if let Verdict::Request(reason) = verdict {
+                unannounced += usize::from([NEW_FILES, CHANGED_FILES].contains(&reason));
                 writes.request(key, reason, false);
             }
         }
-        self.write(writes).await
+        self.write(writes).await?;
+        Ok(unannounced)
     }
 
     /// The report, and the writes that follow from the verdicts.
@@ -277,6 +287,7 @@ impl Sweep {
                 outcome,
                 detail: detail.to_owned(),
                 found: outcome == Outcome::Queued,
+                is_new: !matches!(verdict, Verdict::Failed(_)),
             });
             if let Verdict::Fail(code, message) = verdict {
                 writes.failed.push(Overdue {
@@ -296,6 +307,7 @@ impl Sweep {
                 outcome: Outcome::Unknown,
                 detail: format!("The row's {column} is unusable; correct it in lesson_assets."),
                 found: false,
+                is_new: true,
             });
         }
         (report, writes)

@@ -531,8 +531,8 @@ impl Scenario {
             let rows = self.text(&query).await.unwrap_or_default();
             lines.extend(rows.lines().map(|row| format!("{table}: {row}")));
         }
-        // Every sweep records its time, even if it changes nothing.
-        lines.retain(|line| !line.contains("last_sweep"));
+        // Every sweep records its time or why it failed, even if it changes nothing.
+        lines.retain(|line| !line.contains("_sweep"));
         lines
     }
 
@@ -621,6 +621,15 @@ impl Scenario {
             .post(format!("{}{path}", self.url))
             .bearer_auth(ADMIN_TOKEN);
         answer(request.send().await.unwrap()).await
+    }
+
+    /// `POST` of JSON with the admin token.
+    pub async fn send(&self, path: &str, body: &Value) -> Answer {
+        let request = self
+            .client
+            .post(format!("{}{path}", self.url))
+            .bearer_auth(ADMIN_TOKEN);
+        answer(request.json(body).send().await.unwrap()).await
     }
 
     pub async fn post(

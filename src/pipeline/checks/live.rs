@@ -1,0 +1,240 @@
+//! What is wrong with the running server as a whole. The status page, `GET /api/status` and `doctor` show it
+//! before what is wrong with single videos. The checks call no service: they read what the server already
+//! knows.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{Mark, Report};
+use crate::db::Overview;
+use crate::domain::advice::advice;
+use crate::domain::failure::Code;
+use crate::domain::push::Ignored;
+use crate::format::elapsed;
+use crate::services::github::RateLimit;
+use crate::telemetry::refusals::{Refusal, Why};
+use crate::telemetry::refused::Reason;
+
+/// A video that is overdue for longer is not processed by any worker.
+const OVERDUE_MAX: Duration = Duration::from_secs(600);
+
+/// For how long a refused or ignored delivery is a problem.
+const REFUSAL_SHOWN: Duration = Duration::from_secs(24 * 3600);
+
+/// From this part of the rate limit on, a warning is shown: 1/10.
+const QUOTA_DIVISOR: u64 = 10;
+
+/// What a running server knows about itself. Times are in milliseconds since the Unix epoch.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// The current time.
+    pub now_ms: i64,
+    /// The counts and times in the database.
+    pub overview: &'a Overview,
+    /// The deliveries that this process refused or ignored.
+    pub refusals: &'a [Refusal],
+    /// GitHub's rate limit; `None` before the first call.
+    pub rate_limit: Option<RateLimit>,
+    /// `owner/name`.
+    pub repository: &'a str,
+}
+
+/// The problems, failed checks first. Contains no finding that is correct.
+pub fn problems(facts: &Facts<'_>) -> Report {
+    let mut report = Report::default();
+    workers(facts, &mut report);
+    deliveries(facts, &mut report);
+    sweeps(facts, &mut report);
+    quota(facts, &mut report);
+    outages(facts, &mut report);
+    agents(facts, &mut report);
+    report
+        .findings
+        .sort_by_key(|finding| finding.mark != Mark::Failed);
+    report
+}
+
+fn workers(facts: &Facts<'_>, report: &mut Report) {
+    let Some(due_ms) = facts.overview.oldest_due_ms else {
+        return;
+    };
+    let overdue = facts.ago(due_ms);
+    if overdue > OVERDUE_MAX {
+        let text = format!(
+            "No worker has processed a video that was due {} ago. Check that a server with WORKERS greater than 0 is running, then check its log.",
+            elapsed(overdue)
+        );
+        report.fail("server.workers", text);
+    }
+}
+
+fn deliveries(facts: &Facts<'_>, report: &mut Report) {
+    let last_push_ms = facts.overview.last_push_ms;
+    for refusal in facts.refusals {
+        let is_recent = facts.ago(refusal.at_ms) < REFUSAL_SHOWN;
+        // A later push that was accepted shows that the webhook is correct.
+        let is_current = last_push_ms.is_none_or(|push| push < refusal.at_ms);
+        let is_problem = match refusal.why {
+            Why::Ignored(Ignored::Repository) => true,
+            // Pushes to other branches are common.
+            Why::Ignored(Ignored::Branch) => {
+                last_push_ms.is_none_or(|push| push < refusal.first_ms)
+            }
+            Why::Ignored(Ignored::Other) | Why::Refused(Reason::WrongToken) => false,
+            Why::Refused(_) => is_current,
+        };
+        if is_problem && is_recent {
+            let (id, verb) = match refusal.why {
+                Why::Refused(_) => ("deliveries.refused", "refused"),
+                Why::Ignored(_) => ("deliveries.ignored", "ignored"),
+            };
+            let text = format!(
+                "{} {verb}, the last one at {}. {}",
+                counted(refusal.count, "delivery was", "deliveries were"),
+                facts.time(refusal.at_ms),
+                explained(refusal, facts.repository)
+            );
+            // If pushes were accepted before, the refused requests may be those of a stranger.
+            if verb == "refused" && last_push_ms.is_some() {
+                report.warn(id, text);
+            } else {
+                report.fail(id, text);
+            }
+        }
+    }
+    if let Some((found_ms, count)) = facts.overview.unannounced
+        && last_push_ms.is_none_or(|push| push < found_ms)
+        && report
+            .findings
+            .iter()
+            .all(|finding| !finding.id.starts_with("deliveries."))
+    {
+        let videos = counted(count.unsigned_abs(), "video", "videos");
+        let since = last_push_ms.map_or_else(
+            || "GitHub has never delivered a push to this server".to_owned(),
+            |push| format!("GitHub has delivered no push since {}", facts.time(push)),
+        );
+        let text = format!(
+            "{since}, but the sweep at {} found {videos} that no delivery had named. Run `video-ingest doctor`, which checks the repository's webhook.",
+            facts.time(found_ms)
+        );
+        report.warn("deliveries.missing", text);
+    }
+}
+
+/// What a refused or ignored delivery means, and what to do.
+pub fn explained(refusal: &Refusal, repository: &str) -> String {
+    match refusal.why {
+        Why::Refused(Reason::BadSignature) => "The signature did not match GITHUB_WEBHOOK_SECRET, or the request did not come from GitHub. If GitHub's recent deliveries show status 401, run `video-ingest webhook install --url <URL>`, which sets the secret.".to_owned(),
+        Why::Refused(Reason::Malformed) => "The body or a header was not in the form that GitHub sends. Check what the webhook's URL points to and that no proxy changes requests.".to_owned(),
+        Why::Refused(Reason::UnsupportedMediaType) => "The content type is not supported. Set the webhook's content type to application/json.".to_owned(),
+        Why::Refused(Reason::TooLarge) => "The body was larger than the limit. GitHub does not send such deliveries.".to_owned(),
+        Why::Refused(Reason::Busy) => "Too many large bodies were being received. Redeliver failed deliveries with `video-ingest webhook redeliver --failed`.".to_owned(),
+        Why::Refused(Reason::WrongToken | Reason::ConnectionsFull) => "A client was rejected.".to_owned(),
+        Why::Ignored(Ignored::Repository) => format!(
+            "They came from another repository ({}). If {repository} was renamed or transferred, set GITHUB_REPOSITORY to its new name and restart the server; otherwise, delete the other repository's webhook.",
+            refusal.reason
+        ),
+        Why::Ignored(Ignored::Branch) => format!(
+            "They were for another branch ({}). If the videos are pushed there, set GITHUB_BRANCH and restart the server.",
+            refusal.reason
+        ),
+        Why::Ignored(Ignored::Other) => format!("They do not concern this server: {}.", refusal.reason),
+    }
+}
+
+fn sweeps(facts: &Facts<'_>, report: &mut Report) {
+    if let Some(failed) = &facts.overview.failed_sweep {
+        let text = format!(
+            "Sweeps have failed since {}, so videos of lost webhooks are not found. {}",
+            facts.time(failed.since_ms),
+            failed.message
+        );
+        report.fail("sweeps.failing", text);
+    }
+    let Some((at_ms, counts)) = &facts.overview.last_sweep else {
+        return;
+    };
+    for (service, code) in &counts.errors {
+        let text = match (service.as_str(), code.as_str()) {
+            ("openhands", "unauthorized" | "forbidden") => "OpenHands rejected OPENHANDS_API_KEY, so failed generations are detected only at their deadline. Create a new key in the OpenHands settings.".to_owned(),
+            ("openhands", "html_answer" | "malformed") => "OPENHANDS_API_URL does not serve the configured API version. Check OPENHANDS_API_URL and OPENHANDS_API_VERSION.".to_owned(),
+            ("openhands", _) => format!("OpenHands did not respond as expected ({code}), so failed generations are detected later."),
+            ("database", _) => "A row of lesson_assets has a value that the server cannot use. The log of the sweep names the row and the column.".to_owned(),
+            (service, code) => {
+                let advice = Code::parse(code).map_or("", advice);
+                format!("The {service} could not be checked ({code}). {advice}")
+            }
+        };
+        let text = format!(
+            "{text} This was found by the sweep at {}.",
+            facts.time(*at_ms)
+        );
+        report.warn("sweeps.services", text);
+    }
+}
+
+fn quota(facts: &Facts<'_>, report: &mut Report) {
+    let Some(rate) = facts.rate_limit else {
+        return;
+    };
+    let reset_ms = i64::try_from(rate.reset).unwrap_or(0).saturating_mul(1000);
+    if rate.remaining >= rate.limit / QUOTA_DIVISOR || reset_ms <= facts.now_ms {
+        return;
+    }
+    let fix = "If this happens often, set GITHUB_TOKEN (60 requests an hour without it), and check what else uses the token.";
+    let text = format!(
+        "{} of {} GitHub API requests are left until {}. {fix}",
+        rate.remaining,
+        rate.limit,
+        facts.time(reset_ms)
+    );
+    if rate.remaining == 0 {
+        report.fail("github.quota", text);
+    } else {
+        report.warn("github.quota", text);
+    }
+}
+
+/// Videos that are tried again, because a service is unavailable.
+fn outages(facts: &Facts<'_>, report: &mut Report) {
+    for retried in &facts.overview.retried {
+        let videos = counted(retried.count.unsigned_abs(), "video is", "videos are");
+        let text = format!(
+            "{videos} tried again because of {}, since {}. {}",
+            retried.code,
+            facts.time(retried.since_ms),
+            advice(retried.code)
+        );
+        report.warn("videos.retried", text);
+    }
+}
+
+fn agents(facts: &Facts<'_>, report: &mut Report) {
+    let blocked = facts.overview.blocked;
+    if blocked > 0 {
+        let agents = counted(blocked.unsigned_abs(), "agent needs", "agents need");
+        let text = format!(
+            "{agents} a person to continue. Open the conversation from the page of each generating video whose status is blocked."
+        );
+        report.warn("agents.blocked", text);
+    }
+}
+
+/// A number with the noun, and possibly the verb, that belongs to it.
+fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+impl Facts<'_> {
+    fn ago(&self, ms: i64) -> Duration {
+        Duration::from_millis(u64::try_from(self.now_ms - ms).unwrap_or(0))
+    }
+
+    /// Date and time in UTC.
+    fn time(&self, ms: i64) -> String {
+        let at = Timestamp::from_millisecond(ms).unwrap_or_default();
+        at.strftime("%F %H:%M UTC").to_string()
+    }
+}
