@@ -244,15 +244,21 @@ impl Db {
                 })
             })
             .collect();
-        let failures = "select g.code, g.n, g.oldest, v.video_id, v.lesson_id, v.message
+        let newest = |column: &str| {
+            format!(
+                "(select {column} from video_ingest.videos as v where v.state = 'failed' and v.code = g.code
+                order by v.updated_at desc, v.video_id desc, v.lesson_id desc limit 1) as {column}"
+            )
+        };
+        let failures = format!(
+            "select g.code, g.n, g.oldest, {}, {}, {}
             from (select code, count(*) as n, min(coalesce(failed_at, updated_at)) as oldest
-                from video_ingest.videos where state = 'failed' group by code) as g
-            join video_ingest.videos as v on v.state = 'failed' and v.code = g.code
-                and (v.updated_at, v.video_id, v.lesson_id) = (
-                    select n.updated_at, n.video_id, n.lesson_id from video_ingest.videos as n
-                    where n.state = 'failed' and n.code = g.code
-                    order by n.updated_at desc, n.video_id desc, n.lesson_id desc limit 1)";
-        let failures = self.query(failures).fetch_all(unit.connection()).await?;
+                from video_ingest.videos where state = 'failed' group by code) as g",
+            newest("video_id"),
+            newest("lesson_id"),
+            newest("message")
+        );
+        let failures = self.query(&failures).fetch_all(unit.connection()).await?;
         overview.failures = failures.iter().filter_map(failures_of).collect();
         overview.failures.sort_by_key(|group| {
             let class = match group.code.class() {

@@ -91,6 +91,14 @@ string_enum! {
 }
 
 impl Code {
+    /// Whether the video failed before anything was pushed, because of its generation.
+    pub const fn is_of_generation(self) -> bool {
+        matches!(
+            self,
+            Self::GenerationFailed | Self::GenerationTimeout | Self::FinishedWithoutVideo
+        )
+    }
+
     /// The class of this code.
     pub const fn class(self) -> Class {
         match self {

@@ -285,7 +285,16 @@ fn without_mp4(history: &History, is_ready: bool, has_json: bool, waits: Waits) 
     }
     let fail = |message| Plan::Fail(Failure::new(Code::VideoMissing, message));
     if !has_json {
-        return fail("The branch does not contain the MP4; push it again.");
+        let was_pushed = history.observed != (None, None) || history.stored.is_some();
+        return match history.code {
+            // Still nothing was pushed, so the reason is the same as before.
+            Some(code) if !was_pushed && code.is_of_generation() => {
+                let message = history.message.clone().unwrap_or_default();
+                Plan::Fail(Failure::new(code, message))
+            }
+            _ if was_pushed => fail("The branch does not contain the MP4 any more; push it again."),
+            _ => fail("The branch does not contain the MP4; push it."),
+        };
     }
     match remaining(waits.generation_deadline, history.waited.mp4) {
         Some(recheck_in) => Plan::End(End::Waiting {

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::{AppState, ErrorCode, Problem};
 use crate::db::{Db, DbError, Overview};
+use crate::pipeline::checks::live::not_ready;
 use crate::telemetry::metrics;
 
 /// The maximum age of a cached overview.
@@ -73,13 +74,11 @@ pub(super) async fn healthz() -> &'static str {
 /// `GET /readyz`: whether deliveries can be accepted.
 pub(super) async fn readyz(State(app): State<AppState>) -> Result<&'static str, Problem> {
     let ping = app.ready.get_or_query(READY_AGE_MAX, app.db.ping());
-    if let Ok(Ok(())) = timeout(READY_TIMEOUT, ping).await {
-        return Ok("ready\n");
+    let database = matches!(timeout(READY_TIMEOUT, ping).await, Ok(Ok(())));
+    match not_ready(database) {
+        None => Ok("ready\n"),
+        Some(reason) => Err(Problem::new(ErrorCode::DatabaseUnavailable, reason)),
     }
-    Err(Problem::new(
-        ErrorCode::DatabaseUnavailable,
-        "The database is unavailable. Check the server that DATABASE_URL points to.",
-    ))
 }
 
 /// `GET /metrics`. Returns 404 if the request came through a proxy.

@@ -219,6 +219,20 @@ scenario! {
         assert!(at("updated_at").duration_since(at("created_at")).as_hours() >= 7, "{shown:#}");
     }
 
+    a_retry_keeps_the_reason_of_a_failed_generation(t) {
+        let video = Video::good();
+        t.rows(&[AppRow { age: 7 * HOUR, ..AppRow::pending(video.key) }]).await;
+        sweep(t).await;
+        let failed = t.video(&video).await;
+        assert_eq!(failed["code"], "generation_timeout");
+        assert_eq!(t.ask(&format!("/api/videos/{}/retry", video.id())).await.status, 202);
+        t.work().await;
+        let again = t.video(&video).await;
+        for name in ["state", "code", "message", "updated_at"] {
+            assert_eq!(again[name], failed[name], "{name}");
+        }
+    }
+
     videos_are_filtered_by_code_lesson_commit_and_time(t) {
         let (good, bad) = (Video::good(), Video::with(TRUNCATED));
         for video in [&good, &bad] {
@@ -235,10 +249,10 @@ scenario! {
         };
         let (good_id, bad_id) = (good.id().to_string(), bad.id().to_string());
         assert_eq!(ids("").await.len(), 3);
-        assert_eq!(ids("code=truncated").await, [bad_id.clone()]);
+        assert_eq!(ids("code=truncated").await, [&*bad_id]);
         assert_eq!(ids("code=truncated&state=ready").await, Vec::<String>::new());
         assert_eq!(ids("code=soon").await, Vec::<String>::new());
-        assert_eq!(ids(&format!("q={}_", good.key.lesson_id)).await, [good_id.clone()]);
+        assert_eq!(ids(&format!("q={}_", good.key.lesson_id)).await, [&*good_id]);
         let commit = t.video(&good).await["commit"].as_str().unwrap().to_owned();
         assert_eq!(ids(&format!("commit={}", &commit[..10])).await, [good_id]);
         assert_eq!(ids(&format!("commit={}", t.github.head())).await, [bad_id]);

@@ -40,6 +40,12 @@ pub struct Facts<'a> {
     pub repository: &'a str,
 }
 
+/// Why deliveries cannot be accepted; `None` if they can. `database`: whether it responds.
+pub fn not_ready(database: bool) -> Option<&'static str> {
+    (!database)
+        .then_some("The database is unavailable. Check the server that DATABASE_URL points to.")
+}
+
 /// The problems, failed checks first. Contains no finding that is correct.
 pub fn problems(facts: &Facts<'_>) -> Report {
     let mut report = Report::default();
