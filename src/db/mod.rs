@@ -41,7 +41,7 @@ pub use checks::{AppFacts, Migrated, Schema};
 pub use deliveries::{Delivery, DeliveryView};
 pub use rows::{OddRow, ReadyObject, Row, RowOwner};
 pub use scan::{SCAN_DISTANCE, SCAN_TIMEOUT, Scan};
-pub use stats::{Day, FailedSweep, Failures, GENERATING_MAX, Hour, Overview, Retried};
+pub use stats::{COUNTED_MAX, Day, FailedSweep, Failures, Hour, Overview, Retried};
 pub use statuses::StoredStatus;
 pub use videos::{Claim, ClaimError};
 pub use views::{
@@ -124,8 +124,8 @@ const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 3,
         both: include_str!("migrations/0003_diagnosis.sql"),
-        embedded: "",
-        postgres: "",
+        embedded: include_str!("migrations/0003_embedded.sql"),
+        postgres: include_str!("migrations/0003_postgres.sql"),
     },
 ];
 

@@ -1,4 +1,4 @@
-//! The tables `counts` and `hours`: statistics whose cost does not depend on the number of videos.
+//! The tables `counts`, `failures` and `hours`: statistics whose cost does not depend on the number of videos.
 //!
 //! `counts` holds the number of videos per state and is maintained by triggers. On Postgres, the triggers
 //! only insert, so that concurrent transactions do not wait for each other. The server compacts the entries
@@ -41,8 +41,9 @@ const UNANNOUNCED: &str = "unannounced";
 /// How long an overview waits for the app's table.
 const GENERATING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The highest number of generating videos that is counted.
-pub const GENERATING_MAX: i64 = 10_000;
+/// The highest number of videos that are counted one by one: those that are generated, and those whose next
+/// attempt is later. The cost of an overview must not depend on the number of videos.
+pub const COUNTED_MAX: i64 = 1_000;
 
 const HOUR_MS: i64 = 3_600_000;
 
@@ -52,7 +53,7 @@ const DAY_HOURS: i64 = 24;
 /// The current state of all videos.
 #[derive(Clone, Debug, Default)]
 pub struct Overview {
-    /// The number of videos per state. Of those that are generated, at most [`GENERATING_MAX`] are counted.
+    /// The number of videos per state. Of those that are generated, at most [`COUNTED_MAX`] are counted.
     pub counts: HashMap<VideoState, i64>,
     /// The number of videos whose agent needs a person.
     pub blocked: i64,
@@ -211,7 +212,7 @@ impl Db {
                     and not exists (select 1 from video_ingest.videos as v
                         where v.video_id = a.id{text} and v.lesson_id = a.lesson_id{text})
                 limit $1) as generating";
-        let query = self.query(generating).bind(GENERATING_MAX);
+        let query = self.query(generating).bind(COUNTED_MAX);
         let counted = timeout(GENERATING_TIMEOUT, self.fetch_optional(query)).await;
         if let Ok(Ok(Some(row))) = counted {
             overview.counts.insert(VideoState::Generating, row.get("n"));
@@ -231,9 +232,14 @@ impl Db {
         overview.oldest_due_ms = due.map(|row| row.get("due_at"));
         let retried =
             "select code, count(*) as n, min(coalesce(failing_since, updated_at)) as since
-            from video_ingest.videos where state = 'queued' and due_at > {now} and code is not null
+            from (select code, failing_since, updated_at from video_ingest.videos
+                where state = 'queued' and due_at > {now} and code is not null limit $1) as retried
             group by code order by n desc";
-        let retried = self.query(retried).fetch_all(unit.connection()).await?;
+        let retried = self
+            .query(retried)
+            .bind(COUNTED_MAX)
+            .fetch_all(unit.connection())
+            .await?;
         overview.retried = retried
             .iter()
             .filter_map(|row| {
@@ -251,9 +257,10 @@ impl Db {
             )
         };
         let failures = format!(
-            "select g.code, g.n, g.oldest, {}, {}, {}
-            from (select code, count(*) as n, min(coalesce(failed_at, updated_at)) as oldest
-                from video_ingest.videos where state = 'failed' group by code) as g",
+            "select g.code, g.n, (select min(v.failed_at) from video_ingest.videos as v
+                where v.state = 'failed' and v.code = g.code) as oldest, {}, {}, {}
+            from (select code, cast(sum(n) as bigint) as n from video_ingest.failures
+                group by code having sum(n) > 0) as g",
             newest("video_id"),
             newest("lesson_id"),
             newest("message")
@@ -273,26 +280,32 @@ impl Db {
         Ok(())
     }
 
-    /// Replaces the entries of `counts` with one entry per state if there are more than 100. Replicas may do
-    /// this concurrently: each locks other entries. Does nothing on SQLite, whose triggers update the counts
-    /// in place.
+    /// Replaces the entries of `counts` and `failures` with one entry per state and code if there are more
+    /// than 100. Replicas may do this concurrently: each locks other entries. Does nothing on SQLite, whose
+    /// triggers update the counts in place.
     pub async fn compact_counts(&self) -> Result<(), DbError> {
         if self.dialect == Dialect::Sqlite {
             return Ok(());
         }
-        let statement = "select count(*) as entries from (select 1 from video_ingest.counts limit $1) as entries";
-        let query = self.query(statement).bind(COUNT_ENTRIES_MAX + 1);
-        let entries: i64 = self.fetch_all(query).await?[0].get("entries");
-        if entries <= COUNT_ENTRIES_MAX {
-            return Ok(());
+        for (table, column) in [("counts", "state"), ("failures", "code")] {
+            let statement = format!(
+                "select count(*) as entries from (select 1 from video_ingest.{table} limit $1) as entries"
+            );
+            let query = self.query(&statement).bind(COUNT_ENTRIES_MAX + 1);
+            let entries: i64 = self.fetch_all(query).await?[0].get("entries");
+            if entries <= COUNT_ENTRIES_MAX {
+                continue;
+            }
+            let statement = format!(
+                "with taken as (
+                    delete from video_ingest.{table} where ctid in (
+                        select ctid from video_ingest.{table} limit $1 {{skip_locked}})
+                    returning {column}, n)
+                insert into video_ingest.{table} select {column}, sum(n) from taken group by {column}"
+            );
+            self.execute(self.query(&statement).bind(COMPACTED_ENTRIES_MAX))
+                .await?;
         }
-        let statement = "with taken as (
-                delete from video_ingest.counts where ctid in (
-                    select ctid from video_ingest.counts limit $1 {skip_locked})
-                returning state, n)
-            insert into video_ingest.counts select state, sum(n) from taken group by state";
-        self.execute(self.query(statement).bind(COMPACTED_ENTRIES_MAX))
-            .await?;
         Ok(())
     }
 

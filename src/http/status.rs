@@ -28,9 +28,9 @@ pub(super) struct Status {
     pub failures: Vec<FailureGroup>,
     /// The number of generating videos whose agent needs a person.
     pub attention: i64,
-    /// The number of videos per state. At most 10,000 generating videos are counted.
+    /// The number of videos per state. At most 1,000 generating videos are counted.
     pub counts: BTreeMap<&'static str, i64>,
-    /// The number of queued videos whose next attempt is later.
+    /// The number of queued videos whose next attempt is later, at most 1,000.
     pub backing_off: i64,
     /// When the video was due that has waited longest for a worker.
     pub oldest_due_at: Option<String>,
