@@ -12,7 +12,6 @@ pub mod webhook;
 
 use std::fmt;
 use std::io::{self, Write as _};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::app::{self, App, Injected};
 use crate::clock::Clock;
-use crate::config::{self, Config, Problem, Sources};
+use crate::config::{self, Config, Problem, Sources, reachable};
 use crate::http;
 use crate::services;
 use crate::telemetry;
@@ -112,9 +111,10 @@ impl std::error::Error for InvalidConfiguration {}
 
 /// Loads the configuration, starts logging and logs what is dangerous about the configuration.
 fn load(matches: &ArgMatches) -> Result<Config, InvalidConfiguration> {
-    let config = Config::load(&Sources::from_process(matches)).map_err(InvalidConfiguration)?;
+    let sources = Sources::from_process(matches);
+    let config = Config::load(&sources).map_err(InvalidConfiguration)?;
     telemetry::init(&config.log);
-    for warning in config.warnings() {
+    for warning in sources.warnings().into_iter().chain(config.warnings()) {
         tracing::warn!("{warning}");
     }
     Ok(config)
@@ -162,14 +162,6 @@ fn with_settings(command: Command) -> Command {
     command
         .args(config::arguments())
         .after_help(config::secrets_help())
-}
-
-/// The address of the server that listens on `address`, as seen from this machine.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(Ipv4Addr::LOCALHOST.into());
-    }
-    address
 }
 
 async fn serve(matches: &ArgMatches) -> anyhow::Result<ExitCode> {

@@ -293,7 +293,7 @@ fn read(r: &mut Reader<'_>) -> Option<Config> {
     let supabase_url = r.value(&SUPABASE_URL, rules::base_url);
     let service_role_key = r.secret(
         &[SUPABASE_SERVICE_ROLE_KEY],
-        &[rules::long_enough, rules::sendable],
+        &[rules::long_enough, rules::sendable, rules::service_key],
     );
     let storage_bucket = r.value(&STORAGE_BUCKET, rules::bucket);
 
@@ -489,6 +489,14 @@ fn read_mode(
             None
         }
     }
+}
+
+/// The address of a server that listens on `address`, as seen from this machine.
+pub fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    address
 }
 
 /// Refuses equal secrets, so that a leaked secret gives access to one thing only.

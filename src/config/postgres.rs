@@ -116,10 +116,20 @@ impl Place {
 pub(super) fn url(secret: &str) -> Rule<()> {
     let scheme_fits = secret.starts_with("postgres://") || secret.starts_with("postgresql://");
     ensure(
-        scheme_fits && secret.parse::<PgConnectOptions>().is_ok(),
+        scheme_fits && secret.parse::<PgConnectOptions>().is_ok() && !is_cut(secret),
         (),
         "must be in the form `postgresql://user:password@host:port/database`, with special characters in the password percent-encoded",
     )
+}
+
+/// Whether a special character ends the host early: in `user:12/34@host/db` and `user:12#34@host/db`, the host
+/// is `user`, which is where the driver would connect.
+fn is_cut(url: &str) -> bool {
+    Url::parse(url).is_ok_and(|url| {
+        let has_database = url.path().len() > 1;
+        let in_query = !has_database && url.query().is_some_and(|query| query.contains('@'));
+        url.path().contains('@') || url.fragment().is_some() || in_query
+    })
 }
 
 /// Whether a URL contains a password, so that `PGPASSWORD` is not used.
@@ -157,6 +167,7 @@ mod tests {
             "postgres://postgres@localhost/postgres",
             "postgresql://u:p@db.example.com:6543/postgres?sslmode=verify-full",
             "postgresql:///app?host=/var/run/postgresql",
+            "postgresql://localhost/app?user=u&password=p@ss",
         ] {
             assert!(url(good).is_ok(), "{good}");
         }
@@ -165,6 +176,9 @@ mod tests {
             "sqlite://data",
             "localhost:5432",
             "postgresql://u:pa#ss@localhost:5432/x",
+            "postgresql://u:12#ss@localhost:5432/x",
+            "postgresql://u:12/ss@localhost:5432/x",
+            "postgresql://u:12?ss@localhost:5432/x",
             "postgresql://u:p@localhost:port/x",
             "postgresql://u:p@localhost/x?sslmode=maybe",
         ] {

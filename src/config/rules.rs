@@ -7,6 +7,8 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use reqwest::Url;
 use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
@@ -238,6 +240,35 @@ pub(super) fn sendable(secret: &str) -> Rule<()> {
     )
 }
 
+/// A key of Supabase that is not one of the public ones, as far as the key itself shows. Row-level security
+/// applies to those, so every upload would be rejected.
+///
+/// Source: Supabase's guide "Understanding API keys".
+pub(super) fn service_key(key: &str) -> Rule<()> {
+    let right = |kind| {
+        format!(
+            "contains {kind}: use the project's secret key (`sb_secret_…`) or the legacy `service_role` JWT, from the dashboard under Project Settings > API Keys"
+        )
+    };
+    if key.starts_with("sb_publishable_") {
+        return Err(right("the publishable key, which is public"));
+    }
+    match role_of(key).as_deref() {
+        Some("anon") => Err(right("the `anon` key, which is public")),
+        Some("authenticated") => Err(right("the token of a user")),
+        _ => Ok(()),
+    }
+}
+
+/// The role in the payload of a JWT.
+fn role_of(token: &str) -> Option<String> {
+    let payload = BASE64_URL_SAFE_NO_PAD
+        .decode(token.split('.').nth(1)?)
+        .ok()?;
+    let payload: serde_json::Value = serde_json::from_slice(&payload).ok()?;
+    Some(payload["role"].as_str()?.to_owned())
+}
+
 /// A UUID in any notation.
 pub(super) fn uuid(text: &str) -> Rule<Uuid> {
     Uuid::try_parse(text).map_err(|_| "must be a UUID".to_owned())
@@ -420,6 +451,19 @@ mod tests {
             &["ghp_a.b-c/d+e="],
             &["two words", "line\nbreak", "ümlaut"],
         );
+    }
+
+    #[test]
+    fn a_storage_key_is_not_a_public_one() {
+        let jwt = |payload: &str| format!("e30.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(payload));
+        let service = jwt(r#"{"iss":"supabase","role":"service_role"}"#);
+        let good = ["sb_secret_0123456789", &service, "not.a.token", "opaque"];
+        let public = [
+            "sb_publishable_0123456789",
+            &jwt(r#"{"role":"anon"}"#),
+            &jwt(r#"{"role":"authenticated","sub":"x"}"#),
+        ];
+        check(service_key, &good, &public);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The sources of settings (flags of the parsed command line, environment, `.env`, files of secrets), and the
 //! lookup of one setting in them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
@@ -17,6 +17,9 @@ const DOTENV_MAX_BYTES: u64 = 256 * 1024;
 
 /// Largest file that a `NAME_FILE` variable may name, in bytes.
 const SECRET_FILE_MAX_BYTES: u64 = 16 * 1024;
+
+/// A name of so many letters for each typing error may be meant for a setting.
+const LETTERS_PER_TYPO: usize = 5;
 
 /// One invalid setting.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -135,6 +138,43 @@ impl Sources {
         self.layer(settings).is_some()
     }
 
+    /// Variables that are not settings, each with the setting that its name resembles and that is not set.
+    pub fn misspelt(&self) -> Vec<(&str, &'static str)> {
+        let given = self.env.keys().chain(self.dotenv.keys());
+        let unknown: BTreeSet<&str> = given
+            .map(String::as_str)
+            .filter(|name| !is_known(name))
+            .collect();
+        let resembled = |name| {
+            let unset = SETTINGS.iter().filter(|setting| !self.has(&[**setting]));
+            let names = unset.flat_map(|setting| {
+                let file = setting.secret.then(|| setting.file_variable());
+                std::iter::once(setting.name.to_owned())
+                    .chain(file)
+                    .map(|known| (distance(name, &known), known.len(), setting.name))
+            });
+            let near = names.filter(|(distance, length, _)| *distance <= length / LETTERS_PER_TYPO);
+            near.min().map(|(.., known)| (name, known))
+        };
+        unknown.into_iter().filter_map(resembled).collect()
+    }
+
+    /// What is allowed but probably a mistake, as sentences.
+    pub fn warnings(&self) -> Vec<String> {
+        let misspelt = self.misspelt().into_iter();
+        misspelt
+            .map(|(name, known)| {
+                format!("{name} is not a setting, so it has no effect. Rename it if you meant {known}, which is not set.")
+            })
+            .collect()
+    }
+
+    /// Whether this setting is given without a value, which counts as not set.
+    pub fn is_empty(&self, setting: &Setting) -> bool {
+        let empty = |Layer(layer): Layer<'_>| layer.get(setting.name).is_some_and(String::is_empty);
+        !self.has(&[*setting]) && self.layers().into_iter().any(empty)
+    }
+
     fn refuse(&mut self, name: &str, right: impl Into<String>) {
         self.problems.push(Problem::new(name, right));
     }
@@ -164,6 +204,12 @@ impl Sources {
         let layer = self.layer(settings);
         layer.is_some_and(|Layer(found)| std::ptr::eq(found, source))
     }
+}
+
+/// The number of typing errors between two names, ignoring case and underscores.
+fn distance(a: &str, b: &str) -> usize {
+    let [a, b] = [a, b].map(|name| name.replace('_', "").to_ascii_uppercase());
+    strsim::osa_distance(&a, &b)
 }
 
 fn is_known(name: &str) -> bool {
@@ -205,11 +251,19 @@ impl<'a> Reader<'a> {
     }
 
     /// The value, or every problem found. A required value that is `None` has a problem.
-    pub(super) fn finish<T>(self, value: Option<T>) -> Result<T, Vec<Problem>> {
-        match value {
-            Some(value) if self.problems.is_empty() => Ok(value),
-            _ => Err(self.problems),
+    pub(super) fn finish<T>(mut self, value: Option<T>) -> Result<T, Vec<Problem>> {
+        if self.problems.is_empty()
+            && let Some(value) = value
+        {
+            return Ok(value);
         }
+        let misspelt = self.sources.misspelt();
+        for problem in &mut self.problems {
+            if let Some((name, _)) = misspelt.iter().find(|(_, known)| problem.name == *known) {
+                problem.right += &format!("; {name} is set, but it is not a setting: rename it");
+            }
+        }
+        Err(self.problems)
     }
 
     /// Adds a problem; always `None`.

@@ -614,3 +614,36 @@ fn the_demo_gets_every_default_and_reads_nothing() {
         (4, MissingRow::Create)
     );
 }
+
+#[test]
+fn a_misspelt_name_is_named_with_the_setting_that_was_meant() {
+    for (wrong, meant) in [
+        ("GITHUB_WEBHOOKSECRET", Some("GITHUB_WEBHOOK_SECRET")),
+        ("github_webhook_secret", Some("GITHUB_WEBHOOK_SECRET")),
+        ("GITHUB_WEBHOOK_SECRET_FIEL", Some("GITHUB_WEBHOOK_SECRET")),
+        ("SUPABASE_SERVICE_KEY", Some("SUPABASE_SERVICE_ROLE_KEY")),
+        ("DATABASE_URI", Some("DATABASE_URL")),
+        ("WORKER", Some("WORKERS")),
+        // Other programs' variables.
+        ("GITHUB_REPOSITORY_ID", None),
+        ("GITHUB_SHA", None),
+        ("POSTGRES_URL", None),
+        ("RELEASE", None),
+        ("PATH", None),
+    ] {
+        let mut sources = Sources {
+            env: map(EMBEDDED),
+            ..Sources::default()
+        };
+        if meant == Some("GITHUB_WEBHOOK_SECRET") {
+            sources.env.remove("GITHUB_WEBHOOK_SECRET");
+        }
+        sources.dotenv.insert(wrong.to_owned(), "x".to_owned());
+        let expected: Vec<_> = meant.map(|meant| (wrong, meant)).into_iter().collect();
+        assert_eq!(sources.misspelt(), expected);
+        match Config::load(&sources) {
+            Ok(_) => assert_eq!(sources.warnings().len(), expected.len()),
+            Err(problems) => assert!(problems[0].to_string().contains(wrong), "{problems:?}"),
+        }
+    }
+}
