@@ -58,6 +58,18 @@ pub fn sign(secret: &SecretString, body: &[u8]) -> String {
     format!("{SCHEME}{}", hex::encode(mac.finalize().into_bytes()))
 }
 
+/// The response to a `ping` with the random number `nonce`, which only a server with the secret can compute.
+pub fn proof(secret: &SecretString, nonce: &str) -> String {
+    let mac = keyed(secret).chain_update("video-ingest pong ");
+    hex::encode(mac.chain_update(nonce).finalize().into_bytes())
+}
+
+/// Whether a text can be the `nonce` of a [`proof`]: 32 hexadecimal digits. A longer text could be that of
+/// something else to sign.
+pub fn is_nonce(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// Compares two secrets in constant time.
 ///
 /// Both are hashed first. A direct comparison would reveal whether the lengths are equal.
@@ -158,6 +170,24 @@ mod tests {
             assert!(!verify(&documented(), header, BODY), "{header:?}");
         }
         assert!(!verify(&[], Some(SIGNATURE), BODY), "no secrets");
+    }
+
+    #[test]
+    fn a_proof_depends_on_secret_and_nonce_and_is_no_signature() {
+        let [a, b] = [
+            "0123456789abcdef0123456789abcdef",
+            "0123456789abcdef0123456789abcdee",
+        ];
+        let other = secret("something else entirely");
+        // As `printf 'video-ingest pong …' | openssl dgst -sha256 -hmac "$SECRET"` prints it.
+        let expected = "09f79a2b1c23d010bf5c53bcd56cbfdc4f3d01a35ce29c5cfc801a37adee45fd";
+        assert_eq!(proof(&documented()[0], a), expected);
+        assert_ne!(proof(&documented()[0], a), proof(&documented()[0], b));
+        assert_ne!(proof(&documented()[0], a), proof(&other, a));
+        assert!(is_nonce(a));
+        for text in ["", &a[1..], &a.replace('0', "g"), &format!("{a}0")] {
+            assert!(!is_nonce(text), "{text}");
+        }
     }
 
     #[test]

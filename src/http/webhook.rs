@@ -9,6 +9,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::body::ReceivedBody;
@@ -17,7 +18,7 @@ use super::{AppState, ErrorCode, Problem, header_value};
 use crate::db::Delivery;
 use crate::domain::ids::GitSha;
 use crate::domain::push::{self, Decision, Ignored, Push};
-use crate::domain::signature::Verifier;
+use crate::domain::signature::{Verifier, is_nonce, proof};
 use crate::telemetry::metrics;
 use crate::telemetry::refusals::Why;
 use crate::telemetry::refused::refused;
@@ -108,7 +109,7 @@ async fn read<'h>(
     };
     match event {
         "push" => {}
-        "ping" => return Ok(Event::Other(json!({"status": "pong"}))),
+        "ping" => return Ok(Event::Other(pong(app, payload))),
         other => {
             let reason = format!("event {other} is not supported");
             return Ok(ignored(app, Ignored::Other, &reason));
@@ -125,6 +126,21 @@ async fn read<'h>(
         Decision::Ignored { kind, reason } => ignored(app, kind, &reason),
         Decision::Accepted(intake) => Event::Push(guid, intake),
     })
+}
+
+/// The response to a `ping`. One from `doctor` has a nonce, and gets the proof that this server has the secret.
+fn pong(app: &AppState, payload: &[u8]) -> Value {
+    #[derive(Deserialize)]
+    struct Ping {
+        nonce: String,
+    }
+    let ping: Option<Ping> = serde_json::from_slice(payload).ok();
+    match ping.filter(|ping| is_nonce(&ping.nonce)) {
+        Some(ping) => {
+            json!({"status": "pong", "proof": proof(&app.webhook_secrets[0], &ping.nonce)})
+        }
+        None => json!({"status": "pong"}),
+    }
 }
 
 fn ignored<'h>(app: &AppState, kind: Ignored, reason: &str) -> Event<'h> {

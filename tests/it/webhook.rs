@@ -63,6 +63,16 @@ scenario! {
         let nothing = t.counts().await;
         let pong = t.deliver(&t.github.ping()).await;
         assert_eq!((pong.status, pong.json), (200, json!({"status": "pong"})));
+        let nonce = "0123456789abcdef0123456789abcdef";
+        for (nonce, expected) in [
+            (nonce, json!({"status": "pong", "proof": signature::proof(&SECRET.into(), nonce)})),
+            (&nonce[1..], json!({"status": "pong"})),
+            ("push payload of somebody to be signed", json!({"status": "pong"})),
+        ] {
+            let body = json!({"zen": "x", "nonce": nonce}).to_string();
+            let pong = send(t, "ping", "application/json", body.as_bytes()).await;
+            assert_eq!((pong.status, pong.json), (200, expected));
+        }
         let head = t.github.head();
         let zeros = GitSha::from_bytes([0; 20]);
         t.github.commit(|c| c.write("docs/notes.md", "nothing of ours"));
