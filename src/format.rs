@@ -2,7 +2,11 @@
 //! JSON has bytes and milliseconds instead. Imports nothing from this crate.
 
 use std::error::Error;
+use std::fmt;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
+
+use rustls::CertificateError;
 
 /// The width that every terminal shows without breaking lines, in characters.
 pub const WIDTH: usize = 80;
@@ -166,9 +170,137 @@ pub fn causes(error: &(dyn Error + 'static)) -> tracing::field::DisplayValue<Str
     tracing::field::display(text)
 }
 
+/// Why no connection to a host was established. Displayed as the rest of a sentence about that host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    /// Its name has no address.
+    Name,
+    /// Nothing listens at its port.
+    Refused,
+    /// No packet can be sent to its address.
+    NoRoute,
+    /// It did not respond.
+    TimedOut,
+    /// Its certificate is signed by an authority that is not trusted.
+    Authority,
+    /// Its certificate is valid, but not for this name.
+    OtherHost,
+    /// Its certificate is no longer or not yet valid.
+    Expired,
+    /// Its certificate is invalid in another way.
+    Certificate,
+    /// It responded with something else than TLS.
+    NoTls,
+    /// Any other reason, such as a connection that was reset.
+    Lost,
+}
+
+impl Unreachable {
+    /// The reason in an error of a client, or in one of its causes.
+    pub fn of(error: &(dyn Error + 'static)) -> Self {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(found) = Self::of_one(error) {
+                return found;
+            }
+            // `source` of an I/O error skips the error that it contains.
+            let inner = error
+                .downcast_ref::<io::Error>()
+                .and_then(io::Error::get_ref);
+            next = match inner {
+                Some(inner) => Some(inner),
+                None => error.source(),
+            };
+        }
+        Self::Lost
+    }
+
+    fn of_one(error: &(dyn Error + 'static)) -> Option<Self> {
+        if let Some(error) = error.downcast_ref::<rustls::Error>() {
+            return Some(match error {
+                rustls::Error::InvalidCertificate(reason) => match reason {
+                    CertificateError::UnknownIssuer => Self::Authority,
+                    CertificateError::NotValidForName
+                    | CertificateError::NotValidForNameContext { .. } => Self::OtherHost,
+                    CertificateError::Expired
+                    | CertificateError::ExpiredContext { .. }
+                    | CertificateError::NotValidYet
+                    | CertificateError::NotValidYetContext { .. } => Self::Expired,
+                    _ => Self::Certificate,
+                },
+                rustls::Error::InvalidMessage(_) => Self::NoTls,
+                _ => return None,
+            });
+        }
+        let error = error.downcast_ref::<io::Error>()?;
+        match error.kind() {
+            ErrorKind::ConnectionRefused => Some(Self::Refused),
+            ErrorKind::TimedOut => Some(Self::TimedOut),
+            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Some(Self::NoRoute),
+            // The standard library has no kind for it.
+            _ if error.to_string().starts_with("failed to lookup address") => Some(Self::Name),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Name => "its host name cannot be resolved (DNS)",
+            Self::Refused => {
+                "the connection was refused, because nothing listens at its host and port"
+            }
+            Self::NoRoute => "this machine has no route to its address",
+            Self::TimedOut => "it did not respond in time",
+            Self::Authority => {
+                "its TLS certificate was issued by an authority that this machine does not trust"
+            }
+            Self::OtherHost => "its TLS certificate was issued for another host name",
+            Self::Expired => "its TLS certificate has expired or is not valid yet",
+            Self::Certificate => "its TLS certificate is invalid",
+            Self::NoTls => "it does not use TLS at that port",
+            Self::Lost => "the connection was lost",
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_reason_of_a_lost_connection_is_found_in_its_causes() {
+        let nested = |error: rustls::Error| io::Error::other(io::Error::other(error));
+        for (error, expected) in [
+            (
+                io::Error::from(ErrorKind::ConnectionRefused),
+                Unreachable::Refused,
+            ),
+            (
+                io::Error::other(io::Error::from(ErrorKind::TimedOut)),
+                Unreachable::TimedOut,
+            ),
+            (
+                io::Error::other("failed to lookup address information: Name or service not known"),
+                Unreachable::Name,
+            ),
+            (
+                nested(CertificateError::UnknownIssuer.into()),
+                Unreachable::Authority,
+            ),
+            (
+                nested(CertificateError::Revoked.into()),
+                Unreachable::Certificate,
+            ),
+            (
+                io::Error::from(ErrorKind::ConnectionReset),
+                Unreachable::Lost,
+            ),
+        ] {
+            assert_eq!(Unreachable::of(&error), expected, "{error}");
+        }
+    }
 
     #[test]
     fn durations_are_exact_or_rounded() {

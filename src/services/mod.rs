@@ -3,4 +3,5 @@
 pub mod client;
 pub mod github;
 pub mod openhands;
+pub mod receiver;
 pub mod storage;

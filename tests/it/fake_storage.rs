@@ -203,6 +203,10 @@ async fn a_bucket_shows_its_limits_and_matches_wildcards() {
     let wild =
         request(&storage, Method::POST, "object/videos/a.mp4").header("content-type", "video/mp4");
     assert_eq!(answer(wild.body("x")).await.0, 200);
+    storage.create_bucket("all", None, Some(&["*/*"]));
+    let all =
+        request(&storage, Method::POST, "object/all/a.mp4").header("content-type", "video/mp4");
+    assert_eq!(answer(all.body("x")).await.0, 400);
 }
 
 #[tokio::test]

@@ -493,6 +493,7 @@ async fn limits_are_read_from_the_bucket() {
             true,
         ),
         (Some(1), Some(&["video/*"]), true),
+        (Some(1), Some(&["*/*"]), false),
         (Some(1), Some(&["video/webm", "Video/MP4"]), false),
         (None, Some(&[]), true),
     ] {

@@ -268,7 +268,7 @@ impl Github {
         let failed = |error: reqwest::Error| {
             let error = error.without_url();
             tracing::debug!(error = causes(&error), "request to GitHub failed");
-            unreached()
+            unreached(&error)
         };
         let mut response = request.send().await.map_err(failed)?;
         let body = client::body(&mut response, JSON_BYTES_MAX).await;

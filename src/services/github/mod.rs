@@ -29,7 +29,7 @@ use crate::clock::Clock;
 use crate::domain::failure::{Code, Failure, clamp_retry_after};
 use crate::domain::head::Relation;
 use crate::domain::ids::{GitSha, RepoName};
-use crate::format::causes;
+use crate::format::{self, Unreachable, causes};
 use crate::services::client::{self, InvalidSetting, number};
 
 pub use download::Download;
@@ -306,7 +306,7 @@ impl Github {
             .await
             .map_err(|error| {
                 tracing::debug!(error = causes(&error), "request to GitHub failed");
-                unreached()
+                unreached(&error)
             })?;
         Ok(response.into_parts())
     }
@@ -364,7 +364,7 @@ impl Github {
         match status.as_u16() {
             200..=299 | 304 | 404 | 409 | 422 => Ok(()),
             401 => Err(denied(
-                "GitHub rejected the token; set GITHUB_TOKEN to a valid token.",
+                "GitHub rejected GITHUB_TOKEN, because it is wrong, has expired or was revoked. Create a token with access to the repository (Contents: read) at https://github.com/settings/personal-access-tokens and set GITHUB_TOKEN to it.",
             )),
             403 | 429 => Err(self.refused(status, headers, seen, body)),
             _ => Err(unexpected_status(status)),
@@ -410,13 +410,16 @@ impl Github {
 
     fn rate_limited(&self, wait: Duration) -> Failure {
         let advice = if self.token.is_none() {
-            " Set GITHUB_TOKEN for a much higher limit."
+            "Set GITHUB_TOKEN for a much higher limit"
         } else {
-            ""
+            "Wait until then, and check which other programs use the same token or account"
         };
-        let seconds = wait.as_secs().max(1);
+        let wait = wait.max(Duration::from_secs(1));
+        let at = self.clock.now() + wait;
         let message = format!(
-            "GitHub's rate limit was reached; the next request is possible in {seconds} s.{advice}"
+            "GitHub's rate limit is used up until {} UTC (for {}). {advice}.",
+            at.strftime("%H:%M"),
+            format::elapsed(wait)
         );
         Failure::new(Code::RateLimited, message).after(wait)
     }
@@ -436,8 +439,9 @@ fn unavailable(message: impl Into<String>) -> Failure {
     Failure::new(Code::GithubUnavailable, message)
 }
 
-fn unreached() -> Failure {
-    unavailable("GitHub could not be reached.")
+fn unreached(error: &(dyn std::error::Error + 'static)) -> Failure {
+    let reason = Unreachable::of(error);
+    unavailable(format!("GitHub could not be reached: {reason}."))
 }
 
 /// Reads a body into memory. octocrab returns a hyper body, so `client::body` cannot read it.

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::clock::Clock;
 use crate::domain::failure::{Code, Failure};
-use crate::format::causes;
+use crate::format::{Unreachable, causes};
 use crate::services::client::{self, InvalidSetting};
 
 /// The longest response that is read, in bytes.
@@ -247,7 +247,8 @@ impl SupabaseStore {
             mp4_allowed: types.is_empty()
                 || types
                     .iter()
-                    .any(|t| [VIDEO_MIME, "video/*", "*/*"].contains(&t.as_str())),
+                    // The server does not know `*/*` and rejects all uploads to such a bucket.
+                    .any(|t| [VIDEO_MIME, "video/*"].contains(&t.as_str())),
         })
     }
 
@@ -501,13 +502,16 @@ fn pieces(
 
 fn unreached(error: &reqwest::Error) -> Failure {
     tracing::warn!(error = causes(error), "no response from Supabase Storage");
-    unavailable(if error.is_timeout() {
-        "Supabase Storage did not respond in time."
+    if error.is_timeout() {
+        unavailable("Supabase Storage did not respond in time.")
     } else if error.is_connect() {
-        "Supabase Storage could not be reached; check SUPABASE_URL if this persists."
+        let reason = Unreachable::of(error);
+        unavailable(&format!(
+            "Supabase Storage could not be reached: {reason}; check SUPABASE_URL if this persists."
+        ))
     } else {
-        "The connection to Supabase Storage was lost."
-    })
+        unavailable("The connection to Supabase Storage was lost.")
+    }
 }
 
 fn unavailable(message: &str) -> Failure {

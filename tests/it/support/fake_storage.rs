@@ -4,7 +4,7 @@
 //! - the real status of a refusal is inside the body of a 400;
 //! - a refusal after the body has begun leaves the connection hanging for 62 seconds ("poisoned");
 //! - the gateway translates `sb_` keys to JWTs, and older ones do not;
-//! - the size limit is exact but does not see chunked bodies; types match exactly, but for wildcards;
+//! - the size limit is exact but does not see chunked bodies; types match exactly, but for `video/*`;
 //! - object information takes an invalid JWT for a visitor of a public bucket, but for the authenticated route;
 //! - only `x-upsert: true`, in exactly this spelling, or `PUT` replaces an object;
 //! - an upload may be committed long after the client has given up waiting for its answer;
@@ -973,11 +973,10 @@ impl Model {
     }
 }
 
-/// Exact and case-sensitive, except for wildcards in the list.
+/// Exact and case-sensitive, except for wildcards of a subtype in the list: `video/*`, but not `*/*`.
 fn mime_matches(allowed: &str, mime: &str) -> bool {
     let kind = |mime: &str| mime.split('/').next().map(str::to_owned);
-    allowed == mime
-        || (allowed.ends_with("/*") && (allowed == "*/*" || kind(allowed) == kind(mime)))
+    allowed == mime || (allowed.ends_with("/*") && kind(allowed) == kind(mime))
 }
 
 fn is_key(key: &str) -> bool {
