@@ -327,18 +327,20 @@ async fn keep_up(db: Db, lease: Duration) {
 /// Connects to the configured database.
 ///
 /// # Errors
-/// Fails if the database cannot be opened or reached.
+/// Fails if the database cannot be opened or reached; the message says why and what to do.
 pub async fn open_database(config: &Config, clock: Clock) -> anyhow::Result<Db> {
-    connect(config, clock)
-        .await
-        .with_context(|| match &config.database {
+    connect(config, clock).await.map_err(|error| {
+        let reason = error.reason();
+        match &config.database {
             Database::Sqlite => {
-                format!("Cannot open the database in {}", config.data_dir.display())
+                let dir = config.data_dir.display();
+                anyhow::anyhow!("Cannot open the database in {dir}: {reason}.")
             }
             Database::Postgres { .. } => {
-                "Cannot connect to the database at DATABASE_URL".to_owned()
+                anyhow::anyhow!("Cannot connect to the database at DATABASE_URL: {reason}.")
             }
-        })
+        }
+    })
 }
 
 async fn connect(config: &Config, clock: Clock) -> Result<Db, DbError> {
@@ -374,6 +376,9 @@ pub async fn existing_database(config: &Config, clock: Clock) -> Result<Option<D
         && !Db::embedded_file(&config.data_dir).exists();
     if is_new {
         return Ok(None);
+    }
+    if let Database::Postgres { url } = &config.database {
+        Db::reach(url).await?;
     }
     connect(config, clock).await.map(Some)
 }

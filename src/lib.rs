@@ -54,7 +54,7 @@
 //! | [`http`] | router, webhook, API, OpenAPI document, status page with its sign-in, server-sent events, probes, connection limits | |
 //! | [`pipeline`] | intake of deliveries; the branch (whether a listing is current); worker (claim, lease, retry); ingest of one video, with the spool that hashes a download and the limits of the buckets; sweep; the checks of `doctor`, the status page and the probes | only `ingest` orders the steps of a video; only `worker` decides whether and when to retry |
 //! | [`telemetry`] | logs, and every metric | |
-//! | [`services`] | outbound: the shared HTTP client, GitHub (listing, download, LFS, webhooks), storage (Supabase or a folder), OpenHands | the only module that calls other hosts |
+//! | [`services`] | outbound: the shared HTTP client, GitHub (listing, download, LFS, webhooks), storage (Supabase or a folder), OpenHands, the receiver at our own public address | the only module that calls other hosts |
 //! | [`db`] | one file per table, pages of videos and deliveries, statistics, migrations | the only module that contains SQL |
 //! | [`config`] | table of settings, their sources (flags, environment, `.env`, files) and their rules | the only module that reads the environment |
 //! | [`fake_github`] | the fake GitHub of the demo and the tests: repository, REST and LFS API, webhooks | behind the feature `demo` |

@@ -18,6 +18,15 @@ begin
     then
         alter publication supabase_realtime add table public.lesson_assets;
     end if;
+    -- A publication can be limited to other operations, and then the app never learns that a video is ready.
+    if not (select pubupdate from pg_publication where pubname = 'supabase_realtime') then
+        execute (
+            select format('alter publication supabase_realtime set (publish = %L)', concat_ws(', ', 'update',
+                case when pubinsert then 'insert' end,
+                case when pubdelete then 'delete' end,
+                case when pubtruncate then 'truncate' end))
+            from pg_publication where pubname = 'supabase_realtime');
+    end if;
 end
 $$;
 

@@ -1,14 +1,22 @@
 //! `video-ingest doctor`: renders [`crate::pipeline::checks`] for people and programs.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgMatches, Command};
 use reqwest::Url;
 
-use super::{EXIT_USAGE, json_flag, print, print_json};
+use super::{EXIT_USAGE, json_flag, print_json};
 use crate::app::{self, Injected};
 use crate::config::{self, Config, Sources};
+use crate::format::indented;
 use crate::pipeline::checks::{self, Finding, Mark, Report};
+
+/// Escape sequences for colors (ECMA-48, SGR).
+const RED: &str = "\x1b[31m";
+const YELLOW: &str = "\x1b[33m";
+const GREEN: &str = "\x1b[32m";
+const RESET: &str = "\x1b[0m";
 
 /// The command line of `doctor`.
 pub fn command() -> Command {
@@ -20,7 +28,7 @@ pub fn command() -> Command {
                 .long("url")
                 .value_name("URL")
                 .value_parser(super::webhook::receiver)
-                .help("URL at which GitHub should reach the server, such as https://videos.example.org"),
+                .help("URL at which GitHub should reach the server, such as https://videos.example.org; also checks that it does"),
         )
         .arg(json_flag())
         .after_help(format!(
@@ -34,7 +42,8 @@ pub fn command() -> Command {
 /// # Errors
 /// Fails if the findings cannot be printed.
 pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
-    let (report, code) = match Config::load(&Sources::from_process(matches)) {
+    let sources = Sources::from_process(matches);
+    let (report, code) = match Config::load(&sources) {
         Err(problems) => {
             let mut report = Report::default();
             for problem in problems {
@@ -46,7 +55,7 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
             let services = app::services(&config, &Injected::default());
             let database = app::existing_database(&config, services.clock.clone());
             let receiver = matches.get_one::<Url>("url");
-            let report = checks::examine(&config, &services, database, receiver).await;
+            let report = checks::examine(&config, &sources, &services, database, receiver).await;
             let code = u8::from(report.has_failed());
             (report, code)
         }
@@ -54,40 +63,77 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     if matches.get_flag("json") {
         print_json(&serde_json::to_value(&report)?)?;
     } else {
-        print(&rendered(&report))?;
+        // Removes the colors unless standard output is a terminal and NO_COLOR is not set.
+        let mut out = anstream::stdout().lock();
+        out.write_all(rendered(&report).as_bytes())?;
+        out.flush()?;
     }
     Ok(ExitCode::from(code))
 }
 
+/// The problems, the names of the passed checks, and the summary, so that the first line is what to do first
+/// and the last one is what a terminal shows.
 fn rendered(report: &Report) -> String {
-    let findings = &report.findings;
-    let width = findings.iter().map(|finding| finding.id.len()).max();
+    let problems = report.problems();
+    let width = problems.iter().map(|finding| finding.id.len()).max();
     let width = width.unwrap_or(0);
     let mut text = String::new();
     for Finding {
         id,
         mark,
         text: what,
-    } in findings
+    } in &problems
     {
-        let mark = match mark {
-            Mark::Ok => '✓',
-            Mark::Warning => '!',
-            Mark::Failed => '✗',
+        let (color, mark) = match mark {
+            Mark::Failed => (RED, '✗'),
+            Mark::Warning | Mark::Ok => (YELLOW, '!'),
         };
-        text += &format!("{mark} {id:width$}  {what}\n");
+        text += &format!("{color}{mark} {id:width$}{RESET}  {what}\n");
     }
-    let count = |mark| findings.iter().filter(|f| f.mark == mark).count();
+    if !problems.is_empty() {
+        text.push('\n');
+    }
+    let mut passed: Vec<&str> = Vec::new();
+    for Finding { id, .. } in &report.findings {
+        if !passed.contains(id) && !problems.iter().any(|problem| problem.id == *id) {
+            passed.push(id);
+        }
+    }
+    if !passed.is_empty() {
+        text += &format!("{GREEN}✓ {} checks passed{RESET}\n", passed.len());
+        let by_area = passed.chunk_by(|a, b| area(a).0 == area(b).0);
+        let lines = by_area.map(|ids| {
+            let names: Vec<&str> = ids.iter().map(|id| area(id).1).collect();
+            format!("{}: {}", area(ids[0]).0, names.join(", "))
+        });
+        text += &indented(&lines.collect::<Vec<_>>(), 4);
+        text.push('\n');
+    }
+    let count = |mark| problems.iter().filter(|f| f.mark == mark).count();
+    let plural = |count, word: &str| {
+        let s = if count == 1 { "" } else { "s" };
+        format!("{count} {word}{s}")
+    };
+    let warnings = plural(count(Mark::Warning), "warning");
     text += &match (count(Mark::Failed), count(Mark::Warning)) {
-        (0, 0) => "\nAll checks passed.\n".to_owned(),
-        (0, 1) => "\nNo checks failed; 1 warning (!).\n".to_owned(),
-        (0, n) => format!("\nNo checks failed; {n} warnings (!).\n"),
-        (n, _) => {
-            let checks = if n == 1 { "check" } else { "checks" };
+        (0, 0) => "All checks passed.\n".to_owned(),
+        (0, _) => format!("No checks failed; {warnings} (!).\n"),
+        (n, m) => {
+            let failed = plural(n, "check");
+            let warnings = if m > 0 {
+                format!("; {warnings} (!)")
+            } else {
+                String::new()
+            };
             format!(
-                "\n{n} {checks} failed (✗). Checks that depend on a failed check were skipped.\n"
+                "{failed} failed (✗){warnings}. Checks that depend on a failed check were skipped.\n"
             )
         }
     };
     text
+}
+
+/// The two parts of a check's id, such as `github` and `token`.
+fn area(id: &str) -> (&str, &str) {
+    id.split_once('.').unwrap_or((id, id))
 }

@@ -1,9 +1,8 @@
 //! Read-only queries for the checks of the database: connection, schema, columns, constraints and
 //! privileges.
 
-use std::io;
-
 use sqlx::Row as _;
+use sqlx::any::AnyRow;
 
 use super::{Db, DbError, Dialect, MIGRATIONS, Unit};
 
@@ -53,6 +52,38 @@ pub enum Schema {
     Foreign,
 }
 
+/// Whether Supabase Realtime tells the app about changes of `lesson_assets`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// The publication contains the table and its updates.
+    Updates,
+    /// The publication contains the table, but updates are not among its operations.
+    NoUpdates,
+    /// The publication, or the table in it, does not exist.
+    Not,
+}
+
+/// A policy of the app on `lesson_assets` that applies to our role although it is meant for the app's users.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignPolicy {
+    /// Its name, quoted for SQL if necessary.
+    pub name: String,
+    /// What it does to our role.
+    pub effect: PolicyEffect,
+}
+
+/// See [`ForeignPolicy`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PolicyEffect {
+    /// It reads this table, to which our role has no access, so every statement fails.
+    Reads(String),
+    /// It is restrictive and depends on the user of the API's token, which our role does not have, so it hides
+    /// all rows.
+    HidesAll,
+    /// It is restrictive, so it may hide rows.
+    MayHide,
+}
+
 /// The app's database as seen by our role. All lists of problems are empty if there are none.
 #[derive(Clone, Debug)]
 pub struct AppFacts {
@@ -75,7 +106,9 @@ pub struct AppFacts {
     /// Constraints of `lesson_assets` that our writes would violate.
     pub constraints: Vec<String>,
     /// Whether Supabase Realtime publishes updates of `lesson_assets`.
-    pub published: bool,
+    pub published: Published,
+    /// Whether there is no index of the pending rows of `lesson_assets`.
+    pub lacks_index: bool,
     /// Privileges that our role lacks.
     pub missing_rights: Vec<String>,
     /// Privileges of our role that are not required.
@@ -85,6 +118,8 @@ pub struct AppFacts {
     pub unprotected: bool,
     /// Commands that row-level security rejects for all rows: `select`, `update`.
     pub blocked: Vec<String>,
+    /// Policies of the app that apply to our role.
+    pub foreign_policies: Vec<ForeignPolicy>,
     /// Whether this database contains the tables of Supabase Storage, but no policy that lets users read the
     /// bucket's objects.
     pub objects_hidden: bool,
@@ -139,11 +174,13 @@ impl Db {
             has_table: columns.is_some(),
             columns: columns.unwrap_or_default(),
             constraints: self.constraints(&mut unit, creates_rows).await?,
-            published: false,
+            published: Published::Not,
+            lacks_index: false,
             missing_rights: Vec::new(),
             extra_rights: Vec::new(),
             unprotected: false,
             blocked: Vec::new(),
+            foreign_policies: Vec::new(),
             objects_hidden: self.objects_hidden(&mut unit, bucket).await?,
         };
         for (has, what) in [
@@ -163,14 +200,8 @@ impl Db {
                 order by 1",
             )
             .await?;
-        let published =
-            "select count(*) from pg_publication join pg_publication_tables using (pubname)
-            join pg_namespace on nspname = schemaname
-            join pg_class on relnamespace = pg_namespace.oid and relname = tablename
-            where pubname = 'supabase_realtime' and pubupdate
-              and pg_class.oid = to_regclass('lesson_assets')";
-        let row = self.query(published).fetch_one(unit.connection()).await?;
-        facts.published = row.get::<i64, _>(0) > 0;
+        facts.published = self.published(&mut unit).await?;
+        facts.lacks_index = self.lacks_index(&mut unit).await?;
         facts.missing_rights = self.missing_rights(&mut unit, creates_rows).await?;
         facts.extra_rights.extend(
             self.texts(
@@ -210,8 +241,69 @@ impl Db {
                           where id <> 0 and pg_has_role(id, 'usage'))))",
             )
             .await?;
+        facts.foreign_policies = self.foreign_policies(&mut unit).await?;
         unit.commit().await?;
         Ok(facts)
+    }
+
+    async fn published(&self, unit: &mut Unit) -> Result<Published, DbError> {
+        let statement =
+            "select pubupdate from pg_publication join pg_publication_tables using (pubname)
+            join pg_namespace on nspname = schemaname
+            join pg_class on relnamespace = pg_namespace.oid and relname = tablename
+            where pubname = 'supabase_realtime' and pg_class.oid = to_regclass('lesson_assets')";
+        let row = self.query(statement).fetch_optional(unit.connection());
+        Ok(match row.await?.map(|row| row.get::<bool, _>(0)) {
+            None => Published::Not,
+            Some(true) => Published::Updates,
+            Some(false) => Published::NoUpdates,
+        })
+    }
+
+    /// See [`AppFacts::lacks_index`]. An index of another name than that of `deploy/supabase/indexes.sql` will do.
+    async fn lacks_index(&self, unit: &mut Unit) -> Result<bool, DbError> {
+        let statement = "select count(*) from pg_index
+            where indrelid = to_regclass('lesson_assets') and indisvalid
+              and position('storage_path IS NULL' in pg_get_expr(indpred, indrelid)) > 0";
+        let row = self.query(statement).fetch_one(unit.connection()).await?;
+        Ok(row.get::<i64, _>(0) == 0)
+    }
+
+    /// See [`ForeignPolicy`]. The dependencies of a policy are the columns that it reads.
+    async fn foreign_policies(&self, unit: &mut Unit) -> Result<Vec<ForeignPolicy>, DbError> {
+        let statement = "with policies as (
+                select oid, polpermissive, quote_ident(polname) as name,
+                    concat(pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)) as expression
+                from pg_policy
+                where row_security_active(to_regclass('lesson_assets'))
+                  and polrelid = to_regclass('lesson_assets') and polcmd in ('*', 'r', 'w')
+                  and exists (
+                      select from unnest(polroles) as role (id)
+                      where case when id = 0 then true else pg_has_role(id, 'usage') end))
+            select distinct name, refobjid::regclass::text, null::boolean
+            from policies join pg_depend on objid = policies.oid and classid = 'pg_policy'::regclass
+            join pg_class on pg_class.oid = refobjid and refclassid = 'pg_class'::regclass
+            where refobjid <> to_regclass('lesson_assets')
+              and not (has_schema_privilege(relnamespace, 'usage') and case
+                  when refobjsubid > 0 then has_column_privilege(refobjid, refobjsubid::smallint, 'select')
+                  else has_any_column_privilege(refobjid, 'select') end)
+            union all
+            select name, null, expression ~ 'auth\\.|request\\.jwt' from policies
+            where not polpermissive and expression <> 'true'
+            order by 1";
+        let rows = self.query(statement).fetch_all(unit.connection()).await?;
+        let policy = |row: &AnyRow| ForeignPolicy {
+            name: row.get(0),
+            effect: match (
+                row.get::<Option<String>, _>(1),
+                row.get::<Option<bool>, _>(2),
+            ) {
+                (Some(table), _) => PolicyEffect::Reads(table),
+                (None, Some(true)) => PolicyEffect::HidesAll,
+                (None, _) => PolicyEffect::MayHide,
+            },
+        };
+        Ok(rows.iter().map(policy).collect())
     }
 
     /// See [`AppFacts::objects_hidden`]. A policy that names no bucket applies to all buckets.
@@ -344,38 +436,5 @@ impl Db {
     async fn texts(&self, unit: &mut Unit, statement: &str) -> Result<Vec<String>, DbError> {
         let rows = self.query(statement).fetch_all(unit.connection()).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
-    }
-}
-
-impl DbError {
-    /// The reason for people, without the final period. Contains nothing of DATABASE_URL.
-    pub fn reason(&self) -> String {
-        let error = match self {
-            Self::Misconfigured(reason) => return reason.trim_end_matches('.').to_owned(),
-            Self::Denied(cause) => return format!("it returned an error: {cause}"),
-            Self::Sqlx(error) => error,
-        };
-        let reason = match error {
-            sqlx::Error::Database(error) => match error.code().as_deref() {
-                // Postgres error codes, then SQLite result codes (NOTADB, CORRUPT).
-                Some("28P01" | "28000") => "the user name or password is incorrect",
-                Some("3D000") => "the database does not exist",
-                Some("53300") => "it has no available connections",
-                Some("26" | "11") => "the file is not an SQLite database or is corrupt",
-                _ => return format!("it returned an error: {}", error.message()),
-            },
-            // What the TLS handshake and the reading of the CA file report.
-            sqlx::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
-                "its TLS certificate could not be verified; check sslrootcert"
-            }
-            sqlx::Error::Io(error) if error.kind() == io::ErrorKind::NotFound => {
-                "its Unix socket, or the file in sslrootcert, does not exist"
-            }
-            sqlx::Error::Io(_) => "the connection to its host and port failed",
-            sqlx::Error::Tls(_) => "the TLS connection failed",
-            sqlx::Error::PoolTimedOut => "it did not respond in time",
-            _ => "it returned an invalid response",
-        };
-        reason.to_owned()
     }
 }

@@ -14,6 +14,7 @@ mod events;
 mod heads;
 mod marks;
 mod prune;
+mod reason;
 mod rows;
 mod scan;
 mod stats;
@@ -37,7 +38,7 @@ use crate::domain::ids::VideoKey;
 use crate::domain::state::VideoState;
 use crate::format::causes;
 
-pub use checks::{AppFacts, Migrated, Schema};
+pub use checks::{AppFacts, ForeignPolicy, Migrated, PolicyEffect, Published, Schema};
 pub use deliveries::{Delivery, DeliveryView};
 pub use rows::{OddRow, ReadyObject, Row, RowOwner};
 pub use scan::{SCAN_DISTANCE, SCAN_TIMEOUT, Scan};
@@ -264,6 +265,11 @@ impl Db {
                     })
                 })
         };
+        // A pool retries the statements above until its timeout, even if the file is not a database.
+        let mut first = AnyConnection::connect(&url).await?;
+        let read = sqlx::query("select count(*) from sqlite_master").execute(&mut first);
+        read.await?;
+        first.close().await?;
         let write = options(1).connect(&url).await?;
         Ok(Self {
             dialect: Dialect::Sqlite,
@@ -276,7 +282,8 @@ impl Db {
         })
     }
 
-    /// Connects to Postgres, directly, through a session pooler or through a transaction pooler.
+    /// Connects to Postgres, directly, through a session pooler or through a transaction pooler. Waits up to
+    /// [`ACQUIRE_TIMEOUT`] for a server that is starting.
     pub async fn postgres(url: &SecretString, clock: Clock) -> Result<Self, DbError> {
         sqlx::any::install_default_drivers();
         let parsed = reqwest::Url::parse(url.expose_secret())
@@ -299,9 +306,15 @@ impl Db {
                     })
                 })
         };
-        let pool = options(CONNECTIONS_MAX)
-            .connect(url.expose_secret())
-            .await?;
+        let pool = match options(CONNECTIONS_MAX).connect(url.expose_secret()).await {
+            Ok(pool) => pool,
+            // The pool hides why: it waits for a server that refuses connections.
+            Err(error @ sqlx::Error::PoolTimedOut) => {
+                Self::reach(url).await?;
+                return Err(error.into());
+            }
+            Err(error) => return Err(reason::explained(error, url)),
+        };
         // One connection stays open, so that a delivery after a quiet period does not wait for a new one.
         let mut intake = options(INTAKE_CONNECTIONS_MAX).min_connections(1);
         if !pooled {

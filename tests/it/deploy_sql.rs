@@ -334,6 +334,18 @@ async fn missing_rows_need_a_grant_and_belong_to_the_lessons_owner() {
 }
 
 #[tokio::test]
+async fn a_publication_without_updates_gets_them_and_keeps_the_rest() {
+    let database = Postgres::database().await;
+    let publish = "alter publication supabase_realtime set (publish = 'insert')";
+    database.sql(publish).await;
+    database.run_script("realtime.sql");
+    let operations = "select concat_ws(' ', pubinsert, pubupdate, pubdelete, pubtruncate)
+        from pg_publication where pubname = 'supabase_realtime'";
+    let operations = database.text(operations).await;
+    assert_eq!(operations.as_deref(), Some("t t f f"));
+}
+
+#[tokio::test]
 async fn the_app_receives_our_update_through_its_publication() {
     let database = Postgres::database().await;
     database.sql("drop publication supabase_realtime").await;

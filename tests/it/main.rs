@@ -8,6 +8,7 @@ mod deploy_files;
 mod deploy_sql;
 mod diagnosis;
 mod doctor;
+mod doctor_command;
 mod fake_github;
 mod fake_storage;
 mod github;

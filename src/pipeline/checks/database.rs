@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use super::{Report, compare_clocks, is_supabase};
 use crate::clock::Clock;
 use crate::config::{Config, Database, MissingRow, Tls};
-use crate::db::{AppFacts, Db, DbError, Migrated, Schema};
+use crate::db::{AppFacts, Db, DbError, ForeignPolicy, Migrated, PolicyEffect, Published, Schema};
 
 /// The findings, and the buckets that pending rows name.
 pub(super) async fn examine(
@@ -120,7 +120,19 @@ async fn look(
         facts.now_ms,
     );
     if facts.has_table && facts.columns.is_empty() && facts.missing_rights.is_empty() {
-        *buckets = db.pending_buckets().await?;
+        match db.pending_buckets().await {
+            Ok(found) => *buckets = found,
+            // A policy that fails makes every access fail. Its own finding says more, if it was recognized.
+            Err(DbError::Denied(cause)) => {
+                if !report.has_failed_check("database.policies") {
+                    let text = format!(
+                        "A policy on lesson_assets rejects every access of the server's role: {cause}. Add `to authenticated` to the app's policies, then run deploy/supabase/role.sql."
+                    );
+                    report.fail("database.policies", text);
+                }
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }
@@ -183,7 +195,7 @@ fn app(config: &Config, facts: &AppFacts, report: &mut Report) {
             "database.policies",
             "Row-level security is off on lesson_assets, so the server's role can read and change all of its rows, not only videos. Create the policies that the app's users need, enable row-level security, then run deploy/supabase/role.sql.",
         );
-    } else {
+    } else if !facts.blocked.is_empty() || facts.foreign_policies.is_empty() {
         each(
             report,
             "database.policies",
@@ -191,6 +203,9 @@ fn app(config: &Config, facts: &AppFacts, report: &mut Report) {
             "Row-level security allows the server's role to read and update videos.",
             "Row-level security on lesson_assets hides every row from the server's role for these commands: {}. Run deploy/supabase/role.sql.",
         );
+    }
+    for policy in &facts.foreign_policies {
+        foreign(policy, report);
     }
     each(
         report,
@@ -220,13 +235,47 @@ fn app(config: &Config, facts: &AppFacts, report: &mut Report) {
         );
         report.warn("storage.playback", text);
     }
-    if facts.published || is_supabase(config) {
-        report.expect(
-            "database.publication",
-            facts.published,
-            "Supabase Realtime publishes changes to lesson_assets.",
+    let id = "database.publication";
+    match facts.published {
+        Published::Updates => report.ok(id, "Supabase Realtime publishes changes to lesson_assets."),
+        Published::NoUpdates => report.fail(
+            id,
+            "The supabase_realtime publication contains lesson_assets, but not its updates, so the app does not show new videos until it is reloaded. Run deploy/supabase/realtime.sql, or `alter publication supabase_realtime set (publish = 'insert, update, delete, truncate')`.",
+        ),
+        Published::Not if is_supabase(config) => report.fail(
+            id,
             "lesson_assets is not in the supabase_realtime publication, so the app does not show new videos until it is reloaded. Run deploy/supabase/realtime.sql.",
+        ),
+        Published::Not => {}
+    }
+    let id = "database.index";
+    if facts.lacks_index {
+        report.warn(
+            id,
+            "lesson_assets has no index of its pending videos, so the status page and each sweep read the whole table. Run deploy/supabase/indexes.sql.",
         );
+    } else {
+        report.ok(id, "lesson_assets has an index of its pending videos.");
+    }
+}
+
+/// A policy of the app that also applies to the server's role.
+fn foreign(ForeignPolicy { name, effect }: &ForeignPolicy, report: &mut Report) {
+    let id = "database.policies";
+    let fix = format!("Run `alter policy {name} on lesson_assets to authenticated`.");
+    match effect {
+        PolicyEffect::Reads(table) => report.fail(
+            id,
+            format!("The policy {name} on lesson_assets applies to every role and reads {table}, which the server's role may not read, so every access fails. {fix}"),
+        ),
+        PolicyEffect::HidesAll => report.fail(
+            id,
+            format!("The restrictive policy {name} on lesson_assets applies to every role and requires a user of the app, so it hides every row from the server's role. {fix}"),
+        ),
+        PolicyEffect::MayHide => report.warn(
+            id,
+            format!("The restrictive policy {name} on lesson_assets also applies to the server's role and can hide rows from it. Unless that is intended: {}", fix.replacen("Run", "run", 1)),
+        ),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use jiff::tz::TimeZone;
-use jiff::{Unit, civil};
+use jiff::{Timestamp, Unit, civil};
 use reqwest::Url;
 use tokio::time::Instant;
 
@@ -20,6 +20,9 @@ const GUIDS_MAX: usize = 5;
 /// A token that expires within this many days should be replaced now.
 const TOKEN_DAYS_MIN: i64 = 14;
 
+/// The most LFS pointers that are read for the sizes of videos. Each read is a request.
+const POINTERS_MAX: usize = 20;
+
 /// Scopes of a classic token that reading a repository and managing its webhooks need.
 const SCOPES_NEEDED: &[&str] = &[
     "repo",
@@ -29,26 +32,36 @@ const SCOPES_NEEDED: &[&str] = &[
     "read:repo_hook",
 ];
 
+/// The findings, and the names of the videos on the branch with their sizes in bytes.
 pub(super) async fn examine(
     config: &Config,
     services: &Services,
     receiver: Option<&Url>,
-) -> Report {
+) -> (Report, Vec<(String, u64)>) {
     let mut report = Report::default();
-    let github = match &services.github {
-        Ok(github) => github,
-        Err(error) => {
-            report.fail("github.api", format!("{error:#}."));
-            return report;
-        }
+    let mut sizes = Vec::new();
+    match &services.github {
+        Ok(github) => look(config, services, github, receiver, &mut report, &mut sizes).await,
+        Err(error) => report.fail("github.api", format!("{error:#}.")),
+    }
+    (report, sizes)
+}
+
+async fn look(
+    config: &Config,
+    services: &Services,
+    github: &Github,
+    receiver: Option<&Url>,
+    report: &mut Report,
+    sizes: &mut Vec<(String, u64)>,
+) {
+    let Some(facts) = repository(config, github, report).await else {
+        return;
     };
-    let Some(facts) = repository(config, github, &mut report).await else {
-        return report;
-    };
-    token(config, &facts, &services.clock, &mut report);
+    token(config, &facts, &services.clock, report);
     if let Some(theirs_ms) = facts.now_ms {
         let now_ms = services.clock.now_ms();
-        compare_clocks(&mut report, "github.clock", "GitHub's", now_ms, theirs_ms);
+        compare_clocks(report, "github.clock", "GitHub's", now_ms, theirs_ms);
     }
     let branch = config
         .github
@@ -58,31 +71,40 @@ pub(super) async fn examine(
     match github.has_branch(branch).await {
         Ok(true) => {
             report.ok("github.branch", format!("The branch {branch} exists."));
-            videos(config, github, branch, &mut report).await;
+            *sizes = videos(config, github, branch, report).await;
         }
         Ok(false) if config.github.branch.is_some() => report.fail(
             "github.branch",
             format!("The repository has no branch named {branch}. Set GITHUB_BRANCH to the branch that videos are pushed to."),
         ),
         Ok(false) => report.warn("github.branch", "The repository is empty. The first push will create its branch."),
-        Err(failure) => trouble(failure, "github.branch", &mut report),
+        Err(failure) => trouble(failure, "github.branch", report),
     }
     // Without a token GitHub shows no webhooks, and that was reported above.
     if config.github.token.is_some() {
-        hooks(github, receiver, &mut report).await;
+        hooks(github, receiver, report).await;
     }
-    if let Some(limit) = github.rate_limit() {
+    if let Some(limit) = github.rate_limit()
+        && !report.has_failed_check("github.rate_limit")
+    {
         let id = "github.rate_limit";
         let (left, all) = (limit.remaining, limit.limit);
-        let text = format!("{left} of {all} API requests remain for this hour.");
+        let reset = Timestamp::from_second(limit.reset.cast_signed()).unwrap_or_default();
+        let text = format!(
+            "{left} of {all} API requests remain until {} UTC.",
+            reset.strftime("%H:%M")
+        );
         if left * 10 < all {
-            let text = format!("{text} Check whether something else is using the token.");
-            report.warn(id, text);
+            let action = if config.github.token.is_none() {
+                "Set GITHUB_TOKEN for a much higher limit."
+            } else {
+                "Check which other programs use the same token or account."
+            };
+            report.warn(id, format!("{text} {action}"));
         } else {
             report.ok(id, text);
         }
     }
-    report
 }
 
 async fn repository(
@@ -124,17 +146,22 @@ async fn repository(
 }
 
 /// Reports a failed request under the setting that its code points to, else under `id`.
+/// Once only, because one cause can make several requests fail.
 fn trouble(failure: Failure, id: &'static str, report: &mut Report) {
-    match failure.code {
-        Code::GithubDenied => report.fail("github.token", failure.message),
-        Code::RateLimited => report.fail("github.rate_limit", failure.message),
-        Code::GithubUnavailable => {
-            report.fail(
-                "github.api",
-                format!("{} Check GITHUB_API_URL if this persists.", failure.message),
-            );
-        }
-        _ => report.fail(id, failure.message),
+    let (id, text) = match failure.code {
+        Code::GithubDenied => ("github.token", failure.message),
+        Code::RateLimited => ("github.rate_limit", failure.message),
+        Code::GithubUnavailable => (
+            "github.api",
+            format!(
+                "{} Check GITHUB_API_URL, the network of this machine and githubstatus.com.",
+                failure.message
+            ),
+        ),
+        _ => (id, failure.message),
+    };
+    if !report.has_failed_check(id) {
+        report.fail(id, text);
     }
 }
 
@@ -143,7 +170,7 @@ fn token(config: &Config, facts: &RepositoryFacts, clock: &Clock, report: &mut R
     if config.github.token.is_none() {
         report.warn(
             id,
-            "GITHUB_TOKEN is not set, so GitHub allows only 60 requests per hour and the webhook cannot be checked.",
+            "GITHUB_TOKEN is not set, so GitHub allows only 60 requests per hour and the webhook cannot be checked. Set it to a fine-grained token with Contents: read and Webhooks: read.",
         );
         return;
     }
@@ -182,11 +209,20 @@ fn days_left(facts: &RepositoryFacts, clock: &Clock) -> Option<i64> {
     Some(i64::from(left.ok()?.get_days()))
 }
 
-async fn videos(config: &Config, github: &Github, branch: &str, report: &mut Report) {
+/// Checks the videos on the branch. Returns their names and sizes in bytes, as far as they are known.
+async fn videos(
+    config: &Config,
+    github: &Github,
+    branch: &str,
+    report: &mut Report,
+) -> Vec<(String, u64)> {
     let dir = &config.github.videos_dir;
     let listing = match github.listing(Instant::now()).await {
         Ok(listing) => listing,
-        Err(failure) => return trouble(failure, "github.videos", report),
+        Err(failure) => {
+            trouble(failure, "github.videos", report);
+            return Vec::new();
+        }
     };
     let (count, ignored) = (listing.files.len(), listing.ignored.len());
     match (count, ignored) {
@@ -199,7 +235,10 @@ async fn videos(config: &Config, github: &Github, branch: &str, report: &mut Rep
     }
     let tracked = match github.top_file(".gitattributes", branch).await {
         Ok(text) => text.is_some_and(|text| tracks_videos(&String::from_utf8_lossy(&text))),
-        Err(failure) => return trouble(failure, "github.lfs", report),
+        Err(failure) => {
+            trouble(failure, "github.lfs", report);
+            return Vec::new();
+        }
     };
     match download(github, &listing).await {
         Ok(None) => {}
@@ -220,6 +259,31 @@ async fn videos(config: &Config, github: &Github, branch: &str, report: &mut Rep
             format!("Failed to download a video: {}", failure.message),
         ),
     }
+    sizes(dir, github, &listing).await
+}
+
+/// The videos with their sizes in bytes. Those in LFS have theirs in a pointer, of which only some are read.
+async fn sizes(dir: &str, github: &Github, listing: &Listing) -> Vec<(String, u64)> {
+    let mut sizes = Vec::new();
+    let mut reads = 0;
+    for (key, pair) in listing.files.iter() {
+        let Some(entry) = pair.mp4 else {
+            continue;
+        };
+        let mut size = entry.size;
+        if size <= POINTER_BYTES_MAX as u64 && reads < POINTERS_MAX {
+            reads += 1;
+            // A failure of one of the reads does not matter: the worker will meet and report it.
+            if let Ok(bytes) = github.small_blob(entry.sha, size).await
+                && let Some(pointer) = Pointer::parse(&bytes)
+            {
+                size = pointer.size;
+            }
+        }
+        let (lesson, video) = (key.lesson_id, key.video_id);
+        sizes.push((format!("{dir}/{lesson}_{video}.mp4"), size));
+    }
+    sizes
 }
 
 /// Whether a `.gitattributes` puts `*.mp4`, or everything, into LFS.
@@ -274,7 +338,8 @@ async fn hooks(github: &Github, receiver: Option<&Url>, report: &mut Report) {
     };
     let ours: Vec<&Hook> = all.iter().filter(|hook| hook.is_ours()).collect();
     let Some(hook) = ours.iter().find(|hook| hook.active).or(ours.first()) else {
-        report.fail("hook.installed", "The repository has no webhook that points to /webhooks/github. Run `video-ingest webhook install --url https://YOUR-HOST`.");
+        let url = receiver.map_or("https://YOUR-HOST", Url::as_str);
+        report.fail("hook.installed", format!("The repository has no webhook that points to /webhooks/github. Run `video-ingest webhook install --url {url}`."));
         return;
     };
     match ours.len() {
@@ -292,27 +357,28 @@ async fn hooks(github: &Github, receiver: Option<&Url>, report: &mut Report) {
     }
     configuration(hook, receiver, report);
     match github.deliveries(hook.id).await {
-        Ok(deliveries) => outcomes(&deliveries, report),
+        Ok(deliveries) => outcomes(&deliveries, &hook.config.url, report),
         Err(failure) => trouble(failure, "hook.deliveries", report),
     }
 }
 
 fn configuration(hook: &Hook, receiver: Option<&Url>, report: &mut Report) {
-    const FIX: &str = "Run `video-ingest webhook install` to fix it.";
+    let url = &hook.config.url;
+    let target = receiver.map_or(url.as_str(), Url::as_str);
+    let fix = format!("Run `video-ingest webhook install --url {target}`.");
     if let Some(receiver) = receiver {
-        let url = &hook.config.url;
         report.expect(
             "hook.url",
             receiver.as_str() == url,
             "The webhook points to this server.",
-            format!("The webhook points to {url} instead of {receiver}. {FIX}"),
+            format!("The webhook points to {url} instead of {receiver}. {fix}"),
         );
     }
     report.expect(
         "hook.active",
         hook.active,
         "The webhook is active.",
-        format!("The webhook is disabled. {FIX}"),
+        format!("The webhook is disabled. {fix}"),
     );
     let id = "hook.events";
     let has = |event: &str| hook.events.iter().any(|e| e == event);
@@ -320,37 +386,37 @@ fn configuration(hook: &Hook, receiver: Option<&Url>, report: &mut Report) {
         report.ok(id, "The webhook is subscribed to push events.");
     } else if has("push") || has("*") {
         let text = format!(
-            "The webhook is subscribed to events other than pushes, which are ignored. {FIX}"
+            "The webhook is subscribed to events other than pushes, which are ignored. {fix}"
         );
         report.warn(id, text);
     } else {
         report.fail(
             id,
-            format!("The webhook is not subscribed to push events. {FIX}"),
+            format!("The webhook is not subscribed to push events. {fix}"),
         );
     }
     let id = "hook.content_type";
     if hook.config.content_type == "json" {
         report.ok(id, "The webhook sends JSON.");
     } else {
-        let text = format!("The webhook sends form data, which is larger than JSON. {FIX}");
+        let text = format!("The webhook sends form data, which is larger than JSON. {fix}");
         report.warn(id, text);
     }
     report.expect(
         "hook.secret",
         hook.config.is_signed(),
         "The webhook signs its deliveries.",
-        format!("The webhook has no secret, so every delivery is rejected. {FIX}"),
+        format!("The webhook has no secret, so every delivery is rejected. {fix}"),
     );
     report.expect(
         "hook.tls",
         hook.config.checks_certificates(),
         "GitHub verifies the server's certificate.",
-        format!("GitHub does not verify the server's certificate. {FIX}"),
+        format!("GitHub does not verify the server's certificate. {fix}"),
     );
 }
 
-fn outcomes(deliveries: &[HookDelivery], report: &mut Report) {
+fn outcomes(deliveries: &[HookDelivery], url: &str, report: &mut Report) {
     let id = "hook.deliveries";
     let guids = failed_guids(deliveries);
     if guids.is_empty() {
@@ -378,15 +444,42 @@ fn outcomes(deliveries: &[HookDelivery], report: &mut Report) {
     let named: Vec<String> = named
         .map(|d| format!("{} ({})", d.guid, d.status))
         .collect();
-    let hint = if failed.iter().any(|d| d.status_code == 401) {
-        "Status 401 means that GitHub's secret differs from GITHUB_WEBHOOK_SECRET: run `video-ingest webhook install` first. "
-    } else {
-        ""
-    };
-    let text = format!(
-        "{} push(es) were not delivered: {}. {hint}Run `video-ingest webhook redeliver --failed`.",
+    let pushes = format!(
+        "{} push(es) were not delivered: {}.",
         guids.len(),
         named.join(", ")
     );
+    const REDELIVER: &str = "run `video-ingest webhook redeliver --failed`";
+    // The newest attempt of all shows whether the cause still exists.
+    let cause = deliveries.first().filter(|newest| !newest.succeeded());
+    let text = match cause.map(|newest| cause_of(newest, url)) {
+        Some(cause) => format!("{cause}; then {REDELIVER}. {pushes}"),
+        None => format!("{pushes} Later deliveries succeeded, so {REDELIVER}."),
+    };
     report.fail(id, text);
+}
+
+/// Why an attempt failed and what to do, without the final period.
+fn cause_of(attempt: &HookDelivery, url: &str) -> String {
+    let status = &attempt.status;
+    match attempt.status_code {
+        0 => format!(
+            "GitHub cannot connect to {url} ({status}). Check with `video-ingest doctor --url {url}`, and let the firewall admit GitHub"
+        ),
+        401 => format!(
+            "GitHub signs deliveries with another secret than GITHUB_WEBHOOK_SECRET (status 401). Run `video-ingest webhook install --url {url}`"
+        ),
+        code @ 502..=504 => format!(
+            "The proxy at {url} does not reach the server (status {code}). Start the server with `video-ingest serve`, or correct the address to which the proxy forwards requests"
+        ),
+        code @ (300..=399 | 403..=405) => format!(
+            "{url} is not the address of this server (status {code}). Run `video-ingest webhook install --url https://YOUR-HOST`"
+        ),
+        413 => format!(
+            "The proxy at {url} rejects large requests (status 413). Let it accept bodies of 25 MB"
+        ),
+        code => {
+            format!("The program at {url} rejected the delivery (status {code}). Check its log")
+        }
+    }
 }

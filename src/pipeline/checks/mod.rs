@@ -6,6 +6,7 @@
 mod database;
 mod github;
 pub mod live;
+mod receiver;
 mod storage;
 
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::config::{ADMIN_TOKEN, Config, Database, StoreConfig, WEAK};
+use crate::config::{ADMIN_TOKEN, Config, Database, Sources, StoreConfig, WEAK};
 use crate::db::{Db, DbError};
 use crate::domain::strength::Strength;
 use crate::format::size;
@@ -31,6 +32,9 @@ const SKEW_NOTED_MS: i64 = 10_000;
 
 /// From this clock difference on, in milliseconds, deadlines and signed URLs are wrong.
 const SKEW_MAX_MS: i64 = 120_000;
+
+/// The id of the check for misspelt names of settings.
+const MISSPELT: &str = "settings.unknown";
 
 /// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -70,11 +74,27 @@ impl Report {
             .any(|finding| finding.mark == Mark::Failed)
     }
 
+    /// The failed checks, then the warnings, each in the order of the checks. A misspelt setting comes first,
+    /// because it can be the cause of a failed check.
+    pub fn problems(&self) -> Vec<&Finding> {
+        let problems = self.findings.iter().filter(|f| f.mark != Mark::Ok);
+        let mut problems: Vec<_> = problems.collect();
+        problems.sort_by_key(|f| (f.id != MISSPELT, f.mark != Mark::Failed));
+        problems
+    }
+
+    /// Whether this check failed.
+    fn has_failed_check(&self, id: &str) -> bool {
+        let mut findings = self.findings.iter();
+        findings.any(|finding| finding.id == id && finding.mark == Mark::Failed)
+    }
+
     fn ok(&mut self, id: &'static str, text: impl Into<String>) {
         self.add(id, Mark::Ok, text);
     }
 
-    fn warn(&mut self, id: &'static str, text: impl Into<String>) {
+    /// Adds a warning.
+    pub fn warn(&mut self, id: &'static str, text: impl Into<String>) {
         self.add(id, Mark::Warning, text);
     }
 
@@ -115,33 +135,40 @@ pub struct Services {
 /// not need it; `None` while the embedded one does not exist.
 pub async fn examine(
     config: &Config,
+    sources: &Sources,
     services: &Services,
     connecting: impl Future<Output = Result<Option<Db>, DbError>>,
     receiver: Option<&Url>,
 ) -> Report {
     let mut report = Report::default();
-    settings(config, &mut report);
+    settings(config, sources, &mut report);
     let is_writable = disk(config, &mut report);
-    let (github, data, openhands) = tokio::join!(
+    let (reached, (github, videos), (data, limits), openhands) = tokio::join!(
+        receiver::examine(config, receiver),
         github::examine(config, services, receiver),
         async {
             let connected = connecting.await;
             let clock = &services.clock;
             let (mut found, buckets) =
                 database::examine(config, clock, connected, is_writable).await;
-            let storage = storage::examine(config, &services.storage, buckets).await;
+            let (storage, limits) = storage::examine(config, &services.storage, buckets).await;
             found.findings.extend(storage.findings);
-            found
+            (found, limits)
         },
         openhands(&services.openhands),
     );
-    for part in [github, data, openhands] {
+    let sizes = storage::sizes(config, &videos, &limits);
+    // What is wrong with the address is the cause of failed deliveries.
+    for part in [reached, github, data, sizes, openhands] {
         report.findings.extend(part.findings);
     }
     report
 }
 
-fn settings(config: &Config, report: &mut Report) {
+fn settings(config: &Config, sources: &Sources, report: &mut Report) {
+    for text in sources.warnings() {
+        report.warn(MISSPELT, text);
+    }
     for (name, secret) in config.own_secrets() {
         let id = if name == ADMIN_TOKEN.name {
             "settings.admin_token"
@@ -155,9 +182,14 @@ fn settings(config: &Config, report: &mut Report) {
         }
     }
     if config.admin_token.is_none() {
+        let state = if sources.is_empty(&ADMIN_TOKEN) {
+            "is empty, which counts as not set"
+        } else {
+            "is not set"
+        };
         report.warn(
             "settings.admin_token",
-            "ADMIN_TOKEN is not set, so the status page, /api and /reconcile return 404.",
+            format!("ADMIN_TOKEN {state}, so the status page, /api and /reconcile return 404. Set it to the output of `openssl rand -hex 32`."),
         );
     }
     if config.workers == 0 {

@@ -12,35 +12,105 @@ use crate::config::Config;
 use crate::domain::failure::{Code, Failure};
 use crate::domain::ids::{GitSha, VideoKey};
 use crate::pipeline::limits::VIDEO_BYTES_MAX_DEFAULT;
-use crate::services::storage::{Digests, ObjectInfo, ObjectPath, Store};
+use crate::services::storage::{BucketLimits, Digests, ObjectInfo, ObjectPath, Store};
+
+/// The most names of too large videos that are listed; the others are counted.
+const NAMES_MAX: usize = 5;
 
 /// The content of the test object.
 const TEST_OBJECT: &[u8] = b"video-ingest doctor: this object may be deleted";
 
+/// The findings, and the limits of the buckets that exist; `None` if storage could not be asked for them.
 pub(super) async fn examine(
     config: &Config,
     store: &anyhow::Result<Option<Store>>,
     buckets: Vec<String>,
+) -> (Report, Option<Vec<Limit>>) {
+    let mut report = Report::default();
+    let store = match store {
+        Ok(Some(store)) => store,
+        Ok(None) => return (report, Some(vec![Limit::default()])),
+        Err(error) => {
+            report.fail("storage.key", format!("{error:#}."));
+            return (report, None);
+        }
+    };
+    let mut limits = Vec::new();
+    let mut all: BTreeSet<&str> = buckets.iter().map(String::as_str).collect();
+    all.insert(&config.storage_bucket);
+    for bucket in all {
+        if let Some(found) = limits_of(config, store, bucket, &mut report).await {
+            if found.mp4_allowed {
+                round_trip(store, bucket, &mut report).await;
+            }
+            limits.push(Limit {
+                bucket: Some(bucket.to_owned()),
+                max_bytes: found.max_bytes,
+            });
+        }
+    }
+    let limits = (!limits.is_empty()).then_some(limits);
+    (report, limits)
+}
+
+/// The size limit of a bucket.
+#[derive(Default)]
+pub(super) struct Limit {
+    /// `None` for the folder store.
+    bucket: Option<String>,
+    max_bytes: Option<u64>,
+}
+
+/// Compares the videos on the branch, with their sizes in bytes, with the limit for them. Which bucket is
+/// for which video is not known, so only videos that no bucket accepts are reported.
+pub(super) fn sizes(
+    config: &Config,
+    videos: &[(String, u64)],
+    limits: &Option<Vec<Limit>>,
 ) -> Report {
     let mut report = Report::default();
-    match store {
-        Ok(None) => {}
-        Ok(Some(store)) => {
-            let mut all: BTreeSet<&str> = buckets.iter().map(String::as_str).collect();
-            all.insert(&config.storage_bucket);
-            for bucket in all {
-                if accepts_videos(config, store, bucket, &mut report).await {
-                    round_trip(store, bucket, &mut report).await;
-                }
-            }
+    let limits = limits.iter().flatten();
+    let setting = config.max_video_bytes;
+    let limits = limits.map(|limit| match (&limit.bucket, limit.max_bytes, setting) {
+        (Some(bucket), Some(max), _) if setting.is_none_or(|setting| max <= setting) => {
+            (max, format!("Raise the file size limit of the bucket {bucket} (and of the project, if that is lower)"))
         }
-        Err(error) => report.fail("storage.key", format!("{error:#}")),
+        (_, _, Some(max)) => (max, "Raise MAX_VIDEO_BYTES".to_owned()),
+        _ => (VIDEO_BYTES_MAX_DEFAULT, "Set MAX_VIDEO_BYTES".to_owned()),
+    });
+    let Some((max, remedy)) = limits.max() else {
+        return report;
+    };
+    let mut large: Vec<_> = videos.iter().filter(|(_, size)| *size > max).collect();
+    if large.is_empty() {
+        return report;
     }
+    large.sort();
+    let named = large.iter().take(NAMES_MAX);
+    let mut named: Vec<_> = named
+        .map(|(name, size)| format!("{name} ({size} bytes)"))
+        .collect();
+    if large.len() > NAMES_MAX {
+        named.push(format!("and {} more", large.len() - NAMES_MAX));
+    }
+    report.fail(
+        "storage.size_limit",
+        format!(
+            "{} video(s) on the branch are larger than the limit of {max} bytes: {}. {remedy}, or render smaller videos.",
+            large.len(),
+            named.join(", ")
+        ),
+    );
     report
 }
 
-/// Whether storing a test object can work.
-async fn accepts_videos(config: &Config, store: &Store, bucket: &str, report: &mut Report) -> bool {
+/// What a bucket accepts; `None` if that was reported as a failure.
+async fn limits_of(
+    config: &Config,
+    store: &Store,
+    bucket: &str,
+    report: &mut Report,
+) -> Option<BucketLimits> {
     let limits = match store.limits(bucket).await {
         Ok(limits) => limits,
         Err(Failure { code, message, .. }) => {
@@ -52,7 +122,7 @@ async fn accepts_videos(config: &Config, store: &Store, bucket: &str, report: &m
                 Code::StorageDenied => report.fail("storage.key", message),
                 _ => report.fail("storage.reach", message),
             }
-            return false;
+            return None;
         }
     };
     report.ok("storage.bucket", format!("The bucket {bucket} exists."));
@@ -72,7 +142,7 @@ async fn accepts_videos(config: &Config, store: &Store, bucket: &str, report: &m
         ),
         Some(max) if max < wanted => report.warn(
             id,
-            format!("The bucket {bucket} accepts only objects of up to {max} bytes. Larger videos fail with too_large."),
+            format!("The bucket {bucket} accepts only objects of up to {max} bytes. Larger videos fail with too_large: raise the bucket's file size limit if there will be any."),
         ),
         Some(max) => report.ok(id, format!("The bucket accepts objects of up to {max} bytes.")),
         None => report.ok(id, "The bucket has no size limit of its own; the project's limit applies."),
@@ -81,9 +151,9 @@ async fn accepts_videos(config: &Config, store: &Store, bucket: &str, report: &m
         "storage.mime",
         limits.mp4_allowed,
         "The bucket accepts video/mp4.",
-        format!("The bucket {bucket} does not accept video/mp4. Run deploy/supabase/bucket.sql to add it to the allowed MIME types."),
+        format!("The bucket {bucket} does not accept video/mp4 (which `*/*` does not include). Run deploy/supabase/bucket.sql to add it to the allowed MIME types."),
     );
-    limits.mp4_allowed
+    Some(limits)
 }
 
 /// Stores an object, reads it back as the app does, and deletes it even after a failure.

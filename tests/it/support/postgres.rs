@@ -186,7 +186,8 @@ impl Postgres {
             .args(["-U", SUPERUSER, "-D", "data"])
             .output();
         succeeded(initdb, "initdb");
-        // A certificate authority, a certificate of its for 127.0.0.1, and an authority that is another.
+        // A certificate authority, a certificate of its for 127.0.0.1, and an authority that is another. One user
+        // needs a password.
         let certificates = r#"
             new="-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
             openssl req -x509 $new -keyout ca.key -out ca.pem -subj /CN=authority &&
@@ -195,7 +196,9 @@ impl Postgres {
             echo subjectAltName=IP:127.0.0.1 >san &&
             openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial \
                 -extfile san -days 2 -out data/server.crt &&
-            chmod 600 data/server.key"#;
+            chmod 600 data/server.key &&
+            echo "host all needs_password all scram-sha-256" | cat - data/pg_hba.conf >hba &&
+            mv hba data/pg_hba.conf"#;
         let openssl = unprivileged(&dir, "sh".into())
             .args(["-c", certificates])
             .output();
