@@ -2,15 +2,18 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Command};
-use reqwest::Url;
+use reqwest::{Method, Url};
 
+use super::client::Client;
 use super::{EXIT_USAGE, json_flag, print_json};
 use crate::app::{self, Injected};
-use crate::config::{self, Config, Sources};
-use crate::format::indented;
+use crate::config::{self, Config, Sources, reachable};
+use crate::format::{indented, plain};
 use crate::pipeline::checks::{self, Finding, Mark, Report};
+use crate::services::receiver::is_listening;
 
 /// Escape sequences for colors (ECMA-48, SGR).
 const RED: &str = "\x1b[31m";
@@ -55,7 +58,9 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
             let services = app::services(&config, &Injected::default());
             let database = app::existing_database(&config, services.clock.clone());
             let receiver = matches.get_one::<Url>("url");
-            let report = checks::examine(&config, &sources, &services, database, receiver).await;
+            let mut report =
+                checks::examine(&config, &sources, &services, database, receiver).await;
+            live(&config, &sources, &mut report).await;
             let code = u8::from(report.has_failed());
             (report, code)
         }
@@ -69,6 +74,41 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         out.flush()?;
     }
     Ok(ExitCode::from(code))
+}
+
+/// Adds what the server on this machine reports, if it is running and shares its ADMIN_TOKEN.
+async fn live(config: &Config, sources: &Sources, report: &mut Report) {
+    let (Some(token), Ok(listen)) = (&config.admin_token, Config::local_server(sources)) else {
+        return;
+    };
+    let address = reachable(listen);
+    if !is_listening(address).await {
+        return;
+    }
+    let asked = async {
+        let client = Client::new(&format!("http://{address}"), token.clone())?;
+        client
+            .call(Method::GET, "/api/status", &[], Duration::ZERO)
+            .await
+    };
+    let id = "server.problems";
+    let status = match asked.await {
+        Ok(status) => status,
+        Err(error) => return report.warn(id, format!("{error:#}")),
+    };
+    let problems = status["problems"].as_array().map(Vec::as_slice);
+    let problems = problems.unwrap_or_default();
+    for problem in problems {
+        let text = plain(problem["text"].as_str().unwrap_or_default());
+        if problem["mark"] == "failed" {
+            report.fail(id, text);
+        } else {
+            report.warn(id, text);
+        }
+    }
+    if problems.is_empty() {
+        report.ok(id, format!("The server at {address} reports no problems."));
+    }
 }
 
 /// The problems, the names of the passed checks, and the summary, so that the first line is what to do first

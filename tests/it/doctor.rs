@@ -415,6 +415,9 @@ broken! {
     Embedded: deliveries_that_cannot_connect(s) => ["hook.deliveries"] "cannot connect", "failed to connect to host", "firewall" {
         s.undelivered("failed to connect to host", 0);
     }
+    Embedded: deliveries_while_the_database_is_down(s) => ["hook.deliveries"] "or its database, is unavailable", "video-ingest doctor --url" {
+        s.undelivered("Invalid HTTP Response: 503", 503);
+    }
     Embedded: deliveries_to_another_program(s) => ["hook.deliveries"] "not the address of this server (status 404)", "webhook install --url" {
         s.undelivered("Invalid HTTP Response: 404", 404);
     }
@@ -612,6 +615,16 @@ broken! {
     Supabase: a_storage_that_does_not_respond(s) => ["storage.reach"] "refused", "SUPABASE_URL" {
         let key = fake_storage::SECRET_KEY.into();
         s.config.store = StoreConfig::Supabase { url: CLOSED.to_owned(), service_role_key: key };
+    }
+    Supabase: a_storage_host_that_does_not_exist(s) => ["storage.reach"] "(DNS)", "SUPABASE_URL" {
+        let key = fake_storage::SECRET_KEY.into();
+        let url = "https://project.supabase.invalid".to_owned();
+        s.config.store = StoreConfig::Supabase { url, service_role_key: key };
+    }
+    Supabase: a_storage_without_tls(s) => ["storage.reach"] "does not use TLS", "SUPABASE_URL" {
+        let key = fake_storage::SECRET_KEY.into();
+        let url = s.storage.url().replace("http:", "https:");
+        s.config.store = StoreConfig::Supabase { url, service_role_key: key };
     }
     Supabase: a_bucket_that_does_not_exist(s) => ["storage.bucket"] "bucket videos does not exist", "bucket.sql" {
         s.config.storage_bucket = "videos".to_owned();

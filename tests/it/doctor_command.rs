@@ -3,8 +3,11 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
+use crate::support::child::Serve;
+use crate::support::fake_github::TestGithub;
 use crate::support::fake_storage::{ANON_JWT, SECRET_KEY};
 use crate::support::postgres::Postgres;
+use crate::support::scenario;
 
 const SECRET: &str = "5a1be11f0d8c4f6e9b2d7c3a604e8f19";
 
@@ -264,4 +267,37 @@ fn serve_warns_about_a_misspelt_setting() {
         &text,
         &["RECONCILE_INTERVALL is not a setting", "RECONCILE_INTERVAL"],
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_problems_of_the_running_server_are_shown() {
+    let github = TestGithub::start("octo/renamed").await;
+    let settings = [
+        ("GITHUB_REPOSITORY", "octo/video-artifacts"),
+        ("GITHUB_WEBHOOK_SECRET", scenario::SECRET),
+        ("GITHUB_API_URL", CLOSED),
+        ("ADMIN_TOKEN", scenario::ADMIN_TOKEN),
+        ("RECONCILE_INTERVAL", "0"),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let server = Serve::start(dir.path(), &settings);
+    let settings = [&settings[..], &[("LISTEN_ADDR", server.address())]].concat();
+    let (_, text, _) = run(&["doctor"], &settings);
+    expect(&text, &["server: problems"]);
+
+    let push = github.push(github.head(), github.head());
+    let client = reqwest::Client::new();
+    assert_eq!(server.deliver(&client, &push).await, Some(200));
+    let (_, text, _) = run(&["doctor"], &settings);
+    expect(
+        &text,
+        &["✗ server.problems", "octo/renamed", "set GITHUB_REPOSITORY"],
+    );
+
+    let other = [
+        &settings[..],
+        &[("ADMIN_TOKEN", "another-token-than-that-of-the-server")],
+    ];
+    let (_, text, _) = run(&["doctor"], &other.concat());
+    expect(&text, &["! server.problems", "rejected ADMIN_TOKEN"]);
 }

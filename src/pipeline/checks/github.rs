@@ -469,7 +469,10 @@ fn cause_of(attempt: &HookDelivery, url: &str) -> String {
         401 => format!(
             "GitHub signs deliveries with another secret than GITHUB_WEBHOOK_SECRET (status 401). Run `video-ingest webhook install --url {url}`"
         ),
-        code @ 502..=504 => format!(
+        503 => format!(
+            "The server at {url}, or its database, is unavailable (status 503). Check it with `video-ingest doctor --url {url}`"
+        ),
+        code @ (502 | 504) => format!(
             "The proxy at {url} does not reach the server (status {code}). Start the server with `video-ingest serve`, or correct the address to which the proxy forwards requests"
         ),
         code @ (300..=399 | 403..=405) => format!(

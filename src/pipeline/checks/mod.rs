@@ -89,7 +89,8 @@ impl Report {
         findings.any(|finding| finding.id == id && finding.mark == Mark::Failed)
     }
 
-    fn ok(&mut self, id: &'static str, text: impl Into<String>) {
+    /// Adds a passed check.
+    pub fn ok(&mut self, id: &'static str, text: impl Into<String>) {
         self.add(id, Mark::Ok, text);
     }
 

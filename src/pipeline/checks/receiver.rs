@@ -80,7 +80,7 @@ pub(super) async fn examine(config: &Config, url: Option<&Url>) -> Report {
                     "Enable TLS on the proxy, or correct the port in --url".to_owned()
                 }
             };
-            format!("GitHub cannot deliver to {url}: {reason}. {action}.")
+            format!("No server was reached at {url}: {reason}. {action}.")
         }
     };
     report.fail(id, text);
