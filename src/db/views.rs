@@ -366,6 +366,19 @@ impl Db {
         video_id: Uuid,
         lesson_id: Option<Uuid>,
     ) -> Result<Option<VideoDetail>, DbError> {
+        // Between the two statements that look for a record and for a row without one, a push can create the
+        // record. Then neither finds the video.
+        match self.readable_video(video_id, lesson_id).await? {
+            None => self.readable_video(video_id, lesson_id).await,
+            found => Ok(found),
+        }
+    }
+
+    async fn readable_video(
+        &self,
+        video_id: Uuid,
+        lesson_id: Option<Uuid>,
+    ) -> Result<Option<VideoDetail>, DbError> {
         match self
             .video_with(video_id, lesson_id, AppRows::Readable)
             .await
