@@ -287,7 +287,7 @@ impl Sweep {
                 outcome,
                 detail: detail.to_owned(),
                 found: outcome == Outcome::Queued,
-                is_new: !matches!(verdict, Verdict::Failed(_)),
+                is_new: !matches!(verdict, Verdict::Failed(_)) || drifted.contains_key(&key),
             });
             if let Verdict::Fail(code, message) = verdict {
                 writes.failed.push(Overdue {
