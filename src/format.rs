@@ -110,6 +110,27 @@ pub fn table(heads: &[&str], rows: &[Row]) -> String {
     text
 }
 
+/// A table for programs: a header, then one line for each row, without line breaks. Empty cells are `-`, so
+/// that every line has the same number of columns; only cells of the last column contain spaces.
+pub fn lines(heads: &[&str], rows: &[Vec<String>]) -> String {
+    let heads: Vec<String> = heads.iter().map(|head| (*head).to_owned()).collect();
+    let rows: Vec<&Vec<String>> = std::iter::once(&heads).chain(rows).collect();
+    let widest = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..heads.len()).map(widest).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| {
+            let cell = if cell.is_empty() { "-" } else { cell };
+            format!("{:<width$}", plain(cell))
+        });
+        let cells: Vec<String> = cells.collect();
+        cells.join("  ").trim_end().to_owned() + "\n"
+    };
+    rows.into_iter().map(line).collect()
+}
+
 /// Indents paragraphs and wraps them at [`WIDTH`] characters.
 pub fn indented(paragraphs: &[String], indent: usize) -> String {
     let lines = paragraphs
@@ -351,6 +372,13 @@ mod tests {
         assert!(lines[2].starts_with("       word"));
         assert_eq!(lines[3], "    why");
         assert!(lines.iter().all(|line| line.len() <= WIDTH));
+    }
+
+    #[test]
+    fn a_line_for_programs_has_all_its_columns() {
+        let row = ["id", "", "two\nlines"].map(str::to_owned).to_vec();
+        let text = lines(&["VIDEO", "CODE", "DETAILS"], &[row]);
+        assert_eq!(text, "VIDEO  CODE  DETAILS\nid     -     two lines\n");
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Command};
-use reqwest::{Method, Url};
+use reqwest::Url;
 
 use super::client::Client;
+use super::manual::{with_examples, with_settings};
 use super::{EXIT_USAGE, json_flag, print_json};
 use crate::app::{self, Injected};
 use crate::config::{self, Config, Sources, reachable};
@@ -23,9 +23,8 @@ const RESET: &str = "\x1b[0m";
 
 /// The command line of `doctor`.
 pub fn command() -> Command {
-    Command::new("doctor")
+    let command = Command::new("doctor")
         .about("Check every setting against the live services")
-        .args(config::arguments())
         .arg(
             Arg::new("url")
                 .long("url")
@@ -34,10 +33,17 @@ pub fn command() -> Command {
                 .help("URL at which GitHub should reach the server, such as https://videos.example.org; also checks that it does"),
         )
         .arg(json_flag())
-        .after_help(format!(
-            "Exit codes: 0 no failed checks, 1 one or more failed checks (✗), 2 invalid configuration.\n\n{}",
-            config::secrets_help()
-        ))
+        .after_help("Exit codes: 0 no failed checks, 1 one or more failed checks (✗), 2 invalid configuration.");
+    with_examples(
+        with_settings(command, config::SETTINGS),
+        &[
+            ("Check the settings", "video-ingest doctor"),
+            (
+                "Also check the address at which GitHub reaches the server",
+                "video-ingest doctor --url https://videos.example.org",
+            ),
+        ],
+    )
 }
 
 /// Runs the checks and prints the findings; the exit code says whether a check failed.
@@ -87,9 +93,7 @@ async fn live(config: &Config, sources: &Sources, report: &mut Report) {
     }
     let asked = async {
         let client = Client::new(&format!("http://{address}"), token.clone())?;
-        client
-            .call(Method::GET, "/api/status", &[], Duration::ZERO)
-            .await
+        client.get("/api/status", &[]).await
     };
     let id = "server.problems";
     let status = match asked.await {

@@ -1,22 +1,30 @@
 //! The command line: one table of commands, and the exit codes.
 
 mod client;
+mod deliveries;
 #[cfg(feature = "demo")]
 mod demo;
 pub mod doctor;
 #[cfg(feature = "demo")]
 mod fake_github;
+mod manual;
+mod progress;
 mod reconcile;
+mod show;
+mod status;
 mod videos;
+mod watch;
 pub mod webhook;
 
 use std::fmt;
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use self::manual::{with_examples, with_settings};
 use crate::app::{self, App, Injected};
 use crate::clock::Clock;
 use crate::config::{self, Config, Problem, Sources, reachable};
@@ -34,30 +42,90 @@ const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn command() -> Command {
     let command = Command::new("video-ingest")
         .about("Ingest videos from GitHub into Supabase Storage, triggered by signed push webhooks")
-        .version(env!("CARGO_PKG_VERSION"))
-        .after_help("Exit codes: 0 success, 1 failure, 2 invalid usage or configuration.")
+        .version(manual::version())
+        .after_help(
+            "Exit codes: 0 success, 1 failure, 2 invalid usage or configuration.\n\
+             `-h` shows the most important flags of a command, `--help` all of them.",
+        )
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(with_settings(
-            Command::new("serve").about("Receive webhooks and ingest videos"),
-        ));
+        .subcommand(serve_command());
     #[cfg(feature = "demo")]
     let command = command
-        .subcommand(demo::command())
-        .subcommand(fake_github::command());
-    command
-        .subcommand(doctor::command())
-        .subcommand(webhook::command())
-        .subcommand(reconcile::command())
-        .subcommand(videos::command())
-        .subcommand(with_settings(
-            Command::new("migrate").about("Migrate the database schema to this version and exit"),
+        .subcommand(with_examples(
+            demo::command(),
+            &[
+                ("The whole pipeline, until Ctrl-C", "video-ingest demo"),
+                (
+                    "The videos of a local Git repository",
+                    "video-ingest demo --exit --repo ../video-artifacts",
+                ),
+            ],
         ))
-        .subcommand(
-            Command::new("healthcheck")
-                .about("Check that the server on this machine is up (for container health checks)")
-                .args([config::LISTEN_ADDR, config::PORT].map(|s| config::argument(&s))),
-        )
+        .subcommand(fake_github::command());
+    let command = command
+        .subcommand(doctor::command())
+        .subcommand(status::command())
+        .subcommand(videos::command())
+        .subcommand(reconcile::command())
+        .subcommand(webhook::command())
+        .subcommand(migrate_command())
+        .subcommand(healthcheck_command())
+        .subcommand(manual::completions_command())
+        .subcommand(manual::man_command());
+    with_examples(
+        command,
+        &[
+            ("Check the settings and the services", "video-ingest doctor"),
+            ("Is everything all right?", "video-ingest status"),
+            (
+                "Why is this video not playing?",
+                "video-ingest videos show 0beee2d2-ace7-4ccf-81a7-41a6c43c1a75",
+            ),
+        ],
+    )
+}
+
+fn serve_command() -> Command {
+    let command = Command::new("serve")
+        .about("Receive webhooks and ingest videos")
+        .after_help("Exit codes: 0 stopped by a signal, 1 the server could not start, 2 invalid configuration.");
+    with_examples(
+        with_settings(command, config::SETTINGS),
+        &[
+            ("With settings from .env", "video-ingest serve"),
+            (
+                "On another port",
+                "video-ingest serve --listen-addr 127.0.0.1:9000",
+            ),
+        ],
+    )
+}
+
+fn migrate_command() -> Command {
+    let used = [config::DATA_DIR, config::DATABASE_URL, config::DATABASE_TLS];
+    with_examples(
+        with_settings(
+            Command::new("migrate").about("Migrate the database schema to this version and exit"),
+            &used,
+        ),
+        &[("Before replacing a server", "video-ingest migrate")],
+    )
+}
+
+fn healthcheck_command() -> Command {
+    with_examples(
+        Command::new("healthcheck")
+            .about("Check that the server on this machine is up (for container health checks)")
+            .after_help(
+                "Exit codes: 0 the server responds, 1 it does not, 2 invalid configuration.",
+            )
+            .args([config::LISTEN_ADDR, config::PORT].map(|s| config::argument(&s))),
+        &[
+            ("The server of the settings", "video-ingest healthcheck"),
+            ("Another port", "video-ingest healthcheck --port 9000"),
+        ],
+    )
 }
 
 /// Runs the command.
@@ -73,10 +141,13 @@ pub async fn run(matches: &ArgMatches) -> ExitCode {
         "webhook" => webhook::run(matches).await,
         #[cfg(feature = "demo")]
         "fake-github" => fake_github::run(matches).await,
-        "reconcile" => until_stopped(reconcile::run(matches)).await,
+        "status" => until_stopped(status::run(matches)).await,
         "videos" => until_stopped(videos::run(matches)).await,
+        "reconcile" => until_stopped(reconcile::run(matches)).await,
         "migrate" => migrate(matches).await,
         "healthcheck" => healthcheck(matches).await,
+        "completions" => manual::completions(matches),
+        "man" => manual::man(matches),
         _ => unreachable!("clap accepts only the commands above"),
     };
     match result {
@@ -125,14 +196,33 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Runs a client command until it ends or the process is asked to stop.
+/// Runs a client command until it ends or the process is asked to stop, which is a failure: a script that waits
+/// for a video must not continue. Commands that run forever end by themselves with [`until_interrupted`].
 async fn until_stopped(
+    command: impl Future<Output = anyhow::Result<ExitCode>>,
+) -> anyhow::Result<ExitCode> {
+    tokio::select! {
+        biased;
+        result = command => result,
+        () = app::stop_signal() => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// Runs a command that only a signal ends, which is a success.
+async fn until_interrupted(
     command: impl Future<Output = anyhow::Result<ExitCode>>,
 ) -> anyhow::Result<ExitCode> {
     tokio::select! {
         result = command => result,
         () = app::stop_signal() => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Whether a message already says what the advice says: one of its clauses begins with the same verb.
+fn repeats(message: &str, advice: &str) -> bool {
+    let verb = |text: &str| text.split_whitespace().next().map(str::to_lowercase);
+    let mut clauses = message.split(['.', ';', ',']);
+    verb(advice).is_some_and(|wanted| clauses.any(|clause| verb(clause).as_ref() == Some(&wanted)))
 }
 
 /// Writes to standard output; `print!` would panic on a closed pipe.
@@ -157,21 +247,10 @@ fn json_flag() -> Arg {
         .help("Print the output as JSON")
 }
 
-/// Adds a flag for each setting, and the help about secrets.
-fn with_settings(command: Command) -> Command {
-    command
-        .args(config::arguments())
-        .after_help(config::secrets_help())
-}
-
 async fn serve(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let config = load(matches)?;
-    let listener = http::listen(config.listen).map_err(|error| {
-        anyhow::anyhow!(
-            "Cannot listen on {} (set by LISTEN_ADDR or PORT): {error}",
-            config.listen
-        )
-    })?;
+    let listener = http::listen(config.listen)
+        .map_err(|error| anyhow::anyhow!(cannot_listen(config.listen, &error)))?;
     let address = listener.local_addr()?;
     let app = App::build(config, Injected::default()).await?;
     tracing::info!(%address, repository = %app.config.github.repository, workers = app.config.workers, "listening");
@@ -180,6 +259,22 @@ async fn serve(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     }
     app.serve_until_signal(listener).await;
     Ok(ExitCode::SUCCESS)
+}
+
+fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
+    let what_to_do = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "Another process uses this address, possibly another video-ingest server. Stop it, or set another port with --listen-addr, LISTEN_ADDR or PORT."
+        }
+        io::ErrorKind::PermissionDenied => {
+            "Ports below 1024 require privileges. Set another port with --listen-addr, LISTEN_ADDR or PORT, and let a reverse proxy forward to it."
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "This machine does not have this IP address. Set LISTEN_ADDR to one of its addresses, or PORT to listen on all of them."
+        }
+        _ => "Set another address with --listen-addr, LISTEN_ADDR or PORT.",
+    };
+    format!("Cannot listen on {address}: {error}. {what_to_do}")
 }
 
 async fn migrate(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
@@ -217,11 +312,27 @@ mod tests {
     }
 
     #[test]
+    fn advice_is_not_repeated_after_a_message_that_gives_it() {
+        let advice = "Render the video again with a video track, then push it.";
+        let message = "The MP4 has no video track; render the video again and push it.";
+        assert!(repeats(message, advice));
+        assert!(!repeats("The MP4 has no video track.", advice));
+        assert!(!repeats("", advice));
+    }
+
+    #[test]
     fn wrong_usage_exits_with_2() {
         for wrong in [
             &["video-ingest"][..],
             &["video-ingest", "videos", "show", "notes.json"],
             &["video-ingest", "videos", "list", "--state", "blue"],
+            &["video-ingest", "videos", "list", "--code", "blue"],
+            &["video-ingest", "videos", "list", "--since", "soon"],
+            &["video-ingest", "videos", "retry"],
+            &["video-ingest", "videos", "retry", "--code", "truncated"],
+            &["video-ingest", "webhook", "redeliver"],
+            &["video-ingest", "webhook", "redeliver", "a-guid", "--failed"],
+            &["video-ingest", "completions", "cmd.exe"],
             &["video-ingest", "reconcile", "--wait", "301"],
             &["video-ingest", "reconcile", "--wait", "6m"],
             &["video-ingest", "reconcile", "--watch", "30s", "--json"],

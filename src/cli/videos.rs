@@ -1,5 +1,7 @@
-//! `video-ingest videos`: lists, shows and retries the videos of a running server.
+//! `video-ingest videos`: lists, shows, watches and retries the videos of a running server.
 
+use std::io::{IsTerminal as _, stdout};
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -7,14 +9,14 @@ use anyhow::Context as _;
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use jiff::Timestamp;
-use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::client::{Client, Detail, Video, url_flag};
-use super::{json_flag, print, print_json, print_line};
+use super::client::{Client, Video, VideoName, url_flag};
+use super::manual::{CLIENT_HELP, with_examples};
+use super::{json_flag, print, print_json, print_line, show, watch};
 use crate::clock::Clock;
-use crate::domain::advice::advice;
+use crate::config;
 use crate::domain::failure::Code;
 use crate::domain::state::VideoState;
 use crate::format::{self, Row, length, plain, size};
@@ -25,128 +27,294 @@ const PAGE_ROWS_MAX: usize = 200;
 /// Default of `--limit`.
 const LIMIT_DEFAULT: &str = "50";
 
-/// Where values start in the output of `show`, in characters.
-const FACT_INDENT: usize = 14;
+/// Where the results of a retry are shown: a watch would miss those that come before it begins.
+const LOOK: &str = "To see the results, run `video-ingest videos list --since 5m`.";
+
+/// Bounds of `--since` and `--until`, if they are durations.
+const AGO: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3650 * 24 * 3600);
+
+/// The filters of `list` that the API has under the same name.
+const FILTERS: [&str; 4] = ["state", "code", "q", "commit"];
 
 /// The command line of `videos`.
 pub(crate) fn command() -> Command {
-    let id = Arg::new("id")
-        .value_name("ID")
-        .required(true)
-        .value_parser(video_id)
-        .help("ID of the video, or the name of one of its files");
-    Command::new("videos")
-        .about("List, show or retry videos on a running server")
-        .after_help("ADMIN_TOKEN is read from the environment, .env or the file specified by ADMIN_TOKEN_FILE.")
+    let group = Command::new("videos")
+        .about("List, show, watch or retry videos on a running server")
         .subcommand_required(true)
-        .arg_required_else_help(true)
-        .subcommand(
-            Command::new("list")
-                .about("List videos, most recently changed first")
-                .args([url_flag(), json_flag()])
-                .arg(
-                    Arg::new("state")
-                        .long("state")
-                        .value_name("STATE")
-                        .value_parser(PossibleValuesParser::new(
-                            VideoState::ALL.iter().map(|state| state.as_str()),
-                        ))
-                        .help("List only videos in this state"),
-                )
-                .arg(
-                    Arg::new("q")
-                        .long("q")
-                        .value_name("TEXT")
-                        .help("List only videos whose ID or lesson ID starts with this text, or that have a file with this name"),
-                )
-                .arg(
-                    Arg::new("limit")
-                        .long("limit")
-                        .value_name("N")
-                        .default_value(LIMIT_DEFAULT)
-                        .value_parser(value_parser!(u32).range(1..))
-                        .help("Maximum number of videos to list"),
-                ),
-        )
-        .subcommand(
+        .arg_required_else_help(true);
+    let examples = [
+        (
+            "What has failed?",
+            "video-ingest videos list --state failed",
+        ),
+        ("What is happening now?", "video-ingest videos watch"),
+    ];
+    with_examples(group, &examples)
+        .subcommand(list_command())
+        .subcommand(with_examples(
             Command::new("show")
-                .about("Show a video and its timeline")
-                .args([url_flag(), json_flag(), id.clone()]),
-        )
-        .subcommand(
+                .about("Explain the state of a video, and show its facts, links and timeline")
+                .after_help(CLIENT_HELP)
+                .args([id().required(true), lesson(), url_flag(), json_flag()]),
+            &[(
+                "Why is this video not playing?",
+                "video-ingest videos show 0beee2d2-ace7-4ccf-81a7-41a6c43c1a75",
+            )],
+        ))
+        .subcommand(watch_command())
+        .subcommand(with_examples(
             Command::new("retry")
-                .about("Ingest a video again, regardless of its state")
-                .args([url_flag(), id.action(ArgAction::Set)]),
-        )
+                .about("Ingest videos again, even if their files were rejected")
+                .after_help(CLIENT_HELP)
+                .args([
+                    id().required_unless_present("failed"),
+                    lesson().requires("id"),
+                    Arg::new("failed")
+                        .long("failed")
+                        .action(ArgAction::SetTrue)
+                        .conflicts_with("id")
+                        .help("Retry every failed video"),
+                    code("Retry only failed videos with this code").requires("failed"),
+                    url_flag(),
+                ]),
+            &[
+                (
+                    "One video",
+                    "video-ingest videos retry 0beee2d2-ace7-4ccf-81a7-41a6c43c1a75",
+                ),
+                (
+                    "All videos that failed because of an expired GITHUB_TOKEN",
+                    "video-ingest videos retry --failed --code github_denied",
+                ),
+            ],
+        ))
+}
+
+fn list_command() -> Command {
+    let flag = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help)
+    };
+    let states = PossibleValuesParser::new(VideoState::ALL.iter().map(|state| state.as_str()));
+    let time = |name, help| flag(name, "TIME", help).value_parser(time);
+    let command = Command::new("list")
+        .about("List videos, most recently changed first")
+        .after_help(format!(
+            "TIME is a date (2026-01-28), a time (2026-01-28T12:00:00Z) or a duration before now (24h, 7d).\n\
+             In a pipe, each video is one line with the same columns; times are in UTC.\n{CLIENT_HELP}"
+        ))
+        .args([
+            flag("state", "STATE", "List only videos in this state").value_parser(states),
+            code("List only videos with this failure code"),
+            lesson().conflicts_with("q").help("List only videos of this lesson"),
+            time("since", "List only videos that changed at or after this time"),
+            time("until", "List only videos that changed before or at this time"),
+            flag("commit", "SHA", "List only videos that were read from this commit"),
+            flag("q", "TEXT", "List only videos whose ID or lesson ID starts with this text, or that have a file with this name"),
+            flag("limit", "N", "Maximum number of videos to list")
+                .default_value(LIMIT_DEFAULT)
+                .value_parser(value_parser!(u32).range(1..)),
+            url_flag(),
+            json_flag(),
+        ]);
+    with_examples(
+        command,
+        &[
+            (
+                "Videos that failed in the last day",
+                "video-ingest videos list --state failed --since 24h",
+            ),
+            (
+                "IDs of the videos that are still being generated",
+                "video-ingest videos list --state generating | awk 'NR > 1 {print $1}'",
+            ),
+            (
+                "Everything about the videos of a lesson",
+                "video-ingest videos list --lesson 34b9a0c7-62d7-4002-a642-00488b2c7f7c --json",
+            ),
+        ],
+    )
+}
+
+fn watch_command() -> Command {
+    let command = Command::new("watch")
+        .about("Print each change of the given videos, or of all videos, as it happens")
+        .after_help(format!(
+            "Exit codes: 0 every given video is ready, 1 one of them failed or the command was interrupted. \
+             Without IDs, runs until Ctrl-C and then exits with 0.\n{CLIENT_HELP}"
+        ))
+        .args([
+            id().num_args(0..),
+            url_flag(),
+            json_flag().help("Print each change as one line of JSON"),
+        ]);
+    with_examples(
+        command,
+        &[
+            (
+                "Wait until a video is ready",
+                "video-ingest videos watch 0beee2d2-ace7-4ccf-81a7-41a6c43c1a75",
+            ),
+            ("Follow all videos", "video-ingest videos watch"),
+        ],
+    )
+}
+
+fn id() -> Arg {
+    Arg::new("id")
+        .value_name("ID")
+        .value_parser(video_name)
+        .help("ID of the video, or the name of one of its files")
+}
+
+fn lesson() -> Arg {
+    Arg::new("lesson")
+        .long("lesson")
+        .value_name("ID")
+        .value_parser(value_parser!(Uuid))
+        .help("Lesson of the video, if the ID occurs in several lessons")
+}
+
+fn code(help: &'static str) -> Arg {
+    let codes = Code::ALL.iter().map(|code| code.as_str());
+    Arg::new("code")
+        .long("code")
+        .value_name("CODE")
+        .value_parser(PossibleValuesParser::new(codes))
+        .hide_possible_values(true)
+        .help(help)
 }
 
 /// Parses a video id, a file name or a path.
-pub(crate) fn video_id(text: &str) -> Result<Uuid, String> {
+pub(crate) fn video_name(text: &str) -> Result<VideoName, String> {
     let name = text.trim().rsplit('/').next().unwrap_or_default();
     let stem = name
         .strip_suffix(".mp4")
         .or(name.strip_suffix(".json"))
         .unwrap_or(name);
-    let id = stem.rsplit('_').next().unwrap_or_default();
-    Uuid::try_parse(id).map_err(|_| {
+    let (lesson, id) = stem.rsplit_once('_').unwrap_or(("", stem));
+    let video_id = Uuid::try_parse(id).map_err(|_| {
         "must be a video ID (a UUID) or a file name such as `<lesson_id>_<video_id>.mp4`".to_owned()
+    })?;
+    Ok(VideoName {
+        lesson_id: Uuid::try_parse(lesson).ok(),
+        video_id,
     })
 }
 
-/// Runs `list`, `show` or `retry`.
+/// Parses a date, a time or a duration before now.
+fn time(text: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse() {
+        return Ok(time);
+    }
+    if let Ok(time) = format!("{text}T00:00:00Z").parse() {
+        return Ok(time);
+    }
+    config::duration(text, AGO)
+        .map(|ago| Clock::default().now() - ago)
+        .map_err(|_| {
+            "must be a date (`2026-01-28`), a time (`2026-01-28T12:00:00Z`) or a duration before now (`24h`, `7d`)"
+                .to_owned()
+        })
+}
+
+/// Runs `list`, `show`, `watch` or `retry`.
 pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let Some((name, matches)) = matches.subcommand() else {
         unreachable!("clap requires one of the subcommands");
     };
     let client = Client::from_flags(matches)?;
-    let now = Clock::default().now();
-    if name == "retry" {
-        let id = id(matches)?;
-        client.retry(id).await?;
-        print_line(&format!(
-            "Queued. Run `video-ingest videos show {id}` to see the result."
-        ))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let as_json = matches.get_flag("json");
-    if name == "show" {
-        let response = client.video(id(matches)?).await?;
-        if as_json {
-            print_json(&response)?;
-        } else {
-            print(&shown(&serde_json::from_value(response)?, now))?;
+    match name {
+        "list" => list(matches, &client).await?,
+        "show" => {
+            let response = client.video(named(matches)?).await?;
+            if matches.get_flag("json") {
+                print_json(&response)?;
+            } else {
+                let now = Clock::default().now();
+                print(&show::shown(&serde_json::from_value(response)?, now))?;
+            }
         }
-    } else {
-        let (videos, next) = list(matches, &client).await?;
-        if as_json {
-            print_json(&json!({"videos": videos, "next": next}))?;
-        } else {
-            let videos: Vec<Video> = serde_json::from_value(videos.into())?;
-            print(&listed(&videos, next.is_null(), now))?;
+        "watch" => {
+            let names = matches.get_many("id").into_iter().flatten();
+            let names: Vec<VideoName> = names.copied().collect();
+            return watch::run(&client, &names, matches.get_flag("json")).await;
         }
+        _ => retry(matches, &client).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The required argument ID.
-fn id(matches: &ArgMatches) -> anyhow::Result<Uuid> {
-    matches.get_one("id").copied().context("ID is required.")
+/// The video that ID and `--lesson` name.
+fn named(matches: &ArgMatches) -> anyhow::Result<VideoName> {
+    let name: VideoName = matches.get_one("id").copied().context("ID is required.")?;
+    let lesson_id = matches.get_one("lesson").copied().or(name.lesson_id);
+    Ok(VideoName { lesson_id, ..name })
+}
+
+async fn retry(matches: &ArgMatches, client: &Client) -> anyhow::Result<()> {
+    if !matches.get_flag("failed") {
+        let name = named(matches)?;
+        client.retry(name).await?;
+        let id = name.video_id;
+        return print_line(&format!(
+            "Queued. Run `video-ingest videos watch {id}` to see the result."
+        ));
+    }
+    let mut body = json!({"state": "failed"});
+    if let Some(code) = matches.get_one::<String>("code") {
+        body["code"] = code.as_str().into();
+    }
+    let path = "/api/videos/retry";
+    let response = client.post(path, &[], &body, Duration::ZERO).await?;
+    print_line(&match response["retried"].as_u64().unwrap_or(0) {
+        0 => "No failed video matches; nothing was queued.".to_owned(),
+        1 => format!("1 video was queued. {LOOK}"),
+        n => format!("{n} videos were queued. {LOOK}"),
+    })
+}
+
+async fn list(matches: &ArgMatches, client: &Client) -> anyhow::Result<()> {
+    let limit = matches.get_one::<u32>("limit").map_or(0, |n| *n as usize);
+    let mut query = Vec::new();
+    for name in FILTERS {
+        query.extend(matches.get_one::<String>(name).map(|v| (name, v.clone())));
+    }
+    for name in ["since", "until"] {
+        let time = matches.get_one::<Timestamp>(name);
+        query.extend(time.map(|time| (name, time.to_string())));
+    }
+    // As the beginning of a file name.
+    let lesson = matches.get_one::<Uuid>("lesson");
+    query.extend(lesson.map(|id| ("q", format!("{id}_"))));
+    let (videos, next) = pages(client, &query, limit).await?;
+    if matches.get_flag("json") {
+        return print_json(&json!({"videos": videos, "next": next}));
+    }
+    let videos: Vec<Video> = serde_json::from_value(videos.into())?;
+    if stdout().is_terminal() {
+        print(&listed(&videos, next.is_null(), Clock::default().now()))
+    } else {
+        print(&piped(&videos))
+    }
 }
 
 /// Reads pages until there are enough videos. Returns them and the cursor of the rest.
-async fn list(matches: &ArgMatches, client: &Client) -> anyhow::Result<(Vec<Value>, Value)> {
-    let limit = matches.get_one::<u32>("limit").map_or(0, |n| *n as usize);
+///
+/// # Errors
+/// Fails like [`Client::get`].
+pub(super) async fn pages(
+    client: &Client,
+    filter: &[(&str, String)],
+    limit: usize,
+) -> anyhow::Result<(Vec<Value>, Value)> {
     let (mut videos, mut next) = (Vec::new(), Value::Null);
     loop {
         let page_rows = PAGE_ROWS_MAX.min(limit - videos.len());
-        let mut query = vec![("limit", page_rows.to_string())];
-        for name in ["state", "q"] {
-            query.extend(matches.get_one::<String>(name).map(|v| (name, v.clone())));
-        }
+        let mut query = filter.to_vec();
+        query.push(("limit", page_rows.to_string()));
         query.extend(next.as_str().map(|cursor| ("cursor", cursor.to_owned())));
-        let mut page = client
-            .call(Method::GET, "/api/videos", &query, Duration::ZERO)
-            .await?;
+        let mut page = client.get("/api/videos", &query).await?;
         next = page["next"].take();
         match page["videos"].take() {
             Value::Array(items) if !items.is_empty() => videos.extend(items),
@@ -158,127 +326,99 @@ async fn list(matches: &ArgMatches, client: &Client) -> anyhow::Result<(Vec<Valu
     }
 }
 
-/// How long ago: `5 min ago`.
-fn ago(at: &str, now: Timestamp) -> String {
+/// How long ago, or in which time: `5 min ago`, `in 5 min`.
+pub(super) fn relative(at: &str, now: Timestamp) -> String {
     let Ok(at) = at.parse::<Timestamp>() else {
         return "?".to_owned();
     };
-    // A server's clock may be ahead of ours.
-    let age = Duration::try_from(now.duration_since(at)).unwrap_or_default();
-    format!("{} ago", format::age(age))
-}
-
-/// Date and time to the millisecond, in UTC.
-fn moment(at: &str) -> String {
-    match at.parse::<Timestamp>() {
-        Ok(at) => at.strftime("%F %T%.3f").to_string(),
-        Err(_) => plain(at),
+    let apart = now.duration_since(at);
+    let age = format::age(apart.unsigned_abs());
+    if apart.is_negative() {
+        format!("in {age}")
+    } else {
+        format!("{age} ago")
     }
 }
 
+/// For people: notes below each video.
 fn listed(videos: &[Video], complete: bool, now: Timestamp) -> String {
     if videos.is_empty() {
         return "No videos.\n".to_owned();
     }
     let rows: Vec<Row> = videos
         .iter()
-        .map(|video| Row {
-            cells: vec![
-                video.video_id.clone(),
-                video.state.clone(),
-                ago(&video.updated_at, now),
-                about(video),
-            ],
-            notes: video.message.iter().map(|message| plain(message)).collect(),
+        .map(|video| {
+            let details = match &video.code {
+                Some(code) => plain(code),
+                None => measured(video),
+            };
+            Row {
+                cells: vec![
+                    video.video_id.clone(),
+                    video.state.clone(),
+                    relative(&video.updated_at, now),
+                    details,
+                ],
+                notes: notes(video, now),
+            }
         })
         .collect();
     let mut text = format::table(&["VIDEO", "STATE", "CHANGED", "DETAILS"], &rows);
     if !complete {
-        text +=
-            "There are more videos. Increase --limit, or narrow the list with --state or --q.\n";
+        text += "There are more videos. Increase --limit, or narrow the list with --state, --code or --since.\n";
     }
     text
 }
 
-/// The failure code, else size and length.
-fn about(video: &Video) -> String {
-    match (&video.code, video.size_bytes, video.duration_ms) {
-        (Some(code), ..) => plain(code),
-        (None, Some(bytes), Some(ms)) => format!("{}, {}", size(bytes), length(ms)),
+fn notes(video: &Video, now: Timestamp) -> Vec<String> {
+    let next = video.next_attempt_at.as_deref();
+    let next = next.map(|at| format!("Next attempt {}.", relative(at, now)));
+    let message = message(video).map(plain);
+    message.into_iter().chain(next).collect()
+}
+
+/// The reason of a failure or a wait, or what the agent is doing.
+pub(super) fn message(video: &Video) -> Option<&str> {
+    let agent = video.generation.as_ref().map(|agent| agent.detail.as_str());
+    video.message.as_deref().or(agent)
+}
+
+/// Size and length, if they are known.
+pub(super) fn measured(video: &Video) -> String {
+    match (video.size_bytes, video.duration_ms) {
+        (Some(bytes), Some(ms)) => format!("{}, {}", size(bytes), length(ms)),
         _ => String::new(),
     }
 }
 
-fn shown(detail: &Detail, now: Timestamp) -> String {
-    let video = &detail.video;
-    let mut facts = vec![
-        ("video", video.video_id.clone()),
-        ("lesson", video.lesson_id.clone()),
-        (
-            "state",
-            format!("{}, changed {}", video.state, ago(&video.updated_at, now)),
-        ),
+/// For programs: one line for each video.
+fn piped(videos: &[Video]) -> String {
+    let row = |video: &Video| {
+        vec![
+            video.video_id.clone(),
+            video.state.clone(),
+            video.code.clone().unwrap_or_default(),
+            video.updated_at.clone(),
+            video.next_attempt_at.clone().unwrap_or_default(),
+            video.lesson_id.clone(),
+            message(video).map_or_else(|| measured(video), str::to_owned),
+        ]
+    };
+    let heads = [
+        "VIDEO",
+        "STATE",
+        "CODE",
+        "CHANGED",
+        "NEXT_ATTEMPT",
+        "LESSON",
+        "DETAILS",
     ];
-    let mut fact = |name, value: Option<String>| facts.extend(value.map(|value| (name, value)));
-    fact("code", video.code.clone());
-    fact("message", video.message.clone());
-    let code = video.code.as_deref().and_then(Code::parse);
-    fact("what to do", code.map(|code| advice(code).to_owned()));
-    fact(
-        "size",
-        video
-            .size_bytes
-            .map(|bytes| format!("{bytes} bytes ({})", size(bytes))),
-    );
-    fact(
-        "duration",
-        video
-            .duration_ms
-            .map(|ms| format!("{ms} ms ({})", length(ms))),
-    );
-    fact("stored", video.storage_path.clone());
-    fact("commit", video.commit.clone());
-    fact("requested by", video.source.clone());
-    fact("attempts", Some(video.attempts.to_string()));
-    for warning in detail.warnings.iter().flatten() {
-        fact("warning", Some(warning.clone()));
-    }
-    for delivery in &detail.deliveries {
-        fact("delivery", Some(delivery.clone()));
-    }
-    let mut text = String::new();
-    for (name, value) in facts {
-        let lines = format::indented(&[plain(&value)], FACT_INDENT);
-        text += &format!("{name:<FACT_INDENT$}{}", lines.trim_start());
-    }
-    if !detail.timeline.is_empty() {
-        text.push('\n');
-        text += &timeline(detail);
-    }
-    text
-}
-
-fn timeline(detail: &Detail) -> String {
-    let rows: Vec<Row> = detail
-        .timeline
-        .iter()
-        .map(|event| Row {
-            cells: vec![
-                moment(&event.at),
-                event.ms.map_or_else(String::new, |ms| format!("{ms} ms")),
-                plain(&event.step),
-                plain(&event.detail),
-            ],
-            notes: Vec::new(),
-        })
-        .collect();
-    format::table(&["TIME (UTC)", "TOOK", "STEP", "DETAILS"], &rows)
+    format::lines(&heads, &videos.iter().map(row).collect::<Vec<_>>())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::client::Event;
 
     const LESSON: &str = "34b9a0c7-62d7-4002-a642-00488b2c7f7c";
     const VIDEO: &str = "0beee2d2-ace7-4ccf-81a7-41a6c43c1a75";
@@ -295,61 +435,63 @@ mod tests {
             code: Some("truncated".to_owned()),
             message: Some("the file ends early".to_owned()),
             updated_at: "2026-01-28T11:55:00Z".to_owned(),
+            next_attempt_at: Some("2026-01-28T13:00:00Z".to_owned()),
             ..Video::default()
         }
     }
 
     #[test]
     fn ids_file_names_and_paths_name_a_video() {
-        for text in [
-            VIDEO.to_owned(),
-            VIDEO.to_uppercase(),
-            format!("{LESSON}_{VIDEO}.mp4"),
-            format!(" videos/{LESSON}_{VIDEO}.json\n"),
-            format!("lesson-assets/{LESSON}/{LESSON}/{VIDEO}.mp4"),
+        for (text, has_lesson) in [
+            (VIDEO.to_owned(), false),
+            (VIDEO.to_uppercase(), false),
+            (format!("{LESSON}_{VIDEO}.mp4"), true),
+            (format!(" videos/{LESSON}_{VIDEO}.json\n"), true),
+            (
+                format!("lesson-assets/{LESSON}/{LESSON}/{VIDEO}.mp4"),
+                false,
+            ),
         ] {
-            assert_eq!(video_id(&text).unwrap().to_string(), VIDEO, "{text}");
+            let name = video_name(&text).unwrap();
+            assert_eq!(name.video_id.to_string(), VIDEO, "{text}");
+            let lesson = name.lesson_id.map(|id| id.to_string());
+            assert_eq!(lesson, has_lesson.then(|| LESSON.to_owned()), "{text}");
         }
-        assert!(video_id("notes.json").is_err());
+        assert!(video_name("notes.json").is_err());
     }
 
     #[test]
-    fn ages_need_not_be_positive_or_known() {
-        let ages = ["2026-01-28T11:58:00Z", "2026-01-28T12:00:01Z", "yesterday"];
-        assert_eq!(ages.map(|at| ago(at, now())), ["2 min ago", "0 s ago", "?"]);
+    fn times_are_absolute_or_before_now() {
+        let noon = time("2026-01-28T12:00:00Z").unwrap();
+        assert_eq!(noon, now());
+        assert_eq!(
+            time("2026-01-28").unwrap().to_string(),
+            "2026-01-28T00:00:00Z"
+        );
+        let day = Clock::default().now().duration_since(time("24h").unwrap());
+        assert_eq!(day.as_hours(), 24);
+        for wrong in ["24", "soon", "2026-13-01", "-1h"] {
+            assert!(time(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]
-    fn a_list_shows_age_code_and_message() {
+    fn times_are_shown_relative_to_now() {
+        let times = ["2026-01-28T11:58:00Z", "2026-01-28T12:02:00Z", "yesterday"];
+        assert_eq!(
+            times.map(|at| relative(at, now())),
+            ["2 min ago", "in 2 min", "?"]
+        );
+    }
+
+    #[test]
+    fn a_list_for_people_shows_code_message_and_next_attempt() {
         assert_eq!(
             listed(&[failed()], true, now()),
             "VIDEO                                 STATE   CHANGED    DETAILS\n\
              0beee2d2-ace7-4ccf-81a7-41a6c43c1a75  failed  5 min ago  truncated\n    \
-                 the file ends early\n"
-        );
-    }
-
-    #[test]
-    fn a_video_shows_advice_and_its_timeline() {
-        let event = Event {
-            at: "2026-01-28T11:54:59.5Z".to_owned(),
-            step: "listed".to_owned(),
-            detail: "head 4b825dc".to_owned(),
-            ms: Some(12),
-        };
-        let detail = Detail {
-            video: failed(),
-            timeline: vec![event],
-            ..Detail::default()
-        };
-        let text = shown(&detail, now());
-        assert!(
-            text.contains(&format!("what to do    {}", advice(Code::Truncated))),
-            "{text}"
-        );
-        assert!(
-            text.contains("2026-01-28 11:54:59.500  12 ms  listed  head 4b825dc\n"),
-            "{text}"
+                 the file ends early\n    \
+                 Next attempt in 60 min.\n"
         );
     }
 }

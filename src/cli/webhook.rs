@@ -13,10 +13,14 @@ use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 use uuid::Uuid;
 
-use super::{InvalidConfiguration, json_flag, print_json, print_line, with_settings};
+use super::manual::{with_examples, with_settings};
+use super::{InvalidConfiguration, deliveries, json_flag, print_json, print_line};
 use crate::app;
 use crate::clock::Clock;
-use crate::config::{self, Config, GITHUB_WEBHOOK_SECRET, Sources};
+use crate::config::{
+    self, Config, GITHUB_API_URL, GITHUB_REPOSITORY, GITHUB_TOKEN, GITHUB_WEBHOOK_SECRET, Setting,
+    Sources,
+};
 use crate::domain::signature::sign;
 use crate::services::client;
 use crate::services::github::{Github, Hook, HookDelivery, RECEIVER_PATH, failed_guids};
@@ -48,57 +52,118 @@ pub fn command() -> Command {
         let arg = Arg::new("url").long("url").value_name("URL").required(true);
         arg.value_parser(receiver).help(help)
     };
-    Command::new("webhook")
-        .about("Install, inspect and test the repository's webhook, and redeliver failed push deliveries")
+    let github = [
+        GITHUB_REPOSITORY,
+        GITHUB_API_URL,
+        GITHUB_TOKEN,
+        GITHUB_WEBHOOK_SECRET,
+    ];
+    let group = Command::new("webhook")
+        .about("Install, inspect and test the repository's webhook, and redeliver push deliveries")
         .subcommand_required(true)
-        .arg_required_else_help(true)
-        .subcommand(with_settings(
-            Command::new("install")
-                .about("Create or update the webhook, and have GitHub ping the server")
-                .long_about(
-                    "Create or update the webhook, and have GitHub ping the server. Safe to run more than once.\n\n\
-                     GITHUB_TOKEN needs the \"Webhooks: read and write\" permission. If GITHUB_WEBHOOK_SECRET is not set, \
-                     a secret is generated and shown once.",
-                )
-                .arg(url("URL at which GitHub can reach the server, such as https://videos.example.org")),
+        .arg_required_else_help(true);
+    let examples = [
+        (
+            "Create the webhook, or update it",
+            "video-ingest webhook install --url https://videos.example.org",
+        ),
+        (
+            "Does GitHub reach the server?",
+            "video-ingest webhook status",
+        ),
+    ];
+    with_examples(group, &examples)
+        .subcommand(with_examples(
+            with_settings(
+                Command::new("install")
+                    .about("Create or update the webhook, and have GitHub ping the server")
+                    .long_about(
+                        "Create or update the webhook, and have GitHub ping the server. Safe to run more than once.\n\n\
+                         GITHUB_TOKEN needs the \"Webhooks: read and write\" permission. If GITHUB_WEBHOOK_SECRET is not set, \
+                         a secret is generated and shown once.",
+                    )
+                    .arg(url("URL at which GitHub can reach the server, such as https://videos.example.org")),
+                &github,
+            ),
+            &[(
+                "After the server was started, or moved to another address",
+                "video-ingest webhook install --url https://videos.example.org",
+            )],
         ))
-        .subcommand(with_settings(
-            Command::new("status").about("Show the webhook and its most recent deliveries").arg(json_flag()),
+        .subcommand(with_examples(
+            with_settings(
+                Command::new("status")
+                    .about("Show the webhook and GitHub's most recent deliveries to it")
+                    .after_help("Exit codes: 0 every push was delivered, 1 a push was not or the webhook is disabled, 2 invalid configuration.")
+                    .arg(json_flag()),
+                &github,
+            ),
+            &[("Does GitHub reach the server?", "video-ingest webhook status")],
         ))
-        .subcommand(with_settings(
-            Command::new("redeliver")
-                .about("Ask GitHub to redeliver failed push deliveries")
-                .arg(
-                    Arg::new("failed")
-                        .long("failed")
-                        .action(ArgAction::SetTrue)
-                        .required(true)
-                        .help("Redeliver pushes from the last three days that were never delivered successfully"),
-                ),
-        ))
-        .subcommand(with_settings(
-            Command::new("send")
-                .about("Sign a payload and send it the way GitHub would")
-                .arg(url("URL of the server, such as https://videos.example.org"))
-                .arg(
-                    Arg::new("event")
-                        .long("event")
-                        .value_name("EVENT")
-                        .default_value("push")
-                        .help("Name of the event to send"),
-                )
-                .arg(
-                    Arg::new("file")
-                        .long("file")
-                        .value_name("FILE")
-                        .required(true)
-                        .value_parser(value_parser!(PathBuf))
-                        .help("File that contains the JSON payload"),
-                ),
+        .subcommand(deliveries::command())
+        .subcommand(redeliver_command(&github))
+        .subcommand(with_examples(
+            with_settings(
+                Command::new("send")
+                    .about("Sign a payload and send it the way GitHub would")
+                    .arg(url("URL of the server, such as https://videos.example.org"))
+                    .arg(
+                        Arg::new("event")
+                            .long("event")
+                            .value_name("EVENT")
+                            .default_value("push")
+                            .help("Name of the event to send"),
+                    )
+                    .arg(
+                        Arg::new("file")
+                            .long("file")
+                            .value_name("FILE")
+                            .required(true)
+                            .value_parser(value_parser!(PathBuf))
+                            .help("File that contains the JSON payload"),
+                    ),
+                &[GITHUB_REPOSITORY, GITHUB_WEBHOOK_SECRET],
+            ),
+            &[(
+                "A push that was saved from GitHub's list of deliveries",
+                "video-ingest webhook send --url http://127.0.0.1:8080 --file push.json",
+            )],
         ))
 }
 
-/// Runs `install`, `status`, `redeliver` or `send`.
+fn redeliver_command(used: &[Setting]) -> Command {
+    let command = Command::new("redeliver")
+        .about("Ask GitHub to redeliver pushes")
+        .after_help("A redelivered push retries all of its videos that are not ready, including rejected ones.")
+        .arg(
+            Arg::new("guid")
+                .value_name("GUID")
+                .required_unless_present("failed")
+                .help("GUID of a delivery from the last three days, as shown by `webhook status` or `webhook deliveries`"),
+        )
+        .arg(
+            Arg::new("failed")
+                .long("failed")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("guid")
+                .help("Redeliver pushes from the last three days that were never delivered successfully"),
+        );
+    with_examples(
+        with_settings(command, used),
+        &[
+            (
+                "All pushes that were not delivered",
+                "video-ingest webhook redeliver --failed",
+            ),
+            (
+                "One delivery",
+                "video-ingest webhook redeliver 72d3162e-cc78-11e3-81ab-4c9367dc0958",
+            ),
+        ],
+    )
+}
+
+/// Runs `install`, `status`, `deliveries`, `redeliver` or `send`.
 ///
 /// # Errors
 /// Fails if the configuration is invalid or a request fails.
@@ -106,6 +171,9 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let Some((name, matches)) = matches.subcommand() else {
         unreachable!("clap requires one of the subcommands");
     };
+    if name == "deliveries" {
+        return deliveries::run(matches).await;
+    }
     let mut sources = Sources::from_process(matches);
     let generated = if name == "install" {
         generate_secret(&mut sources)
@@ -116,7 +184,7 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     match name {
         "install" => install(matches, &config, generated).await,
         "status" => status(&config, matches.get_flag("json")).await,
-        "redeliver" => redeliver(&config).await,
+        "redeliver" => redeliver(&config, matches.get_one("guid")).await,
         _ => send(matches, &config).await,
     }
 }
@@ -317,9 +385,15 @@ async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!failed.is_empty() || !hook.active)))
 }
 
-async fn redeliver(config: &Config) -> anyhow::Result<ExitCode> {
+async fn redeliver(config: &Config, guid: Option<&String>) -> anyhow::Result<ExitCode> {
     let github = app::github(config, &Clock::default())?;
-    let asked = redeliver_failed(&github, &installed(&github).await?).await?;
+    let hook = installed(&github).await?;
+    if let Some(guid) = guid {
+        redeliver_one(&github, &hook, guid).await?;
+        print_line(&format!("Requested redelivery of {guid}."))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let asked = redeliver_failed(&github, &hook).await?;
     for guid in &asked {
         print_line(&format!("Requested redelivery of {guid}."))?;
     }
@@ -327,6 +401,19 @@ async fn redeliver(config: &Config) -> anyhow::Result<ExitCode> {
         print_line("Every push from the last three days was delivered.")?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Requests redelivery of one delivery, whether it succeeded or not.
+///
+/// # Errors
+/// Fails if GitHub does not have the delivery, does not respond or refuses.
+pub async fn redeliver_one(github: &Github, hook: &Hook, guid: &str) -> anyhow::Result<()> {
+    let deliveries = github.deliveries(hook.id).await?;
+    let newest = deliveries.iter().find(|delivery| delivery.guid == guid);
+    let newest = newest.with_context(|| {
+        format!("GitHub has no delivery {guid} from the last three days. Run `video-ingest webhook status` for the newest ones; for an older push, run `video-ingest reconcile`, which ingests what is missing.")
+    })?;
+    Ok(github.redeliver(hook.id, newest.id).await?)
 }
 
 /// Requests redelivery of every push that was never delivered, oldest first. Returns their GUIDs.

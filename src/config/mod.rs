@@ -25,8 +25,9 @@ use crate::failpoint::FailPoints;
 pub use postgres::Tls;
 pub use rules::{base_url, duration, url};
 pub use settings::{
-    ADMIN_TOKEN, Fallback, GITHUB_WEBHOOK_SECRET, LISTEN_ADDR, PORT, SETTINGS, Setting, argument,
-    arguments, reference, secrets_help,
+    ADMIN_TOKEN, DATA_DIR, DATABASE_TLS, DATABASE_URL, Fallback, GITHUB_API_URL, GITHUB_REPOSITORY,
+    GITHUB_TOKEN, GITHUB_WEBHOOK_SECRET, LISTEN_ADDR, PORT, SETTINGS, Setting, argument, arguments,
+    reference, secrets_help,
 };
 pub use sources::{Problem, Sources};
 

@@ -148,13 +148,16 @@ pub fn argument(setting: &Setting) -> clap::Arg {
         .help_heading("Settings (in order of precedence: flag, environment, .env)")
 }
 
-/// The settings that have no flag, for the end of `--help`.
-pub fn secrets_help() -> String {
-    let secrets = SETTINGS.iter().filter(|setting| setting.secret);
+/// Those of the settings that have no flag, for the end of `--help`; empty if there are none.
+pub fn secrets_help(settings: &[Setting]) -> String {
+    let secrets = settings.iter().filter(|setting| setting.secret);
     let lines = secrets.map(|setting| format!("  {}: {}\n", setting.name, setting.meaning));
+    let lines: String = lines.collect();
+    if lines.is_empty() {
+        return lines;
+    }
     format!(
-        "Secrets (in order of precedence: environment, .env; to read a secret from a file, set <NAME>_FILE to its path):\n{}",
-        lines.collect::<String>()
+        "Secrets (in order of precedence: environment, .env; to read a secret from a file, set <NAME>_FILE to its path):\n{lines}"
     )
 }
 

@@ -590,7 +590,7 @@ fn the_reference_is_a_row_for_each_setting() {
         assert_eq!(setting.secret, row.contains("(secret)"), "{row}");
         assert_eq!(
             setting.secret,
-            secrets_help().contains(&format!("  {}: ", setting.name))
+            secrets_help(SETTINGS).contains(&format!("  {}: ", setting.name))
         );
     }
     assert!(reference.contains("| `LEASE` | `30s` |") && !reference.contains("FAIL_POINTS"));

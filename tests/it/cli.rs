@@ -4,11 +4,14 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use clap::Command as Clap;
+use video_ingest::cli;
+
 const GOOD: &[u8] = include_bytes!("../../fixtures/videos/good.mp4");
 const KEY: &str = "34b9a0c7-62d7-4002-a642-00488b2c7f7c_0beee2d2-ace7-4ccf-81a7-41a6c43c1a75";
 
 /// The program in its own folder, with settings that break every command that reads them.
-fn program(dir: &Path, args: &[&str]) -> Command {
+pub fn program(dir: &Path, args: &[&str]) -> Command {
     #[expect(clippy::disallowed_methods, reason = "the demo needs git of PATH")]
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut command = Command::new(env!("CARGO_BIN_EXE_video-ingest"));
@@ -27,14 +30,14 @@ fn run(dir: &Path, args: &[&str]) -> (Option<i32>, String) {
     ended(&program(dir, args).output().unwrap())
 }
 
-fn ended(output: &Output) -> (Option<i32>, String) {
+pub fn ended(output: &Output) -> (Option<i32>, String) {
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text += &String::from_utf8_lossy(&output.stderr);
     (output.status.code(), text)
 }
 
 #[track_caller]
-fn expect(text: &str, parts: &[&str]) {
+pub fn expect(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "no {part:?} in:\n{text}");
     }
@@ -197,14 +200,19 @@ fn a_running_server_is_queried_from_the_command_line() {
     assert_eq!(code, Some(0), "{text}");
     expect(&text, &[id, "what to do    Render", "listed", "delivery"]);
 
+    // The failure is older than the sweep.
     let (code, text) = demo.ask(dir.path(), &["reconcile"]);
-    assert_eq!(code, Some(1), "{text}");
-    expect(
-        &text,
-        &["1 video(s) failed.", "Needs attention", id, "→ Render"],
-    );
+    assert_eq!(code, Some(0), "{text}");
+    let parts = [
+        "1 video(s) failed earlier.",
+        "Needs attention",
+        id,
+        "render the video again",
+    ];
+    expect(&text, &parts);
+    assert!(!text.contains('→'), "the advice is in the message:\n{text}");
     let (code, text) = demo.ask(dir.path(), &["reconcile", "--json", "--dry-run"]);
-    assert_eq!(code, Some(1), "{text}");
+    assert_eq!(code, Some(0), "{text}");
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(
         (&report["checked"], &report["failed"]),
@@ -241,6 +249,24 @@ fn errors_say_what_to_do() {
         &["No server is responding", "video-ingest serve", "--url"],
     );
 
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut second = program(dir.path(), &["serve"]);
+    second
+        .env("LISTEN_ADDR", taken.local_addr().unwrap().to_string())
+        .env("GITHUB_REPOSITORY", "acme/videos")
+        .env("GITHUB_WEBHOOK_SECRET", "5f1d7c0a9b3e4862a0c4d8e7f6b5a493")
+        .env_remove("DATABASE_URL");
+    let (code, text) = ended(&second.output().unwrap());
+    assert_eq!(code, Some(1), "{text}");
+    expect(
+        &text,
+        &[
+            "Cannot listen on",
+            "Another process uses this address",
+            "--listen-addr",
+        ],
+    );
+
     let mut demo = Demo::start(dir.path());
     let token = std::mem::replace(&mut demo.token, "another-token-than-its-own".to_owned());
     let (code, text) = demo.ask(dir.path(), &["videos", "list"]);
@@ -251,4 +277,96 @@ fn errors_say_what_to_do() {
         "{text}"
     );
     assert_eq!(demo.interrupt(), Some(0));
+}
+
+/// The commands of a group and of its groups, with their names.
+fn commands(command: &Clap, name: &str) -> Vec<(String, Clap)> {
+    let mut all = vec![(name.to_owned(), command.clone())];
+    let shown = command
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set());
+    for part in shown.filter(|command| command.get_name() != "help") {
+        all.extend(commands(part, &format!("{name} {}", part.get_name())));
+    }
+    all
+}
+
+#[test]
+fn every_help_has_examples_that_parse() {
+    for (name, mut command) in commands(&cli::command(), "video-ingest") {
+        let help = command.render_help().to_string();
+        let long = command.render_long_help().to_string();
+        assert!(long.contains("Examples:"), "{name}");
+        let examples = help
+            .lines()
+            .filter(|line| line.starts_with("  video-ingest "));
+        let mut count = 0;
+        for example in examples {
+            assert!(example.len() <= 80, "a terminal would break it: {example}");
+            let words = example.split(['|', '>']).next().unwrap().split_whitespace();
+            let parsed = cli::command().try_get_matches_from(words);
+            assert!(parsed.is_ok(), "{example}: {}", parsed.unwrap_err());
+            assert!(
+                name == "video-ingest" || example.trim().starts_with(&name),
+                "{name}: {example}"
+            );
+            count += 1;
+        }
+        assert!(count > 0, "{name}");
+    }
+}
+
+#[test]
+fn help_lists_only_settings_that_the_command_uses() {
+    let help = |args: &[&str]| {
+        let (code, text) = run(Path::new("."), args);
+        assert_eq!(code, Some(0), "{text}");
+        text
+    };
+    expect(
+        &help(&["serve", "--help"]),
+        &["--workers", "--data-dir", "ADMIN_TOKEN:"],
+    );
+    expect(&help(&["doctor", "--help"]), &["--workers", "--url"]);
+    let webhook = help(&["webhook", "redeliver", "--help"]);
+    expect(
+        &webhook,
+        &["--github-repository", "GITHUB_TOKEN:", "--failed"],
+    );
+    for (args, own) in [
+        (&["webhook", "redeliver", "--help"][..], "GUID"),
+        (&["videos", "list", "--help"], "--code"),
+        (&["status", "--help"], "--json"),
+        (&["reconcile", "--help"], "--dry-run"),
+        (&["serve", "-h"], "--help"),
+        (&["doctor", "-h"], "--url"),
+    ] {
+        let text = help(args);
+        expect(&text, &[own]);
+        assert!(
+            !text.contains("--workers") && !text.contains("--data-dir"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn completions_and_man_pages_are_printed() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let (code, text) = run(Path::new("."), &["completions", shell]);
+        assert_eq!(code, Some(0), "{text}");
+        expect(&text, &["redeliver", "listen-addr"]);
+    }
+    let (code, text) = run(Path::new("."), &["man"]);
+    assert_eq!(code, Some(0), "{text}");
+    expect(&text, &[".TH", "reconcile", "Exit codes"]);
+    let (code, text) = run(Path::new("."), &["man", "videos", "watch"]);
+    assert_eq!(code, Some(0), "{text}");
+    expect(
+        &text,
+        &[".TH", "videos watch", "Wait until a video is ready"],
+    );
+    let (code, text) = run(Path::new("."), &["man", "videos", "wait"]);
+    assert_eq!(code, Some(1), "{text}");
+    expect(&text, &["no command `wait`"]);
 }

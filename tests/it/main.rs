@@ -3,6 +3,7 @@
 mod bad_input;
 mod browser;
 mod cli;
+mod commands;
 mod credentials;
 mod deploy_files;
 mod deploy_sql;

@@ -91,6 +91,22 @@ scenario! {
         assert_eq!(failed_guids(&deliveries), [""; 0]);
     }
 
+    one_delivery_is_redelivered(t) {
+        let github = github(t);
+        let (hook, _) = webhook::save(&github, &receiver(t), &SECRET.into()).await.unwrap();
+        let video = Video::good();
+        t.row(&video).await;
+        let before = t.github.head();
+        let push = t.github.push(before, t.commit(&video));
+        t.github.record(hook.id, &push, "timed out", 0);
+        let guid = github.deliveries(hook.id).await.unwrap()[0].guid.clone();
+        webhook::redeliver_one(&github, &hook, &guid).await.unwrap();
+        t.work().await;
+        t.expect_ready(&video).await;
+        let unknown = webhook::redeliver_one(&github, &hook, "an-older-one").await.unwrap_err();
+        assert!(unknown.to_string().contains("video-ingest reconcile"), "{unknown}");
+    }
+
     three_days_of_deliveries_are_read_page_by_page(t) {
         let hook = t.github.add_hook(&json!({"config": {"url": receiver(t)}}));
         for _ in 0..250 {

@@ -149,6 +149,10 @@ async fn pass(
         return StatusCode::BAD_GATEWAY.into_response();
     };
     let (status, headers) = (answer.status(), answer.headers().clone());
+    let kind = headers.get(header::CONTENT_TYPE);
+    if kind.is_some_and(|kind| kind == "text/event-stream") {
+        return (headers, Body::from_stream(answer.bytes_stream())).into_response();
+    }
     let body = answer.bytes().await.unwrap_or_default();
     // GitHub's answers contain its own address.
     let body = match std::str::from_utf8(&body) {
