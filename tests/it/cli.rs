@@ -351,6 +351,22 @@ fn help_lists_only_settings_that_the_command_uses() {
 }
 
 #[test]
+fn the_version_names_the_commit_it_was_built_from() {
+    let (code, text) = run(Path::new("."), &["--version"]);
+    assert_eq!(code, Some(0), "{text}");
+    let mut expected = format!("video-ingest {}", env!("CARGO_PKG_VERSION"));
+    if Path::new(".git").exists() {
+        let mut git = Command::new("git");
+        let head = git
+            .args(["rev-parse", "--short=12", "HEAD"])
+            .output()
+            .unwrap();
+        expected += &format!(" ({})", String::from_utf8(head.stdout).unwrap().trim());
+    }
+    assert_eq!(text.trim(), expected);
+}
+
+#[test]
 fn completions_and_man_pages_are_printed() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let (code, text) = run(Path::new("."), &["completions", shell]);
