@@ -257,8 +257,9 @@ impl Db {
             )
         };
         let failures = format!(
-            "select g.code, g.n, (select min(v.failed_at) from video_ingest.videos as v
-                where v.state = 'failed' and v.code = g.code) as oldest, {}, {}, {}
+            // A server of an older version does not write `failed_at`.
+            "select g.code, g.n, coalesce((select min(v.failed_at) from video_ingest.videos as v
+                where v.state = 'failed' and v.code = g.code), {{now}}) as oldest, {}, {}, {}
             from (select code, cast(sum(n) as bigint) as n from video_ingest.failures
                 group by code having sum(n) > 0) as g",
             newest("video_id"),
@@ -419,14 +420,16 @@ fn is_new(claim: &Claim, published: &Published) -> bool {
     claim.history.code.is_some() || stored.is_none_or(|old| old.blob_sha != published.blob_sha)
 }
 
+/// `None` if the last of these videos has just been requested again.
 fn failures_of(row: &AnyRow) -> Option<Failures> {
+    let id = |column| row.get::<Option<String>, _>(column)?.parse().ok();
     Some(Failures {
         code: Code::parse(row.get("code"))?,
         count: row.get("n"),
-        oldest_ms: row.get("oldest"),
+        oldest_ms: row.get::<Option<i64>, _>("oldest")?,
         newest: VideoKey {
-            lesson_id: row.get::<String, _>("lesson_id").parse().ok()?,
-            video_id: row.get::<String, _>("video_id").parse().ok()?,
+            lesson_id: id("lesson_id")?,
+            video_id: id("video_id")?,
         },
         message: row.get::<Option<String>, _>("message").unwrap_or_default(),
     })

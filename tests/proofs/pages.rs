@@ -156,6 +156,20 @@ fn pages(videos: u32) -> Vec<(&'static str, String)> {
         ("one generating", format!("/videos/{generating}")),
         ("deliveries", "/deliveries".into()),
         ("deliveries, deep", format!("/deliveries?cursor={delivery}")),
+        (
+            "failed with a code",
+            "/?state=failed&code=not_an_mp4".into(),
+        ),
+        ("API: status", "/api/status".into()),
+        ("API: a code", "/api/videos?code=not_an_mp4".into()),
+        (
+            "API: a commit",
+            format!("/api/videos?commit={}", "c".repeat(40)),
+        ),
+        (
+            "API: one delivery",
+            format!("/api/deliveries/{}", id("delivery", middle)),
+        ),
         ("API: videos", "/api/videos".into()),
         ("API: one video", format!("/api/videos/{video}")),
         ("API: deliveries", "/api/deliveries".into()),
@@ -198,14 +212,16 @@ fn fill(videos: u32) -> String {
         from generate_series(1, {last}) as n;
 
         insert into video_ingest.videos (video_id, lesson_id, state, source, due_at, requested, requested_at,
-            code, message, size_bytes, duration_ms, stored_sha, commit_sha, storage_path, created_at, updated_at)
+            code, message, size_bytes, duration_ms, stored_sha, commit_sha, storage_path, created_at, updated_at,
+            failed_at)
         select md5('video' || n)::uuid::text, md5('lesson' || n / 4)::uuid::text, state, 'push',
             case when state in ('queued', 'running', 'waiting') then {at} end, 1, {at},
             case state when 'failed' then 'not_an_mp4' when 'waiting' then 'metadata_missing' end,
             case state when 'failed' then 'the file is no MP4' when 'waiting' then 'waits for its JSON' end,
             case when state = 'ready' then 12345678 end, case when state = 'ready' then 30033 end,
             case when state = 'ready' then repeat('a', 40) end, repeat('b', 40),
-            case when state = 'ready' then 'somewhere/' || n end, {at} - 1000, {at}
+            case when state = 'ready' then 'somewhere/' || n end, {at} - 1000, {at},
+            case when state = 'failed' then {at} end
         from (select n, case
                 when n > {videos} - 4 then 'running' when n > {videos} - 34 then 'queued'
                 when n > {videos} - 50 then 'waiting' when n % 50 = 0 then 'failed' else 'ready' end as state
