@@ -16,6 +16,7 @@ use crate::config::{Config, Database, MissingRow, OpenHandsConfig, StoreConfig};
 use crate::db::{Db, DbError, RowOwner};
 use crate::domain::links::Sites;
 use crate::domain::plan::Waits;
+use crate::domain::redact::Redactor;
 use crate::format::causes;
 use crate::http::{self, AppState, STREAMS_MAX};
 use crate::pipeline::branch::Branch;
@@ -449,6 +450,13 @@ fn openhands(
     else {
         return Ok(None);
     };
-    let client = OpenHands::new(api_url, key.clone(), *version, clock.clone(), pacing)?;
+    let client = OpenHands::new(
+        api_url,
+        key.clone(),
+        *version,
+        Redactor::new(config.secrets()),
+        clock.clone(),
+        pacing,
+    )?;
     Ok(Some(Arc::new(client)))
 }

@@ -59,7 +59,7 @@
 //! | [`config`] | table of settings, their sources (flags, environment, `.env`, files) and their rules | the only module that reads the environment |
 //! | [`fake_github`] | the fake GitHub of the demo and the tests: repository, REST and LFS API, webhooks | behind the feature `demo` |
 //! | [`failpoint`] | points at which tests stop or crash the program | armed only with the feature `fail-points` |
-//! | [`domain`] | identifiers, webhook signature, strength of secrets, push payload with its file lists, JSON metadata, MP4 and LFS parsing, OpenHands' statuses, video states, timeline, plans, verdicts, reports, failure codes with advice, explanations, links | pure: no I/O and no clock |
+//! | [`domain`] | identifiers, webhook signature, strength of secrets, push payload with its file lists, JSON metadata, MP4 and LFS parsing, OpenHands' statuses, redaction, video states, timeline, plans, verdicts, reports, failure codes with advice, explanations, links | pure: no I/O and no clock |
 //! | [`mod@format`], [`clock`] | text for people; the clock | the only source of the current time |
 //!
 //! # Invariants

@@ -206,6 +206,26 @@ impl Config {
             .map(|(setting, secret)| (setting.name, secret))
     }
 
+    /// Every secret value, to remove it from texts of other services.
+    pub fn secrets(&self) -> Vec<String> {
+        let key = match &self.store {
+            StoreConfig::Folder => None,
+            StoreConfig::Supabase {
+                service_role_key, ..
+            } => Some(service_role_key),
+        };
+        let agent = self.agent.as_ref().map(|agent| &agent.key);
+        let others = [key, agent, self.github.token.as_ref()];
+        let secrets = self.own_secrets().map(|(_, secret)| secret);
+        let secrets = secrets.chain(others.into_iter().flatten());
+        let mut secrets: Vec<String> = secrets.map(|s| s.expose_secret().to_owned()).collect();
+        if let Database::Postgres { url } = &self.database {
+            secrets.push(url.expose_secret().to_owned());
+            secrets.extend(postgres::passwords(url));
+        }
+        secrets
+    }
+
     /// Reads the listen address alone, for commands that work with an otherwise incomplete configuration.
     ///
     /// # Errors

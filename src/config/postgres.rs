@@ -73,6 +73,26 @@ impl Tls {
     }
 }
 
+/// The passwords in a Postgres URL, decoded and as they are spelled.
+pub(super) fn passwords(url: &SecretString) -> Vec<String> {
+    let Ok(url) = Url::parse(url.expose_secret()) else {
+        return Vec::new();
+    };
+    let spelled = url.password().map(str::to_owned);
+    // These characters have a meaning in queries, but not in this part of a URL.
+    let decoded = spelled.as_deref().and_then(|text| {
+        let text = text
+            .replace('+', "%2B")
+            .replace('&', "%26")
+            .replace('=', "%3D");
+        let (text, _) = form_urlencoded::parse(text.as_bytes()).next()?;
+        Some(text.into_owned())
+    });
+    let query = url.query_pairs().filter(|(name, _)| name == "password");
+    let query = query.map(|(_, value)| value.into_owned());
+    spelled.into_iter().chain(decoded).chain(query).collect()
+}
+
 /// Where a host is.
 enum Place {
     Loopback,
@@ -215,6 +235,13 @@ mod tests {
         ] {
             assert_eq!(tls(address), Some(expected), "{address}");
         }
+    }
+
+    #[test]
+    fn passwords_are_found_in_every_spelling() {
+        let url = "postgres://u:a%40b+c&d=e@h/db?password=in+query".into();
+        assert_eq!(passwords(&url), ["a%40b+c&d%3De", "a@b+c&d=e", "in query"]);
+        assert!(passwords(&"postgres://h/db".into()).is_empty());
     }
 
     #[test]

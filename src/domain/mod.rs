@@ -13,6 +13,7 @@ pub mod metadata;
 pub mod mp4;
 pub mod plan;
 pub mod push;
+pub mod redact;
 pub mod report;
 pub mod request;
 pub mod signature;

@@ -337,10 +337,9 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
                 )
             }
             GenerationStatus::Finished => Verdict::Generating(status.sentence()),
-            GenerationStatus::Failed { reason } if since.is_some() => Verdict::Fail(
-                Code::GenerationFailed,
-                format!("Video generation failed: {reason}."),
-            ),
+            GenerationStatus::Failed { .. } if since.is_some() => {
+                Verdict::Fail(Code::GenerationFailed, status.failure())
+            }
             GenerationStatus::Failed { .. } => Verdict::Unknown(format!(
                 "{} The next sweep will confirm it.",
                 status.sentence()

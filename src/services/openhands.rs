@@ -17,9 +17,10 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::domain::generation::{
-    Conversation, EventPage, GenerationStatus, LastState, OpenHandsVersion, Start, StartTask,
-    Status, V0Conversation, V0EventPage, conversation_id,
+    Conversation, ErrorPage, EventPage, GenerationStatus, LastState, OpenHandsVersion, Start,
+    StartTask, Status, V0Conversation, V0EventPage, conversation_id,
 };
+use crate::domain::redact::Redactor;
 use crate::domain::report::ServiceError;
 use crate::format::causes;
 use crate::services::client::{self, InvalidSetting};
@@ -106,6 +107,7 @@ pub struct OpenHands {
     api_url: String,
     key: SecretString,
     version: OpenHandsVersion,
+    redactor: Redactor,
     clock: Clock,
     pacing: Pacing,
     state: Mutex<State>,
@@ -121,7 +123,8 @@ struct State {
 }
 
 impl OpenHands {
-    /// Creates a client for the API at `api_url` (without a slash at the end). Makes no call.
+    /// Creates a client for the API at `api_url` (without a slash at the end). Makes no call. `redactor` removes
+    /// the secrets of the configuration from the agents' own errors.
     ///
     /// # Errors
     /// This system has no TLS certificates.
@@ -129,6 +132,7 @@ impl OpenHands {
         api_url: impl Into<String>,
         key: SecretString,
         version: OpenHandsVersion,
+        redactor: Redactor,
         clock: Clock,
         pacing: Pacing,
     ) -> Result<Self, InvalidSetting> {
@@ -138,6 +142,7 @@ impl OpenHands {
             api_url: api_url.into(),
             key,
             version,
+            redactor,
             clock,
             pacing,
             state: Mutex::default(),
@@ -173,20 +178,23 @@ impl OpenHands {
             OpenHandsVersion::V1 => probe.v1(&ids).await,
             OpenHandsVersion::V0 => probe.v0(&ids).await,
         };
-        self.state().resume_at = match end {
+        self.state().resume_at = match &end {
             Ok(()) => Uuid::nil(),
             Err(Halt) => probe.at,
         };
+        let error = |error: &ApiError| ServiceError {
+            service: "openhands",
+            code: error.code(),
+        };
+        probed.errors = probe.errors.iter().map(error).collect();
+        if end.is_ok() {
+            probe.explain_failures().await;
+        }
         for (id, status) in probe.statuses {
             for text in spellings.get(&id).into_iter().flatten() {
                 probed.statuses.insert((*text).clone(), status.clone());
             }
         }
-        let error = |error: ApiError| ServiceError {
-            service: "openhands",
-            code: error.code(),
-        };
-        probed.errors = probe.errors.into_iter().map(error).collect();
         probed
     }
 
@@ -332,6 +340,8 @@ struct ProbeRun<'a> {
     deadline: Instant,
     now_ms: i64,
     statuses: HashMap<Uuid, GenerationStatus>,
+    /// The conversations whose run failed, each with the id in the row.
+    failed: Vec<(Uuid, Uuid)>,
     errors: BTreeSet<ApiError>,
     consecutive_failures: u32,
     /// The id of the current call.
@@ -354,6 +364,7 @@ impl<'a> ProbeRun<'a> {
             deadline: Instant::now() + client.pacing.probe,
             now_ms: client.clock.now_ms(),
             statuses: HashMap::new(),
+            failed: Vec::new(),
             errors: BTreeSet::new(),
             consecutive_failures: 0,
             at: Uuid::nil(),
@@ -411,18 +422,42 @@ impl<'a> ProbeRun<'a> {
             for it in undecided {
                 self.at = it.asked;
                 if let Some(last) = self.v1_last_state(it.conversation).await? {
-                    self.statuses.insert(it.asked, it.status.settle(last));
+                    self.report(it.asked, it.conversation, it.status.settle(last));
                 }
             }
         }
         Ok(())
     }
 
+    /// Records the status of a conversation.
+    fn report(&mut self, asked: Uuid, conversation: Uuid, status: GenerationStatus) {
+        if status.has_error_event() {
+            self.failed.push((asked, conversation));
+        }
+        self.statuses.insert(asked, status);
+    }
+
+    /// Adds the agents' own errors to the failures, with one call each. This comes after all statuses are known,
+    /// so that a call that fails affects none of them.
+    async fn explain_failures(&mut self) {
+        for (asked, conversation) in std::mem::take(&mut self.failed) {
+            let path = events_path(conversation);
+            let query = events_query("ConversationErrorEvent", "1");
+            let Ok(page) = self.call::<ErrorPage>(&path, &query).await else {
+                break;
+            };
+            let error = page.as_ref().and_then(|page| page.items.first());
+            if let (Some(status), Some(error)) = (self.statuses.get_mut(&asked), error) {
+                status.explain(error, &self.client.redactor);
+            }
+        }
+    }
+
     /// Records the status of a conversation, or returns it if its events have to decide.
     fn take(&mut self, asked: Uuid, conversation: Uuid, row: &Conversation) -> Option<Undecided> {
         match row.status(self.now_ms) {
             Status::Says(status) => {
-                self.statuses.insert(asked, status);
+                self.report(asked, conversation, status);
                 None
             }
             status => Some(Undecided {
@@ -451,7 +486,8 @@ impl<'a> ProbeRun<'a> {
         };
         let mut started = Vec::new();
         for &id in ids {
-            match tasks.get(&id).map(StartTask::outcome) {
+            let task = tasks.get(&id);
+            match task.map(|task| task.outcome(&self.client.redactor)) {
                 Some(Start::Conversation(conversation)) => started.push((id, conversation)),
                 Some(Start::Says(status)) => _ = self.statuses.insert(id, status),
                 None => _ = self.statuses.insert(id, GenerationStatus::not_known()),
@@ -475,13 +511,8 @@ impl<'a> ProbeRun<'a> {
     }
 
     async fn v1_last_state(&mut self, conversation: Uuid) -> Result<Option<LastState>, Halt> {
-        let conversation = conversation.simple();
-        let path = format!("/api/v1/conversation/{conversation}/events/search");
-        let mut query = vec![
-            ("kind__eq", "ConversationStateUpdateEvent".to_owned()),
-            ("sort_order", "TIMESTAMP_DESC".to_owned()),
-            ("limit", EVENTS_PER_PAGE.to_owned()),
-        ];
+        let path = events_path(conversation);
+        let mut query = events_query("ConversationStateUpdateEvent", EVENTS_PER_PAGE);
         for _ in 0..EVENT_PAGES_MAX {
             let Some(page) = self.call::<EventPage>(&path, &query).await? else {
                 return Ok(None);
@@ -552,6 +583,18 @@ impl<'a> ProbeRun<'a> {
 fn ids_query(ids: &[Uuid]) -> Vec<(&'static str, String)> {
     let pair = |id: &Uuid| ("ids", id.simple().to_string());
     ids.iter().map(pair).collect()
+}
+
+fn events_path(conversation: Uuid) -> String {
+    let conversation = conversation.simple();
+    format!("/api/v1/conversation/{conversation}/events/search")
+}
+
+/// The newest events of a kind.
+fn events_query(kind: &str, limit: &str) -> Vec<(&'static str, String)> {
+    let order = "TIMESTAMP_DESC";
+    let pairs = [("kind__eq", kind), ("sort_order", order), ("limit", limit)];
+    pairs.map(|(name, value)| (name, value.to_owned())).into()
 }
 
 /// The rows by their ids. Rows of unknown ids are null, and their order is not relied on.

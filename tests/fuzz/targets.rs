@@ -2,13 +2,15 @@
 
 use secrecy::SecretString;
 use video_ingest::domain::generation::{
-    Conversation, EventPage, StartTask, V0Conversation, V0EventPage, conversation_id,
+    Conversation, ErrorPage, EventPage, GenerationStatus, StartTask, V0Conversation, V0EventPage,
+    conversation_id,
 };
 use video_ingest::domain::ids::VideoKey;
 use video_ingest::domain::lfs::Pointer;
 use video_ingest::domain::metadata::Metadata;
 use video_ingest::domain::mp4::BoxWalk;
 use video_ingest::domain::push::{Decision, Push, decide, payload_of_form};
+use video_ingest::domain::redact::Redactor;
 use video_ingest::domain::signature;
 use video_ingest::services::github::{Listing, Pair};
 
@@ -123,7 +125,16 @@ fn openhands(data: &[u8]) {
             .for_each(|row| drop(row.status(NOW_MS)));
     }
     if let Ok(rows) = serde_json::from_slice::<Vec<Option<StartTask>>>(data) {
-        rows.iter().flatten().for_each(|row| drop(row.outcome()));
+        let redactor = Redactor::new(["secret"]);
+        let tasks = rows.iter().flatten();
+        tasks.for_each(|task| drop(task.outcome(&redactor)));
+    }
+    if let Ok(page) = serde_json::from_slice::<ErrorPage>(data) {
+        for error in &page.items {
+            let mut status = GenerationStatus::failed("the agent got stuck");
+            status.explain(error, &Redactor::new(["secret"]));
+            assert!(!status.sentence().contains("secret"));
+        }
     }
     if let Ok(row) = serde_json::from_slice::<Option<V0Conversation>>(data) {
         row.iter().for_each(|row| drop(row.status()));

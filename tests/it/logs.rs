@@ -17,7 +17,7 @@ use crate::support::scenario::{
 
 /// A buffer that several writers append to.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl std::io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -32,7 +32,7 @@ impl std::io::Write for Log {
 
 impl Log {
     /// Captures what this thread logs from now on.
-    fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
+    pub fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
         let log = Self::default();
         let writer = log.clone();
         let filter = tracing_subscriber::EnvFilter::new("video_ingest=info");
@@ -42,7 +42,7 @@ impl Log {
         (log, tracing::subscriber::set_default(lines))
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 

@@ -3,16 +3,21 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use secrecy::SecretString;
 use uuid::Uuid;
 use video_ingest::clock::Clock;
 use video_ingest::domain::generation::OpenHandsVersion;
+use video_ingest::domain::redact::Redactor;
 use video_ingest::services::openhands::{self, Pacing, Probed, Rate};
 
+use crate::logs::Log;
 use crate::scenario;
 use crate::support::fake_openhands::{
     FakeOpenHands, Fault, KEY, PAGE, PROMPT, SESSION_KEY, Server,
 };
+use crate::support::scenario::ADMIN_TOKEN;
 use crate::sweep::{generating, outcome, sweep};
 
 /// Ids of conversations, in the order in which they are requested.
@@ -50,7 +55,15 @@ async fn scenario_with(version: OpenHandsVersion, pacing: Pacing) -> Scenario {
     let api = FakeOpenHands::start(server).await;
     let clock = Clock::default();
     let key = SecretString::from(KEY);
-    let agent = openhands::OpenHands::new(&api.url, key, version, clock.clone(), pacing).unwrap();
+    let agent = openhands::OpenHands::new(
+        &api.url,
+        key,
+        version,
+        Redactor::new([KEY]),
+        clock.clone(),
+        pacing,
+    )
+    .unwrap();
     Scenario { api, agent, clock }
 }
 
@@ -98,9 +111,74 @@ async fn one_call_covers_many_ids_and_events_are_read_only_when_needed() {
     assert_eq!(read(&probed, 5), "failed: the agent's sandbox is missing");
     assert_eq!(codes(&probed), [""; 0]);
     let calls = s.api.calls();
-    assert_eq!(calls.len(), 3, "{calls:?}");
-    assert!(calls[1].contains(&format!("/{}/events/search", id(4).simple())));
-    assert!(calls[2].contains(&format!("/{}/events/search", id(5).simple())));
+    assert_eq!(calls.len(), 4, "{calls:?}");
+    let state = "kind__eq=ConversationStateUpdateEvent";
+    for (call, n, kind) in [(1, 4, state), (2, 5, state), (3, 3, ERROR_EVENTS)] {
+        let path = format!("/{}/events/search?{kind}", id(n).simple());
+        assert!(calls[call].contains(&path), "{calls:?}");
+    }
+}
+
+/// The query for the errors of a conversation.
+const ERROR_EVENTS: &str = "kind__eq=ConversationErrorEvent&sort_order=TIMESTAMP_DESC&limit=1";
+
+#[tokio::test]
+async fn a_failed_run_has_the_agents_own_error() {
+    let s = scenario(OpenHandsVersion::V1).await;
+    s.api.conversation(id(1), "RUNNING", Some("error"));
+    s.api.error(id(1), "Old", "transient", "an earlier one");
+    s.api
+        .error(id(1), "LLMAuthenticationError", "auth", "Invalid key");
+    s.api.conversation(id(2), "PAUSED", None);
+    s.api.state(id(2), "stuck");
+    s.api
+        .error(id(2), "StuckDetected", "agent", "The same action 4 times.");
+    s.api.conversation(id(3), "ERROR", None);
+    s.api.error(id(3), "Old", "transient", "not the cause");
+    s.api.start_task(id(4), "READY", None, Some(id(40)));
+    s.api.conversation(id(40), "RUNNING", Some("error"));
+    s.api.error(id(40), "LLMError", "quota", "Out of credits");
+
+    let probed = s.probe(1..=4).await;
+
+    let expected = [
+        "failed: OpenHands reported an error (LLMAuthenticationError, auth): Invalid key",
+        "failed: the agent got stuck; OpenHands reported an error (StuckDetected, agent): The same action 4 times.",
+        "failed: the agent's sandbox failed",
+        "failed: OpenHands reported an error (LLMError, quota): Out of credits",
+    ];
+    assert_eq!([1, 2, 3, 4].map(|n| read(&probed, n)), expected);
+    let errors = s.api.calls();
+    let errors = errors.iter().filter(|call| call.contains(ERROR_EVENTS));
+    assert_eq!(errors.count(), 3, "one for each failed run");
+}
+
+#[tokio::test]
+async fn an_error_that_cannot_be_read_changes_no_status() {
+    for fault in [
+        Fault::Status(500),
+        Fault::Status(401),
+        Fault::TooMany(Some(7)),
+        Fault::Html,
+        Fault::Json("{}"),
+        Fault::Json("{\"items\":[]}"),
+        Fault::Json("{\"items\":[{\"code\":{},\"detail\":7}]}"),
+    ] {
+        let s = scenario(OpenHandsVersion::V1).await;
+        for n in 1..=99 {
+            s.api.conversation(id(n), "RUNNING", Some("error"));
+        }
+        s.api.conversation(id(100), "RUNNING", Some("running"));
+        s.api.fault("ConversationErrorEvent", fault);
+        let probed = s.probe(1..=100).await;
+        assert_eq!(read(&probed, 1), "failed: the agent stopped with an error");
+        assert_eq!(read(&probed, 100), "generating", "{fault:?}");
+        assert_eq!(probed.statuses.len(), 100);
+        assert_eq!(codes(&probed), [""; 0], "no status is missing");
+        let calls = s.api.calls().len();
+        let is_valid = matches!(fault, Fault::Json(text) if text.contains("items"));
+        assert_eq!(calls > 2 + 3, is_valid, "{fault:?}: {calls} calls");
+    }
 }
 
 #[tokio::test]
@@ -175,8 +253,8 @@ async fn a_start_task_is_resolved_to_its_conversation() {
     );
     assert_eq!(
         s.api.calls().len(),
-        4,
-        "ids, start tasks, their conversations, events of one"
+        5,
+        "ids, start tasks, their conversations, events and error of one"
     );
 }
 
@@ -194,7 +272,7 @@ async fn old_states_are_found_up_to_a_limit() {
         read(&probed, 2),
         "unknown: the agent's most recent events do not include its state"
     );
-    assert_eq!(s.api.calls().len(), 1 + 3 + 3);
+    assert_eq!(s.api.calls().len(), 1 + 3 + 3 + 1);
 }
 
 #[tokio::test]
@@ -459,6 +537,47 @@ scenario! {
         }
         let stored = t.text("select status from video_ingest.statuses").await;
         assert_eq!(stored.as_deref(), Some("blocked"));
+    }
+
+    the_agents_error_is_shown_without_secrets(t) {
+        let (log, _guard) = Log::begin();
+        let (video, conversation) = generating(t).await;
+        let mut secrets: Vec<String> = t.config.secrets();
+        secrets.extend(["url-canary".to_owned(), "token-canary".to_owned()]);
+        let encoded: String = STANDARD.encode(format!("user:{KEY}"));
+        let lead = format!("The key {KEY} was rejected at https://me:url-canary@llm.example/v1?token=token-canary");
+        for detail in [
+            format!("{lead}\nBasic {encoded}\u{7}"),
+            secrets.join("\n"),
+        ] {
+            t.agent.conversation(conversation, "RUNNING", Some("error"));
+            t.agent.error(conversation, "LLMAuthenticationError", "auth", &detail);
+            sweep(t, "dry_run=true").await;
+        }
+        t.agent.error(conversation, "LLMAuthenticationError", "auth", &format!("{lead} Basic {encoded}"));
+        sweep(t, "").await;
+        let generating = t.ask(&format!("/api/videos/{}", video.id())).await.json.to_string();
+        let report = sweep(t, "").await.to_string();
+        t.expect_reported(&video, "generation_failed").await;
+
+        let expected = "OpenHands reported an error (LLMAuthenticationError, auth): \
+            The key [redacted] was rejected at https://[redacted]@llm.example/v1?[redacted] Basic dXNlcjp[redacted].";
+        assert_eq!(t.video(&video).await["message"], expected);
+        let asset = t.asset(&video).await;
+        assert_eq!(asset.metadata["ingest"]["message"], expected);
+        let page = reqwest::Client::builder().no_proxy().build().unwrap();
+        let page = page.get(format!("{}/videos/{}", t.url, video.id())).bearer_auth(ADMIN_TOKEN);
+        let page = page.send().await.unwrap().text().await.unwrap();
+        assert!(page.contains("The key [redacted] was rejected"), "{page}");
+        let api = t.ask(&format!("/api/videos/{}", video.id())).await.json.to_string();
+        let row = format!("{} {}", asset.mime_type, asset.metadata);
+        let database = t.snapshot().await.into_iter().collect::<String>();
+        for (place, text) in [("page", page), ("API", api), ("API before", generating), ("report", report),
+            ("row", row), ("log", log.text()), ("database", database)] {
+            for secret in secrets.iter().chain([&encoded]) {
+                assert!(!text.contains(secret.as_str()), "{secret} in {place}: {text}");
+            }
+        }
     }
 
     the_time_of_the_last_status_is_recorded(t) {

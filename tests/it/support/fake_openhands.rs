@@ -128,6 +128,14 @@ impl FakeOpenHands {
         self.model().events.entry(id).or_default().insert(0, event);
     }
 
+    /// Adds the error of a V1 conversation's run.
+    pub fn error(&self, id: Uuid, code: &str, kind: &str, detail: &str) {
+        let classification = json!({"kind": kind, "retryable": false});
+        let event = json!({"kind": "ConversationErrorEvent", "source": "environment", "code": code,
+            "detail": detail, "classification": classification});
+        self.model().events.entry(id).or_default().insert(0, event);
+    }
+
     /// Adds a V1 start task.
     pub fn start_task(&self, id: Uuid, status: &str, detail: Option<&str>, led_to: Option<Uuid>) {
         let request = json!({"initial_message": {"content": [{"type": "text", "text": PROMPT}]}});
@@ -173,7 +181,7 @@ impl FakeOpenHands {
         events.insert(0, event);
     }
 
-    /// Injects a fault into every call whose path contains `part`.
+    /// Injects a fault into every call whose path or query contains `part`.
     pub fn fault(&self, part: &str, fault: Fault) {
         self.model().faults.push((part.to_owned(), fault));
     }
@@ -205,8 +213,9 @@ async fn answer(State(model): State<Arc<Mutex<Model>>>, uri: Uri, headers: Heade
     let (path, query) = (uri.path(), uri.query().unwrap_or_default());
     let (fault, gate) = {
         let mut model = model.lock().unwrap();
-        model.calls.push(uri.to_string());
-        let hit = model.faults.iter().find(|(part, _)| path.contains(part));
+        let call = uri.to_string();
+        model.calls.push(call.clone());
+        let hit = model.faults.iter().find(|(part, _)| call.contains(part));
         (hit.map(|(_, fault)| *fault), model.gate.clone())
     };
     let _open = gate.read().await;
@@ -252,15 +261,16 @@ fn by_ids(rows: &HashMap<Uuid, Value>, query: &[(String, String)]) -> Response {
 
 impl Model {
     fn event_page(&self, id: &str, query: &[(String, String)]) -> Response {
-        assert_eq!(
-            value(query, "kind__eq"),
-            Some("ConversationStateUpdateEvent")
-        );
+        let kind = value(query, "kind__eq").unwrap();
         assert_eq!(value(query, "sort_order"), Some("TIMESTAMP_DESC"));
         let limit: usize = value(query, "limit").unwrap().parse().unwrap();
         let from: usize = value(query, "page_id").map_or(0, |id| id.parse().unwrap());
         let none = Vec::new();
         let events = self.events.get(&id.parse().unwrap()).unwrap_or(&none);
+        let events: Vec<_> = events
+            .iter()
+            .filter(|event| event["kind"] == kind)
+            .collect();
         let items: Vec<_> = events.iter().skip(from).take(limit).collect();
         let next = from + items.len();
         let next = (next < events.len()).then(|| next.to_string());

@@ -239,7 +239,7 @@ pub struct Scenario {
     pub db: Db,
     pub url: String,
     pub user: Uuid,
-    config: Config,
+    pub config: Config,
     injected: Injected,
     client: reqwest::Client,
     pub database: Option<postgres::Database>,

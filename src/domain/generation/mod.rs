@@ -3,11 +3,17 @@
 //! `Finished` does not mean that a video exists, only a push does. Fields that are not listed here, such as
 //! prompts and session keys, are never deserialized.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
+
+use super::redact::{Redactor, cut};
+use crate::format::capitalized;
 
 /// Versions of the OpenHands API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +52,15 @@ pub enum GenerationStatus {
 /// before there was a kind of its own for that.
 const BLOCKED_PREFIX: &str = "blocked: ";
 
+/// The reason of a run that ended with an error.
+const STOPPED: &str = "the agent stopped with an error";
+
+/// The reason of a run in which the agent repeated itself.
+const STUCK: &str = "the agent got stuck";
+
+/// The start of a reason that contains the agent's own error.
+const REPORTED_ERROR: &str = "OpenHands reported an error";
+
 impl GenerationStatus {
     /// Parses the database's form. An unrecognized kind is unknown.
     pub fn from_stored(kind: &str, reason: String) -> Self {
@@ -80,6 +95,33 @@ impl GenerationStatus {
             Self::Blocked { reason } => sentence(&format!(
                 "{reason}; open its conversation in OpenHands to let it continue"
             )),
+        }
+    }
+
+    /// The message of a video that failed with this status.
+    pub fn failure(&self) -> String {
+        let reason = self.reason();
+        if reason.starts_with(REPORTED_ERROR) {
+            sentence(reason)
+        } else {
+            sentence(&format!("Video generation failed: {reason}"))
+        }
+    }
+
+    /// Whether the agent itself failed, so that its events may contain the error.
+    pub fn has_error_event(&self) -> bool {
+        matches!(self, Self::Failed { reason } if reason == STOPPED || reason == STUCK)
+    }
+
+    /// Adds the error that the agent reported. No other status than one with an error event is changed.
+    pub fn explain(&mut self, error: &ErrorEvent, redactor: &Redactor) {
+        let is_stuck = self.reason() == STUCK;
+        if let (true, Some(error)) = (self.has_error_event(), error.text(redactor)) {
+            *self = Self::failed(if is_stuck {
+                format!("{STUCK}; {error}")
+            } else {
+                error
+            });
         }
     }
 
@@ -250,8 +292,8 @@ fn execution(word: &str) -> GenerationStatus {
     match word.to_ascii_lowercase().as_str() {
         "running" | "idle" => GenerationStatus::Generating,
         "finished" => GenerationStatus::Finished,
-        "error" => GenerationStatus::failed("the agent stopped with an error"),
-        "stuck" => GenerationStatus::failed("the agent got stuck"),
+        "error" => GenerationStatus::failed(STOPPED),
+        "stuck" => GenerationStatus::failed(STUCK),
         "paused" => GenerationStatus::blocked("the agent was paused"),
         "deleting" => GenerationStatus::unknown("the conversation is being deleted"),
         "waiting_for_confirmation" => GenerationStatus::awaiting_confirmation(),
@@ -289,6 +331,55 @@ impl EventPage {
     }
 }
 
+/// A page of `…/events/search?kind__eq=ConversationErrorEvent` (V1), newest event first.
+#[derive(Debug, Deserialize)]
+pub struct ErrorPage {
+    /// Required, so that an unrelated object is not parsed as an empty page.
+    pub items: Vec<ErrorEvent>,
+}
+
+/// Why a run failed. Source: `ConversationErrorEvent` of the SDK's `event/conversation_error.py`.
+#[derive(Debug, Default, Deserialize)]
+pub struct ErrorEvent {
+    #[serde(default, deserialize_with = "lenient")]
+    code: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
+    detail: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
+    classification: Option<Classification>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Classification {
+    #[serde(default, deserialize_with = "lenient")]
+    kind: Option<String>,
+}
+
+impl ErrorEvent {
+    /// The error as the rest of a sentence, without credentials; `None` if the event says nothing.
+    fn text(&self, redactor: &Redactor) -> Option<String> {
+        let kind = self.classification.as_ref().and_then(|c| c.kind.as_ref());
+        let names = [self.code.as_ref(), kind].into_iter().flatten();
+        let names = names.map(|name| redactor.redact(name));
+        let names: Vec<String> = names.filter(|name| is_name(name)).collect();
+        let detail = redactor.redact(self.detail.as_deref().unwrap_or_default());
+        let mut text = REPORTED_ERROR.to_owned();
+        if !names.is_empty() {
+            text = format!("{text} ({})", names.join(", "));
+        }
+        if !detail.is_empty() {
+            text = format!("{text}: {}", cut(&detail, ERROR_CHARS_MAX));
+        }
+        (text != REPORTED_ERROR).then_some(text)
+    }
+}
+
+/// Whether a code or kind has the form of one: an identifier of at most [`NAME_CHARS_MAX`] characters.
+fn is_name(text: &str) -> bool {
+    let of_name = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    (1..=NAME_CHARS_MAX).contains(&text.len()) && text.chars().all(of_name)
+}
+
 /// A task that starts a conversation (V1). Its id differs from that of the conversation.
 #[derive(Debug, Default, Deserialize)]
 pub struct StartTask {
@@ -317,7 +408,7 @@ pub enum Start {
 
 impl StartTask {
     /// The result of the task.
-    pub fn outcome(&self) -> Start {
+    pub fn outcome(&self, redactor: &Redactor) -> Start {
         let status = self.status.as_deref().unwrap_or_default();
         Start::Says(match status.to_ascii_uppercase().as_str() {
             "WORKING"
@@ -337,7 +428,7 @@ impl StartTask {
                     "the agent started without reporting its conversation",
                 ),
             },
-            "ERROR" => match self.detail.as_deref().and_then(displayable) {
+            "ERROR" => match displayable(self.detail.as_deref().unwrap_or_default(), redactor) {
                 Some(detail) => {
                     GenerationStatus::failed(format!("the agent could not start: {detail}"))
                 }
@@ -366,7 +457,7 @@ impl V0Conversation {
             "STOPPED" | "ARCHIVED" => Status::Over(GenerationStatus::blocked(
                 "the agent was stopped before it finished",
             )),
-            "ERROR" => Status::Over(GenerationStatus::failed("the agent stopped with an error")),
+            "ERROR" => Status::Over(GenerationStatus::failed(STOPPED)),
             _ => Status::Says(GenerationStatus::unrecognized(status)),
         }
     }
@@ -417,7 +508,7 @@ fn agent_state(word: &str) -> GenerationStatus {
         }
         // At the end of a run, V0 waits for further instructions instead of finishing.
         "finished" | "awaiting_user_input" => GenerationStatus::Finished,
-        "error" => GenerationStatus::failed("the agent stopped with an error"),
+        "error" => GenerationStatus::failed(STOPPED),
         "rejected" => GenerationStatus::failed("the agent rejected the task"),
         "paused" | "stopped" => GenerationStatus::blocked("the agent was paused"),
         "awaiting_user_confirmation" => GenerationStatus::awaiting_confirmation(),
@@ -427,13 +518,9 @@ fn agent_state(word: &str) -> GenerationStatus {
 
 /// `reason` as a sentence: with a capital letter and a full stop.
 fn sentence(reason: &str) -> String {
-    let mut chars = reason.chars();
-    let first = chars.next().map(|first| first.to_uppercase());
-    let mut text: String = first.into_iter().flatten().chain(chars).collect();
-    if !text.ends_with(['.', '!', '?', '…']) {
-        text.push('.');
-    }
-    text
+    let text = capitalized(reason);
+    let is_ended = text.ends_with(['.', '!', '?', '…']);
+    if is_ended { text } else { format!("{text}.") }
 }
 
 /// The web page of a conversation; `None` if `id` is not the id of one, or `api_url` is not an HTTP URL.
@@ -454,8 +541,14 @@ pub fn conversation_id(text: &str) -> Option<Uuid> {
     matches!(text.len(), 32 | 36).then(|| Uuid::try_parse(text).ok())?
 }
 
-/// The longest text of the server that a reason contains, in characters.
+/// The longest detail of a start task that a reason contains, in characters.
 const DETAIL_CHARS_MAX: usize = 80;
+
+/// The longest detail of an agent's error that a reason contains, in characters.
+const ERROR_CHARS_MAX: usize = 300;
+
+/// The longest code or kind of an agent's error that is shown, in characters.
+const NAME_CHARS_MAX: usize = 60;
 
 /// The longest word that is shown, in characters. Longer ones are likely keys, hashes or paths.
 const WORD_CHARS_MAX: usize = 30;
@@ -464,20 +557,17 @@ const WORD_CHARS_MAX: usize = 30;
 /// it contains markup.
 ///
 /// Only the first line, because the following lines of validation errors repeat the input, such as prompts.
-fn displayable(text: &str) -> Option<String> {
+fn displayable(text: &str, redactor: &Redactor) -> Option<String> {
     let line = text.trim().lines().next()?;
     if line.contains(['<', '>', '{']) {
         return None;
     }
+    let line = redactor.redact(line);
     let shown = |word: &str| !word.contains("://") && word.chars().count() <= WORD_CHARS_MAX;
     let words = line.split_whitespace();
     let words: Vec<_> = words.map(|w| if shown(w) { w } else { "…" }).collect();
-    let text = words.join(" ").replace(char::is_control, "");
-    Some(match text.char_indices().nth(DETAIL_CHARS_MAX) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    })
-    .filter(|text| !text.is_empty())
+    let text = cut(&words.join(" "), DETAIL_CHARS_MAX);
+    (!text.is_empty()).then_some(text)
 }
 
 /// An unrecognized status. Displayed only if it has the form of a status.
@@ -519,206 +609,4 @@ where
         Maybe::Is(value) => Some(value),
         Maybe::Not(_) => None,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A file of test cases.
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Row {
-        meaning: String,
-        now: jiff::Timestamp,
-        cases: Vec<Case>,
-    }
-
-    /// Responses of the API and the expected status.
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Case {
-        conversation: Option<Conversation>,
-        events: Option<EventPage>,
-        start_task: Option<StartTask>,
-        v0_conversation: Option<V0Conversation>,
-        v0_events: Option<V0EventPage>,
-        reading: String,
-        reason: String,
-    }
-
-    impl Case {
-        /// The status, and whether the events are required for it.
-        fn read(&self, now_ms: i64) -> (GenerationStatus, bool) {
-            let status = match (&self.conversation, &self.start_task, &self.v0_conversation) {
-                (Some(row), None, None) => row.status(now_ms),
-                (None, Some(task), None) => match task.outcome() {
-                    Start::Says(reading) => Status::Says(reading),
-                    Start::Conversation(id) => {
-                        Status::Says(GenerationStatus::unknown(format!("follow {}", id.simple())))
-                    }
-                },
-                (None, None, Some(row)) => row.status(),
-                _ => panic!("a case has one response"),
-            };
-            let needs_events = !matches!(status, Status::Says(_));
-            let v1 = self.events.as_ref().and_then(EventPage::state);
-            let last = v1.or_else(|| self.v0_events.as_ref().and_then(V0EventPage::state));
-            (
-                status.settle(last.map_or(LastState::Never, LastState::Is)),
-                needs_events,
-            )
-        }
-    }
-
-    #[test]
-    fn every_fixture_has_its_expected_status() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/openhands");
-        let mut cases = 0;
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let text = std::fs::read_to_string(&path).unwrap();
-            let row: Row = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path:?}: {e}"));
-            for (number, case) in row.cases.iter().enumerate() {
-                let at = format!("{path:?}, case {number} ({})", row.meaning);
-                let (reading, needs_events) = case.read(row.now.as_millisecond());
-                let actual = (reading.as_str(), reading.reason());
-                assert_eq!(actual, (&*case.reading, &*case.reason), "{at}");
-                let has_events = case.events.is_some() || case.v0_events.is_some();
-                assert_eq!(
-                    needs_events, has_events,
-                    "{at}: events are read only if required"
-                );
-                cases += 1;
-            }
-        }
-        assert_eq!(cases, FIXTURE_CASES, "a fixture is missing");
-    }
-
-    const FIXTURE_CASES: usize = 74;
-
-    #[test]
-    fn every_status_is_one_sentence_without_a_prefix() {
-        let stored = GenerationStatus::from_stored;
-        let next = "open its conversation in OpenHands to let it continue.";
-        for (kind, reason, expected) in [
-            ("generating", "", "The agent is working on it.".to_owned()),
-            (
-                "failed",
-                "the agent got stuck",
-                "The agent got stuck.".into(),
-            ),
-            (
-                "failed",
-                "OpenHands said: no!",
-                "OpenHands said: no!".into(),
-            ),
-            (
-                "blocked",
-                "the agent's sandbox was paused",
-                format!("The agent's sandbox was paused; {next}"),
-            ),
-            (
-                "unknown",
-                "the agent has not reported its state",
-                "The agent has not reported its state.".into(),
-            ),
-            // As stored by earlier releases.
-            (
-                "unknown",
-                "blocked: the agent is waiting for confirmation",
-                format!("The agent is waiting for confirmation; {next}"),
-            ),
-        ] {
-            let status = stored(kind, reason.into());
-            assert_eq!(status.sentence(), expected);
-            assert_eq!(status.needs_person(), expected.ends_with(next));
-        }
-        let read = stored("unknown", "blocked: x".into());
-        assert_eq!((read.as_str(), read.reason()), ("blocked", "x"));
-    }
-
-    #[test]
-    fn a_conversation_has_a_web_page() {
-        let id = "4F1C2B7E-9d3a-4c5f-8e6b-0a1d2c3b4a59";
-        let page = |url: &str| conversation_url(url, id);
-        let expected = "https://app.example/conversations/4f1c2b7e9d3a4c5f8e6b0a1d2c3b4a59";
-        assert_eq!(page("https://app.example").as_deref(), Some(expected));
-        assert_eq!(page("https://app.example/").as_deref(), Some(expected));
-        assert!(page("HTTP://127.0.0.1:3000").is_some());
-        for other in ["javascript:alert(1)//", "", "ftp://app.example", "é"] {
-            assert_eq!(page(other), None, "{other}");
-        }
-        assert_eq!(conversation_url("https://app.example", "../admin"), None);
-    }
-
-    #[test]
-    fn a_state_beyond_the_page_limit_is_unknown() {
-        for status in [Status::Live, Status::Over(GenerationStatus::failed("gone"))] {
-            let reading = status.settle(LastState::OutOfReach);
-            assert_eq!(reading.as_str(), "unknown");
-        }
-    }
-
-    #[test]
-    fn fields_of_unexpected_types_are_absent() {
-        let text = r#"{"id":7,"sandbox_status":"RUNNING","execution_status":{"a":1},"extra":[]}"#;
-        let row: Conversation = serde_json::from_str(text).unwrap();
-        assert_eq!(row.id, None);
-        assert_eq!(
-            row.status(0),
-            Conversation {
-                sandbox_status: Some("RUNNING".into()),
-                ..Default::default()
-            }
-            .status(0)
-        );
-    }
-
-    #[test]
-    fn only_plain_text_of_the_server_is_shown() {
-        let shown = |text: &str| displayable(text).unwrap_or_default();
-        assert_eq!(shown("Sandbox quota reached"), "Sandbox quota reached");
-        assert_eq!(
-            shown("1 validation error\n  input_value='Make a video'"),
-            "1 validation error"
-        );
-        assert_eq!(
-            shown("401 for url https://10.0.0.7/x?key=k"),
-            "401 for url …"
-        );
-        assert_eq!(shown(&format!("bad key {}", "k".repeat(31))), "bad key …");
-        assert_eq!(
-            shown(&"é ".repeat(200)).chars().count(),
-            DETAIL_CHARS_MAX + 1
-        );
-        for nothing in [
-            "",
-            " \n ",
-            "<html><body>502</body></html>",
-            "{\"prompt\":\"x\"}",
-        ] {
-            assert_eq!(displayable(nothing), None, "{nothing}");
-        }
-    }
-
-    #[test]
-    fn an_id_is_32_digits_or_a_uuid() {
-        let id = Uuid::from_u128(0x34b9_a0c7_62d7_4002_a642_0048_8b2c_7f7c);
-        for spelling in [
-            id.simple().to_string(),
-            id.to_string(),
-            id.to_string().to_uppercase(),
-        ] {
-            assert_eq!(conversation_id(&spelling), Some(id), "{spelling}");
-        }
-        for other in [
-            id.braced().to_string(),
-            id.urn().to_string(),
-            "../../admin".into(),
-            "é".repeat(16),
-        ] {
-            assert_eq!(conversation_id(&other), None, "{other}");
-        }
-    }
 }
