@@ -215,7 +215,7 @@ impl Ingest {
         let warnings = match &metadata {
             Some(metadata) => metadata.warnings(&probe, size_bytes),
             None => vec![
-                "The JSON file was not pushed in time; the video was ingested without it."
+                "The branch has no JSON file for this video; the video was ingested without it."
                     .to_owned(),
             ],
         };
