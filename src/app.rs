@@ -18,7 +18,7 @@ use crate::domain::links::Sites;
 use crate::domain::plan::Waits;
 use crate::domain::redact::Redactor;
 use crate::format::causes;
-use crate::http::{self, AppState, STREAMS_MAX};
+use crate::http::{self, AppState, STREAMS_MAX, SignInLink};
 use crate::pipeline::branch::Branch;
 use crate::pipeline::causes::Causes;
 use crate::pipeline::checks::Services;
@@ -68,6 +68,8 @@ pub struct App {
     pub sweep: Sweep,
     /// All routes.
     pub router: axum::Router,
+    /// The demo issues a link that signs in once.
+    pub sign_in_link: Arc<SignInLink>,
     closing: CancellationToken,
     /// Ends once every received delivery was answered.
     intake: JoinHandle<()>,
@@ -158,6 +160,7 @@ impl App {
             hand_back: CancellationToken::new(),
         };
         metrics::recorder();
+        let sign_in_link = Arc::<SignInLink>::default();
         let closing = CancellationToken::new();
         let (intake, writer) = Intake::start(db.clone(), wake.clone());
         let router = http::router(AppState {
@@ -179,6 +182,7 @@ impl App {
             refusals: Arc::default(),
             sites: Arc::new(sites(&config)),
             reconcile_interval: config.reconcile_interval,
+            sign_in_link: sign_in_link.clone(),
             overview: Arc::default(),
             metrics: Arc::default(),
             ready: Arc::default(),
@@ -190,6 +194,7 @@ impl App {
             worker,
             sweep,
             router,
+            sign_in_link,
             closing,
             intake: writer,
         })

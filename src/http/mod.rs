@@ -45,7 +45,7 @@ pub use events::STREAMS_MAX;
 pub use listen::{listen, serve};
 pub use probes::Cached;
 pub use problem::{ErrorCode, Problem};
-pub use session::WrongTokens;
+pub use session::{SignInLink, WrongTokens};
 
 /// The state that all handlers share.
 #[derive(Clone)]
@@ -86,6 +86,8 @@ pub struct AppState {
     pub sites: Arc<Sites>,
     /// The interval of this process's sweeps; `None` if it makes none.
     pub reconcile_interval: Option<Duration>,
+    /// The demo's link that signs in once.
+    pub sign_in_link: Arc<SignInLink>,
     /// The counts of all videos, read at most every two seconds.
     pub overview: Arc<Cached<Overview>>,
     /// The text of `GET /metrics`, rendered at most every 100 ms.

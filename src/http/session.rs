@@ -1,11 +1,14 @@
 //! Authorization of operators: a bearer token for programs, a signed session cookie for browsers. Wrong tokens
 //! are slowed down, counted and logged.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, Method, header};
 use secrecy::{ExposeSecret as _, SecretString};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
+use uuid::Uuid;
 
 use super::connections::Connection;
 use super::{AppState, ErrorCode, Problem, header_value};
@@ -21,6 +24,9 @@ pub(super) const WRONG_TOKEN_DELAY: Duration = Duration::from_secs(1);
 
 /// The maximum number of delayed responses at a time. Further wrong tokens are answered at once with 429.
 const DELAYED_MAX: usize = 32;
+
+/// How long a sign-in link is valid, in milliseconds.
+const LINK_MS: i64 = 10 * 60 * 1000;
 
 /// The session cookie over plain HTTP, on which browsers accept no secure cookies.
 const COOKIE: &str = "video_ingest_session";
@@ -59,6 +65,41 @@ impl WrongTokens {
         };
         tokio::time::sleep(WRONG_TOKEN_DELAY).await;
         Ok(())
+    }
+}
+
+/// A link that signs in once, for the demo, which prints it on the terminal. A server that issues none accepts
+/// none.
+///
+/// Following it is a GET request, so a program that previews links would use it up. That is acceptable for a link
+/// to this machine, which only a program on this machine can follow; the admin token still works then.
+#[derive(Debug, Default)]
+pub struct SignInLink {
+    /// The token of the last link, and when it was issued, in milliseconds since the Unix epoch.
+    issued: Mutex<Option<(SecretString, i64)>>,
+}
+
+impl SignInLink {
+    /// Issues a link, valid for ten minutes, in place of the previous one. Returns its path with the query.
+    pub fn issue(&self, now_ms: i64) -> String {
+        // A random UUID has 122 random bits.
+        let random = [Uuid::new_v4(), Uuid::new_v4()].map(Uuid::into_bytes);
+        let token = hex::encode(&Sha256::digest(random.concat())[..16]);
+        let path = format!("/sign-in?once={token}");
+        let mut issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
+        *issued = Some((token.into(), now_ms));
+        path
+    }
+
+    /// Whether this is the token of the link. If so, it is not valid any more. Wrong ones need no delay: nobody
+    /// guesses 128 bits in ten minutes.
+    pub(super) fn redeem(&self, sent: &str, now_ms: i64) -> bool {
+        let mut issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
+        let redeemed = issued.take_if(|(token, at)| {
+            (0..LINK_MS).contains(&now_ms.saturating_sub(*at))
+                && same_secret(sent.as_bytes(), token.expose_secret().as_bytes())
+        });
+        redeemed.is_some()
     }
 }
 

@@ -8,6 +8,7 @@ use axum::extract::{Form, Query, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
+use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::{ErrorPage, render};
@@ -60,11 +61,41 @@ pub(in crate::http) async fn require_session(
 pub(in crate::http) struct FormQuery {
     #[serde(default)]
     next: String,
+    /// The token of a [`session::SignInLink`].
+    once: Option<String>,
 }
 
 /// `GET /sign-in`
-pub(in crate::http) async fn form(Query(FormQuery { next }): Query<FormQuery>) -> Response {
-    render(&SignInPage { next, error: None })
+pub(in crate::http) async fn form(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    Query(FormQuery { next, once }): Query<FormQuery>,
+) -> Response {
+    let Some((once, admin_token)) = once.zip(app.admin_token.as_ref()) else {
+        return render(&SignInPage { next, error: None });
+    };
+    if app.sign_in_link.redeem(&once, app.clock.now_ms()) {
+        return signed_in(&app, admin_token, &headers, "/");
+    }
+    let form = render(&SignInPage {
+        next,
+        error: Some(
+            "This sign-in link was used before or has expired. Enter the admin token instead.",
+        ),
+    });
+    (StatusCode::UNAUTHORIZED, form).into_response()
+}
+
+/// Starts a session and redirects to `path`.
+fn signed_in(
+    app: &AppState,
+    admin_token: &SecretString,
+    headers: &HeaderMap,
+    path: &str,
+) -> Response {
+    tracing::info!("operator signed in");
+    let cookie = session::begin(app, admin_token, headers);
+    ([(header::SET_COOKIE, cookie)], Redirect::to(path)).into_response()
 }
 
 #[derive(Deserialize)]
@@ -95,10 +126,12 @@ pub(in crate::http) async fn submit(
         return (StatusCode::FORBIDDEN, form).into_response();
     }
     if session::is_admin_token(admin_token, token.trim().as_bytes()) {
-        tracing::info!("operator signed in");
-        let cookie = session::begin(&app, admin_token, &headers);
-        let to = Redirect::to(local_path(&next).unwrap_or("/"));
-        return ([(header::SET_COOKIE, cookie)], to).into_response();
+        return signed_in(
+            &app,
+            admin_token,
+            &headers,
+            local_path(&next).unwrap_or("/"),
+        );
     }
     if app.wrong_tokens.slow_down(TokenPath::Form).await.is_err() {
         let form = form("Too many incorrect tokens were entered. Wait a second, then try again.");
