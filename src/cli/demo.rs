@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -32,8 +33,9 @@ use crate::domain::failure::Code;
 use crate::domain::ids::{FileKind, GitSha, VideoKey};
 use crate::domain::lfs::{POINTER_BYTES_MAX, Pointer};
 use crate::domain::state::VideoState;
-use crate::fake_github::{Delivery, FakeGithub, git};
+use crate::fake_github::{Changes, Delivery, FakeGithub, git};
 use crate::format::{WIDTH, duration, elapsed, indented, plain};
+use crate::http::SignInLink;
 use crate::services::client;
 use crate::telemetry;
 
@@ -50,6 +52,12 @@ const VIDEO_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Time between two requests for the state of a video.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Time between two pushes after the quick part.
+const PAUSE: Duration = Duration::from_secs(6);
+
+/// The number of pauses in [`Demo::keep_moving`].
+const MOVES: u32 = 10;
 
 /// Timeout of a `git` command.
 const GIT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -68,7 +76,7 @@ pub fn command() -> Command {
             "Demonstrate the whole pipeline, from push to playable video; no configuration needed.\n\n\
              Starts the real server on a free local port and a built-in fake GitHub, and keeps the \
              database and the stored videos in a temporary folder. Reads no settings and no .env file. \
-             Runs until you press Ctrl-C.",
+             Pushes further videos for a minute, and runs until you press Ctrl-C.",
         )
         .after_help("Exit codes: 0 if every video reached its expected state and the stored bytes match what was pushed, otherwise 1.")
         .arg(
@@ -76,6 +84,13 @@ pub fn command() -> Command {
                 .long("exit")
                 .action(ArgAction::SetTrue)
                 .help("Exit when the demo is complete instead of waiting for Ctrl-C"),
+        )
+        .arg(
+            Arg::new("still")
+                .long("still")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("exit")
+                .help("Push no further videos while the status page is open"),
         )
         .arg(
             Arg::new("repo")
@@ -102,10 +117,16 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         result = demo.run(repo) => result,
         () = app::stop_signal() => Err(anyhow::anyhow!("The demo was interrupted before it finished.")),
     };
-    if result.is_ok() && !matches.get_flag("exit") {
-        demo.show_address()?;
-        app::stop_signal().await;
-    }
+    let result = match result {
+        Ok(()) if !matches.get_flag("exit") => {
+            let moves = repo.is_none() && !matches.get_flag("still");
+            tokio::select! {
+                result = demo.stay(moves) => result,
+                () = app::stop_signal() => Ok(()),
+            }
+        }
+        result => result,
+    };
     stop.cancel();
     server.await?;
     result.map(|()| ExitCode::SUCCESS)
@@ -118,12 +139,15 @@ struct Demo {
     url: String,
     secret: String,
     token: String,
+    link: Arc<SignInLink>,
     db: Db,
     github: FakeGithub,
     hooks: reqwest::Client,
     api: Client,
     began: Instant,
     began_at: Timestamp,
+    /// The latest time that was printed. The server's events have times of another clock.
+    shown: Mutex<Duration>,
 }
 
 impl Demo {
@@ -168,8 +192,10 @@ impl Demo {
             api: Client::new(&url, token.as_str().into())?,
             url,
             token,
+            link: app.sign_in_link.clone(),
             began,
             began_at,
+            shown: Mutex::default(),
         };
         Ok((demo, tokio::spawn(app.serve(listener, stop))))
     }
@@ -199,24 +225,15 @@ impl Demo {
         self.github
             .commit(|changes| changes.write("README.md", "Videos of the agent.\n"));
         print_line("\n1. A student requests a video, and the app inserts its row")?;
-        self.db
-            .create_row(good, RowOwner::Fixed(Uuid::nil()), &self.bucket)
-            .await?;
-        let row = self.video(good).await?.video;
-        self.at_now(&row.state, &format!("video {}", good.video_id))?;
-        ensure!(
-            row.state == VideoState::Generating.as_str(),
-            "The new row's state is {}; expected `generating`.",
-            row.state
-        );
+        self.generate(good).await?;
 
         print_line(
             "\n2. The agent pushes the video and its JSON, and GitHub sends a signed webhook",
         )?;
         let push = self.push(good, GOOD);
-        self.deliver(&push).await?;
+        let accepted = self.deliver(&push).await?;
         let detail = self.settled(good).await?;
-        self.show_timeline(&detail)?;
+        self.show_events(accepted, &detail)?;
         self.at_now(&detail.video.state, "the app shows the video")?;
         ensure!(
             detail.video.state == VideoState::Ready.as_str(),
@@ -235,7 +252,8 @@ impl Demo {
         print_line("\n3. GitHub delivers the same push again")?;
         let mp4 = self.blob(good)?;
         let reads = self.github.blob_reads(mp4);
-        self.deliver(&push).await?;
+        let accepted = self.deliver(&push).await?;
+        self.show([accepted])?;
         let state = self.settled(good).await?.video.state;
         let again = self.github.blob_reads(mp4) > reads;
         ensure!(
@@ -251,9 +269,9 @@ impl Demo {
 
         print_line("\n4. The agent pushes a truncated video")?;
         let bad = new_key();
-        self.deliver(&self.push(bad, TRUNCATED)).await?;
+        let accepted = self.deliver(&self.push(bad, TRUNCATED)).await?;
         let detail = self.settled(bad).await?;
-        self.show_timeline(&detail)?;
+        self.show_events(accepted, &detail)?;
         self.show_reason(&detail)?;
         ensure!(
             detail.video.state == VideoState::Failed.as_str()
@@ -288,7 +306,8 @@ impl Demo {
             keys.len()
         ))?;
         let push = self.github.push(GitSha::from_bytes([0; 20]), head);
-        self.deliver(&push).await?;
+        let accepted = self.deliver(&push).await?;
+        self.show([accepted])?;
         let mut ready = 0;
         for key in &keys {
             let detail = self.settled(*key).await?;
@@ -333,8 +352,9 @@ impl Demo {
 
     fn show_address(&self) -> anyhow::Result<()> {
         let Self { url, token, .. } = self;
+        let link = self.link.issue(Clock::default().now_ms());
         print_line(&format!(
-            "\nThe server runs until you press Ctrl-C:\n\n  status page  {url}/"
+            "\nThe server runs until you press Ctrl-C. This link signs in once, within ten minutes:\n\n  {url}{link}\n\n  status page  {url}/"
         ))?;
         print_line(&format!("  admin token  {token}\n"))?;
         print_line(&format!(
@@ -342,25 +362,122 @@ impl Demo {
         ))
     }
 
+    /// Shows how to use the server, and pushes further videos if `moves`. Never returns unless that fails.
+    async fn stay(&self, moves: bool) -> anyhow::Result<()> {
+        self.show_address()?;
+        if moves {
+            let time = duration(MOVES * PAUSE);
+            print_line(&format!(
+                "\n5. Further videos for {time}; the status page shows them as they arrive"
+            ))?;
+            self.keep_moving(PAUSE).await?;
+            print_line("\nThe demo is complete. The server runs until you press Ctrl-C.")?;
+        }
+        std::future::pending().await
+    }
+
+    /// One video that the agent pushes late, one whose JSON arrives before the MP4, and one that is broken and
+    /// repaired by a second push. Takes [`MOVES`] pauses.
+    async fn keep_moving(&self, pause: Duration) -> anyhow::Result<()> {
+        let [late, half, broken] = [(); 3].map(|()| new_key());
+        self.generate(late).await?;
+        sleep(pause).await;
+        self.generate(broken).await?;
+        sleep(pause).await;
+        self.generate(half).await?;
+        sleep(pause).await;
+        self.expect_push(broken, TRUNCATED, VideoState::Failed)
+            .await?;
+        sleep(pause).await;
+        let push = self.push_files(half, &[FileKind::Metadata], GOOD);
+        self.expect(half, &push, VideoState::Waiting).await?;
+        sleep(pause).await;
+        self.expect_push(late, GOOD, VideoState::Ready).await?;
+        sleep(pause).await;
+        self.expect_push(broken, GOOD, VideoState::Ready).await?;
+        sleep(pause).await;
+        let push = self.push_files(half, &[FileKind::Video], GOOD);
+        self.expect(half, &push, VideoState::Ready).await?;
+        sleep(pause).await;
+        let last = new_key();
+        self.generate(last).await?;
+        sleep(pause).await;
+        self.expect_push(last, GOOD, VideoState::Ready).await?;
+        sleep(pause).await;
+        Ok(())
+    }
+
+    /// Inserts the row of a video, as the app does when it asks the agent for one.
+    async fn generate(&self, key: VideoKey) -> anyhow::Result<()> {
+        let owner = RowOwner::Fixed(Uuid::nil());
+        self.db.create_row(key, owner, &self.bucket).await?;
+        let state = self.video(key).await?.video.state;
+        self.at_now(&state, &format!("video {}", key.video_id))?;
+        ensure!(
+            state == VideoState::Generating.as_str(),
+            "The new row's state is {state}; expected `generating`."
+        );
+        Ok(())
+    }
+
+    async fn expect_push(
+        &self,
+        key: VideoKey,
+        mp4: &'static [u8],
+        expected: VideoState,
+    ) -> anyhow::Result<()> {
+        self.expect(key, &self.push(key, mp4), expected).await
+    }
+
+    /// Delivers a push and waits until the video has this state.
+    async fn expect(
+        &self,
+        key: VideoKey,
+        push: &Delivery,
+        expected: VideoState,
+    ) -> anyhow::Result<()> {
+        self.deliver(push).await?;
+        let video = self.settled(key).await?.video;
+        let reason = video.code.unwrap_or_default();
+        let detail = format!("video {} {reason}", key.video_id);
+        self.at_now(&video.state, &detail)?;
+        ensure!(
+            video.state == expected.as_str(),
+            "Video {} is {}; expected {expected}.",
+            key.video_id,
+            video.state
+        );
+        Ok(())
+    }
+
     /// Commits a video and its JSON, as the agent does.
     fn push(&self, key: VideoKey, mp4: &'static [u8]) -> Delivery {
+        self.push_files(key, &[FileKind::Video, FileKind::Metadata], mp4)
+    }
+
+    /// Commits these files of a video.
+    fn push_files(&self, key: VideoKey, kinds: &[FileKind], mp4: &'static [u8]) -> Delivery {
         let json = serde_json::json!({
             "lesson_id": key.lesson_id, "video_id": key.video_id, "generated_at": self.began_at.to_string(),
             "duration_sec": 1.5, "format": "mp4", "resolution": "160x90",
         });
-        let path = |kind| format!("videos/{}", key.file_name(kind));
+        let bytes = |kind| match kind {
+            FileKind::Video => Bytes::from_static(mp4),
+            FileKind::Metadata => json.to_string().into(),
+        };
         let before = self.github.head();
         let after = self.github.commit(|changes| {
-            changes
-                .write(path(FileKind::Video), Bytes::from_static(mp4))
-                .write(path(FileKind::Metadata), json.to_string())
-                .message(format!("Add video {}", key.video_id))
+            let write = |changes: Changes, kind: &FileKind| {
+                changes.write(format!("videos/{}", key.file_name(*kind)), bytes(*kind))
+            };
+            let message = format!("Add video {}", key.video_id);
+            kinds.iter().fold(changes, write).message(message)
         });
         self.github.push(before, after)
     }
 
-    /// Sends a webhook as GitHub does.
-    async fn deliver(&self, delivery: &Delivery) -> anyhow::Result<()> {
+    /// Sends a webhook as GitHub does. Returns the line about the response.
+    async fn deliver(&self, delivery: &Delivery) -> anyhow::Result<Line> {
         let body = delivery.body();
         self.at_now(
             "webhook",
@@ -392,7 +509,11 @@ impl Demo {
                 count("ignored")
             )
         };
-        self.at_now("202", &format!("after {took:.1} ms: {what}"))
+        Ok(Line {
+            at: self.began.elapsed(),
+            step: "202".to_owned(),
+            detail: format!("after {took:.1} ms: {what}"),
+        })
     }
 
     /// The SHA of the pushed video's blob.
@@ -427,11 +548,30 @@ impl Demo {
         })?
     }
 
-    fn show_timeline(&self, detail: &Detail) -> anyhow::Result<()> {
+    /// Prints what happened to a video after its delivery, in order.
+    fn show_events(&self, accepted: Line, detail: &Detail) -> anyhow::Result<()> {
+        let mut lines = vec![accepted];
         for event in &detail.timeline {
             let at: Timestamp = event.at.parse()?;
-            let seconds = at.duration_since(self.began_at).as_secs_f64().max(0.0);
-            line(seconds, &event.step, &event.detail)?;
+            lines.push(Line {
+                at: at
+                    .duration_since(self.began_at)
+                    .try_into()
+                    .unwrap_or_default(),
+                step: event.step.clone(),
+                detail: event.detail.clone(),
+            });
+        }
+        lines.sort_by_key(|line| line.at);
+        self.show(lines)
+    }
+
+    /// Prints lines with their times, which never decrease.
+    fn show(&self, lines: impl IntoIterator<Item = Line>) -> anyhow::Result<()> {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        for line in lines {
+            *shown = line.at.max(*shown);
+            line.print(*shown)?;
         }
         Ok(())
     }
@@ -488,21 +628,36 @@ impl Demo {
 
     /// Prints a line with the current time.
     fn at_now(&self, step: &str, detail: &str) -> anyhow::Result<()> {
-        line(self.began.elapsed().as_secs_f64(), step, detail)
+        self.show([Line {
+            at: self.began.elapsed(),
+            step: step.to_owned(),
+            detail: detail.to_owned(),
+        }])
     }
 }
 
 /// The indentation of the details in a line with a time.
 const INDENT: &str = "                        ";
 
-fn line(seconds: f64, step: &str, detail: &str) -> anyhow::Result<()> {
-    let text = format!("{seconds:>8.3} s  {:<10}  {}", plain(step), plain(detail));
-    if text.chars().count() > WIDTH {
-        // Only the storage path is so long, and it is printed in full with the file.
-        let start: String = text.chars().take(WIDTH - 1).collect();
-        print_line(&format!("{start}…"))
-    } else {
-        print_line(text.trim_end())
+/// Something that happened.
+struct Line {
+    /// When, since the start of the demo.
+    at: Duration,
+    step: String,
+    detail: String,
+}
+
+impl Line {
+    fn print(&self, at: Duration) -> anyhow::Result<()> {
+        let (step, detail) = (plain(&self.step), plain(&self.detail));
+        let text = format!("{:>8.3} s  {step:<10}  {detail}", at.as_secs_f64());
+        if text.chars().count() > WIDTH {
+            // Only the storage path is so long, and it is printed in full with the file.
+            let start: String = text.chars().take(WIDTH - 1).collect();
+            print_line(&format!("{start}…"))
+        } else {
+            print_line(text.trim_end())
+        }
     }
 }
 
@@ -574,5 +729,20 @@ async fn hashed(mut bytes: impl AsyncRead + Unpin) -> io::Result<(Vec<u8>, Strin
         hash.update(&buffer[..read]);
         let room = (POINTER_BYTES_MAX + 1).saturating_sub(start.len());
         start.extend_from_slice(&buffer[..read.min(room)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn every_further_video_reaches_its_state() {
+        let stop = CancellationToken::new();
+        let (demo, server) = Demo::start(None, stop.clone()).await.unwrap();
+        demo.keep_moving(Duration::ZERO).await.unwrap();
+        stop.cancel();
+        server.await.unwrap();
+        std::fs::remove_dir_all(&demo.data).unwrap();
     }
 }

@@ -7,8 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use clap::Command as Clap;
 use video_ingest::cli;
 
-const GOOD: &[u8] = include_bytes!("../../fixtures/videos/good.mp4");
-const KEY: &str = "34b9a0c7-62d7-4002-a642-00488b2c7f7c_0beee2d2-ace7-4ccf-81a7-41a6c43c1a75";
+pub const GOOD: &[u8] = include_bytes!("../../fixtures/videos/good.mp4");
+pub const KEY: &str = "34b9a0c7-62d7-4002-a642-00488b2c7f7c_0beee2d2-ace7-4ccf-81a7-41a6c43c1a75";
 
 /// The program in its own folder, with settings that break every command that reads them.
 pub fn program(dir: &Path, args: &[&str]) -> Command {
@@ -26,7 +26,7 @@ pub fn program(dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-fn run(dir: &Path, args: &[&str]) -> (Option<i32>, String) {
+pub fn run(dir: &Path, args: &[&str]) -> (Option<i32>, String) {
     ended(&program(dir, args).output().unwrap())
 }
 
@@ -52,7 +52,7 @@ struct Demo {
 
 impl Demo {
     fn start(dir: &Path) -> Self {
-        let mut command = program(dir, &["demo"]);
+        let mut command = program(dir, &["demo", "--still"]);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let (mut url, mut token) = (String::new(), String::new());
@@ -158,7 +158,7 @@ fn a_local_repository_is_ingested_byte_for_byte() {
     );
 }
 
-fn commit_all(repo: &Path) {
+pub fn commit_all(repo: &Path) {
     for args in [
         &["init", "-q"][..],
         &["add", "-A"],

@@ -5,6 +5,7 @@ mod browser;
 mod cli;
 mod commands;
 mod credentials;
+mod demo;
 mod deploy_files;
 mod deploy_sql;
 mod diagnosis;
