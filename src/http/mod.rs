@@ -146,6 +146,7 @@ pub fn router(app: AppState) -> Router {
             )
         })
         .fallback(async || Problem::not_found())
+        .layer(middleware::from_fn_with_state(app.clone(), page::errors_as_pages))
         .layer(middleware::from_fn(common_headers))
         .with_state(app)
 }

@@ -36,7 +36,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    const fn parts(self) -> (StatusCode, &'static str) {
+    pub(super) const fn parts(self) -> (StatusCode, &'static str) {
         match self {
             Self::BadSignature => (StatusCode::UNAUTHORIZED, "bad_signature"),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
@@ -114,6 +114,11 @@ impl Problem {
     pub fn code(&self) -> ErrorCode {
         self.code
     }
+
+    /// The cause and what to do.
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
 }
 
 impl From<DbError> for Problem {
@@ -151,7 +156,7 @@ impl IntoResponse for Problem {
             kind: "about:blank",
             title: status.canonical_reason().unwrap_or_default(),
             status: status.as_u16(),
-            detail: self.detail,
+            detail: self.detail.clone(),
             code,
         };
         let mut response = (status, Json(body)).into_response();
@@ -169,6 +174,8 @@ impl IntoResponse for Problem {
         if self.code == ErrorCode::Unauthorized {
             set(header::WWW_AUTHENTICATE, "Bearer");
         }
+        // For the page that browsers get instead.
+        response.extensions_mut().insert(self);
         response
     }
 }

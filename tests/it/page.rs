@@ -51,6 +51,13 @@ impl Browser {
         request.headers(self.headers()).send().await.unwrap()
     }
 
+    /// Asks for HTML, as browsers do.
+    async fn as_browser(&self, path: &str) -> Response {
+        let request = self.client.get(format!("{}{path}", self.url));
+        let request = request.header("accept", "text/html,application/xhtml+xml,*/*;q=0.8");
+        request.headers(self.headers()).send().await.unwrap()
+    }
+
     async fn text(&self, path: &str) -> String {
         let answer = self.get(path).await;
         assert_eq!(answer.status(), 200, "{path}");
@@ -394,6 +401,37 @@ async fn without_an_admin_token_there_is_no_page() {
         "/api/events",
     ] {
         assert_eq!(browser.get(path).await.status(), 404, "{path}");
+    }
+    // Not even the page that describes an error.
+    for path in ["/", "/no-such", "/api/videos"] {
+        let answer = browser.as_browser(path).await;
+        assert_eq!(answer.status(), 404, "{path}");
+        assert_eq!(answer.headers()["content-type"], "application/problem+json");
+        let text = answer.text().await.unwrap();
+        assert!(
+            text.contains("The requested resource does not exist"),
+            "{text}"
+        );
+    }
+    t.finish().await;
+}
+
+#[tokio::test]
+async fn browsers_get_a_page_for_an_error_and_programs_a_problem() {
+    let t = Scenario::begin(Backend::Embedded).await;
+    let browser = Browser::new(&t);
+    for (path, status) in [("/no-such", 404), ("/api/videos", 401), ("/sign-out", 405)] {
+        let page = browser.as_browser(path).await;
+        assert_eq!(page.status(), status, "{path}");
+        let headers = page.headers();
+        assert_eq!(headers["content-type"], "text/html; charset=utf-8");
+        let policy = headers["content-security-policy"].to_str().unwrap();
+        assert!(policy.starts_with("default-src 'none'"), "{policy}");
+        assert_eq!(headers["cache-control"], "no-store");
+        assert_eq!(headers["x-content-type-options"], "nosniff");
+        let answer = browser.get(path).await;
+        assert_eq!(answer.status(), status, "{path}");
+        assert_eq!(answer.headers()["content-type"], "application/problem+json");
     }
     t.finish().await;
 }

@@ -6,6 +6,7 @@ pub(super) mod sign_in;
 pub(super) mod videos;
 mod views;
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use askama::Template;
@@ -14,7 +15,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
 
-use super::{AppState, ErrorCode, Problem, session};
+use super::{AppState, ErrorCode, Problem, header_value, session};
 use crate::format::causes;
 
 /// The maximum size of a form body, in bytes.
@@ -34,32 +35,61 @@ pub(super) struct ErrorPage {
     status: StatusCode,
     title: &'static str,
     /// The cause of the error and what to do.
-    detail: &'static str,
+    detail: Cow<'static, str>,
+    /// The address of the sign-in form, if a session is missing.
+    sign_in: Option<String>,
 }
 
-const NOT_FOUND: ErrorPage = ErrorPage {
-    status: StatusCode::NOT_FOUND,
-    title: "Not found",
-    detail: "This page or video does not exist. The video may belong to another repository, or its row may have been deleted.",
-};
+impl ErrorPage {
+    const fn new(status: StatusCode, title: &'static str, detail: &'static str) -> Self {
+        let (detail, sign_in) = (Cow::Borrowed(detail), None);
+        Self {
+            status,
+            title,
+            detail,
+            sign_in,
+        }
+    }
 
-const STILL_GENERATING: ErrorPage = ErrorPage {
-    status: StatusCode::CONFLICT,
-    title: "Still generating",
-    detail: "Nothing to retry: the video is still being generated. It is ingested when the agent pushes it.",
-};
+    fn not_found() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "Not found",
+            "This page, video or delivery does not exist. The video may belong to another repository, or its row may have been deleted.",
+        )
+    }
+}
 
 impl<E: Into<Problem>> From<E> for ErrorPage {
     fn from(error: E) -> Self {
-        match error.into().code() {
-            ErrorCode::NotFound => return NOT_FOUND,
-            ErrorCode::StillGenerating => return STILL_GENERATING,
-            _ => {}
-        }
+        let problem = error.into();
+        let (status, _) = problem.code().parts();
+        let title = match problem.code() {
+            ErrorCode::NotFound => return Self::not_found(),
+            ErrorCode::StillGenerating => {
+                return Self::new(
+                    status,
+                    "Still generating",
+                    "Nothing to retry: the video is still being generated. It is ingested when the agent pushes it.",
+                );
+            }
+            ErrorCode::Unauthorized => {
+                return Self::new(
+                    status,
+                    "Not signed in",
+                    "This address requires a session or the admin token.",
+                );
+            }
+            ErrorCode::DatabaseUnavailable => "Database unavailable",
+            ErrorCode::GithubUnavailable => "GitHub unavailable",
+            _ => status.canonical_reason().unwrap_or_default(),
+        };
+        let detail = problem.detail().to_owned().into();
         Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            title: "Database unavailable",
-            detail: "The database is unavailable. Try again in a few seconds. The app can still play stored videos.",
+            status,
+            title,
+            detail,
+            sign_in: None,
         }
     }
 }
@@ -85,13 +115,46 @@ pub(super) async fn guard(State(app): State<AppState>, request: Request, next: N
     if app.admin_token.is_none() {
         return Problem::not_found().into_response();
     }
+    let is_https = session::is_https(request.headers());
+    with_page_headers(&app, is_https, next.run(request).await)
+}
+
+/// Replaces problem details with a page for clients that prefer HTML, which only browsers do. Without an admin
+/// token, there are no pages.
+pub(super) async fn errors_as_pages(
+    State(app): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let accept = header_value(request.headers(), "accept").unwrap_or_default();
+    if app.admin_token.is_none() || !accept.contains("text/html") {
+        return next.run(request).await;
+    }
+    let is_https = session::is_https(request.headers());
+    let path = request.uri().path_and_query().map(ToString::to_string);
+    let mut response = next.run(request).await;
+    let Some(problem) = response.extensions_mut().remove::<Problem>() else {
+        return response;
+    };
+    let mut page = ErrorPage::from(problem);
+    if page.status == StatusCode::UNAUTHORIZED {
+        page.sign_in = Some(sign_in::form_url(path.as_deref().unwrap_or("/")));
+    }
+    let mut page = page.into_response();
+    for name in [header::RETRY_AFTER, header::ALLOW] {
+        if let Some(value) = response.headers_mut().remove(&name) {
+            page.headers_mut().insert(name, value);
+        }
+    }
+    with_page_headers(&app, is_https, page)
+}
+
+fn with_page_headers(app: &AppState, is_https: bool, mut response: Response) -> Response {
     let media = app.store.playable_origin().unwrap_or_default();
     let policy = format!(
         "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; \
          media-src 'self' {media}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     );
-    let is_https = session::is_https(request.headers());
-    let mut response = next.run(request).await;
     let headers = response.headers_mut();
     for (name, value) in [
         // With `no-referrer`, browsers would omit the origin of our own forms.

@@ -38,11 +38,16 @@ pub(in crate::http) async fn require_session(
         Err(problem) => return problem.into_response(),
     }
     if request.method() != Method::GET {
-        return ErrorPage {
-            status: StatusCode::FORBIDDEN,
-            title: "Request rejected",
-            detail: "The request was not sent from a signed-in page on this server. Sign in, then press the button again.",
+        if session::is_same_origin(request.headers()) {
+            // A button on a page whose session has ended: after signing in, the page is shown again.
+            let page = header_value(request.headers(), "referer").and_then(path_of);
+            return Redirect::to(&form_url(page.unwrap_or("/"))).into_response();
         }
+        return ErrorPage::new(
+            StatusCode::FORBIDDEN,
+            "Request rejected",
+            "The request was not sent from a signed-in page on this server. Sign in, then press the button again.",
+        )
         .into_response();
     }
     let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
@@ -53,8 +58,19 @@ pub(in crate::http) async fn require_session(
         let headers = [(header::REFRESH, format!("0; url={path}"))];
         return (headers, "").into_response();
     }
+    Redirect::to(&form_url(path)).into_response()
+}
+
+/// The address of the form that leads back to this path.
+pub(super) fn form_url(path: &str) -> String {
     let next: String = form_urlencoded::byte_serialize(path.as_bytes()).collect();
-    Redirect::to(&format!("/sign-in?next={next}")).into_response()
+    format!("/sign-in?next={next}")
+}
+
+/// The path and query of a URL.
+fn path_of(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("://")?;
+    rest.find('/').map(|start| &rest[start..])
 }
 
 #[derive(Deserialize)]

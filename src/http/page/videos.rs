@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use askama::Template;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
 use serde::Deserialize;
 use serde_json::Value;
@@ -13,12 +13,12 @@ use tower::ServiceExt as _;
 use tower_http::services::ServeFile;
 
 use super::views::{DayChart, LastAttempt, Moment, VideoRow, last_attempt};
-use super::{ErrorPage, NOT_FOUND, render};
+use super::{ErrorPage, render};
 use crate::db::{DbError, EventView, Filter, Overview};
 use crate::domain::report::SweepCounts;
 use crate::domain::state::VideoState;
 use crate::format::{capitalized, elapsed};
-use crate::http::{AppState, api};
+use crate::http::{AppState, api, header_value, session};
 use crate::services::storage::{ObjectPath, Playable, VIDEO_MIME};
 
 /// The number of failed videos that the first page shows above the list.
@@ -61,6 +61,8 @@ struct Summary {
 #[template(path = "video.html", config = "src/http/page/templates/askama.toml")]
 struct VideoPage {
     repository: Arc<str>,
+    /// The scheme and the host that the browser uses.
+    origin: String,
     row: VideoRow,
     playable: bool,
     attempt: Option<LastAttempt>,
@@ -151,6 +153,7 @@ async fn summary(app: &AppState, overview: &Overview, now: i64) -> Result<Summar
 pub(in crate::http) async fn detail(
     State(app): State<AppState>,
     Path(video_id): Path<String>,
+    headers: HeaderMap,
 ) -> Result<Response, ErrorPage> {
     let now = app.clock.now_ms();
     let detail = api::find_video(&app, &video_id, &api::LessonQuery::default())
@@ -167,11 +170,12 @@ pub(in crate::http) async fn detail(
     let timeline = detail.timeline.into_iter();
     Ok(render(&VideoPage {
         repository: app.repository,
+        origin: origin(&headers),
         // A row that was ready before this server was installed has no path in our record.
         playable: detail.video.storage_path.is_some() || detail.video.state == VideoState::Ready,
         attempt,
         timeline: timeline
-            .map(|event| (Moment::parse(&event.at, now), event))
+            .map(|event| (Moment::parse(&event.at, now).with_seconds(), event))
             .rev()
             .collect(),
         deliveries: detail.deliveries,
@@ -179,6 +183,19 @@ pub(in crate::http) async fn detail(
         metadata,
         row: VideoRow::new(detail.video, now),
     }))
+}
+
+/// The address of this server as the browser knows it, for commands to copy.
+fn origin(headers: &HeaderMap) -> String {
+    let host = header_value(headers, "host").unwrap_or_default();
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b".:-[]".contains(&b);
+    let host = if host.bytes().all(is_plain) { host } else { "" };
+    let scheme = if session::is_https(headers) {
+        "https"
+    } else {
+        "http"
+    };
+    format!("{scheme}://{host}")
 }
 
 /// A JSON value as text, strings without quotes.
@@ -196,27 +213,34 @@ pub(in crate::http) async fn file(
 ) -> Result<Response, ErrorPage> {
     let video = api::find_video(&app, &video_id, &api::LessonQuery::default()).await?;
     let id = video.detail.video.video_id;
-    let row = app.db.find_row(id).await?.ok_or(NOT_FOUND)?;
+    let row = app
+        .db
+        .find_row(id)
+        .await?
+        .ok_or_else(ErrorPage::not_found)?;
     let path = row.storage_path.as_deref();
     let object = path.and_then(|path| ObjectPath::from_stored(&row.bucket, path));
-    let playable = app.store.playable(&object.ok_or(NOT_FOUND)?).await;
+    let playable = app
+        .store
+        .playable(&object.ok_or_else(ErrorPage::not_found)?)
+        .await;
     match playable {
         Ok(Some(Playable::Url(url))) => Ok(Redirect::temporary(&url).into_response()),
         Ok(Some(Playable::File(file))) => {
-            let mime = VIDEO_MIME.parse().map_err(|_| NOT_FOUND)?;
+            let mime = VIDEO_MIME.parse().map_err(|_| ErrorPage::not_found())?;
             match ServeFile::new_with_mime(file, &mime).oneshot(request).await {
                 Ok(response) => Ok(response.map(axum::body::Body::new)),
                 Err(never) => match never {},
             }
         }
-        Ok(None) => Err(NOT_FOUND),
+        Ok(None) => Err(ErrorPage::not_found()),
         Err(failure) => {
             tracing::warn!(video.id = %id, code = %failure.code, "failed to play back a video: {failure}");
-            Err(ErrorPage {
-                status: StatusCode::BAD_GATEWAY,
-                title: "Storage unavailable",
-                detail: "Storage is unavailable. Try again in a few seconds.",
-            })
+            Err(ErrorPage::new(
+                StatusCode::BAD_GATEWAY,
+                "Storage unavailable",
+                "Storage is unavailable. Try again in a few seconds.",
+            ))
         }
     }
 }

@@ -1,7 +1,9 @@
 //! View models of the pages, and the two charts.
 
+use std::fmt;
 use std::time::Duration;
 
+use askama::filters::HtmlSafe;
 use jiff::Timestamp;
 
 use crate::db::{Day, EventView, VideoView};
@@ -18,25 +20,29 @@ const DAY_HEIGHT: f64 = 64.0;
 /// The minimum width of a step, so that short steps stay visible.
 const SEGMENT_WIDTH_MIN: f64 = 3.0;
 
-/// A point in time in the formats that the pages use.
+/// A point in time. Displayed as an HTML element that shows its age, or the time until it, and the absolute time.
 pub(super) struct Moment {
-    /// RFC 3339.
-    pub iso: String,
-    /// `3 min`
-    pub ago: String,
-    /// `2026-01-28 21:12:12 UTC`
-    pub utc: String,
+    at: Timestamp,
+    now: Timestamp,
+    /// Whether the absolute time has seconds.
+    seconds: bool,
 }
 
 impl Moment {
     pub(super) fn at(ms: i64, now_ms: i64) -> Self {
-        let moment = Timestamp::from_millisecond(ms).unwrap_or_default();
+        let timestamp = |ms| Timestamp::from_millisecond(ms).unwrap_or_default();
         Self {
-            iso: moment.to_string(),
-            utc: moment.strftime("%F %T UTC").to_string(),
-            ago: age(Duration::from_millis(
-                now_ms.saturating_sub(ms).max(0) as u64
-            )),
+            at: timestamp(ms),
+            now: timestamp(now_ms),
+            seconds: ms > now_ms,
+        }
+    }
+
+    /// For lists of events that follow each other closely.
+    pub(super) fn with_seconds(self) -> Self {
+        Self {
+            seconds: true,
+            ..self
         }
     }
 
@@ -44,7 +50,47 @@ impl Moment {
     pub(super) fn parse(text: &str, now_ms: i64) -> Self {
         Self::at(millis(text).unwrap_or(now_ms), now_ms)
     }
+
+    /// `3 min ago`, `in 4 min`
+    fn relative(&self) -> String {
+        let ms = self.now.as_millisecond() - self.at.as_millisecond();
+        let distance = age(Duration::from_millis(ms.unsigned_abs()));
+        if ms < 0 {
+            format!("in {distance}")
+        } else {
+            format!("{distance} ago")
+        }
+    }
+
+    /// `21:12 UTC`, with the date if it is not today's.
+    fn clock(&self) -> String {
+        let is_same =
+            |unit| self.at.strftime(unit).to_string() == self.now.strftime(unit).to_string();
+        let date = match (is_same("%F"), is_same("%Y")) {
+            (true, _) => "",
+            (false, true) => "%b %-d, ",
+            (false, false) => "%F, ",
+        };
+        let time = if self.seconds { "%T" } else { "%R" };
+        self.at.strftime(&format!("{date}{time} UTC")).to_string()
+    }
 }
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let full = self.at.strftime("%F %T UTC");
+        write!(
+            f,
+            "<time datetime=\"{}\" title=\"{full}\">{} <small>· {}</small></time>",
+            self.at,
+            self.relative(),
+            self.clock()
+        )
+    }
+}
+
+/// It consists of digits and fixed words.
+impl HtmlSafe for Moment {}
 
 fn millis(text: &str) -> Option<i64> {
     text.parse::<Timestamp>().ok().map(|t| t.as_millisecond())

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fantoccini::{Client, ClientBuilder, Locator};
 use serde_json::{Value, json};
@@ -136,6 +136,16 @@ impl Browser {
         self.sees(css).await;
         let element = self.page.find(Locator::Css(css)).await.unwrap();
         element.text().await.unwrap()
+    }
+
+    /// Waits until the text of an element is this one.
+    pub async fn reads(&self, css: &str, text: &str) {
+        let began = Instant::now();
+        while self.text(css).await != text {
+            let now = self.text(css).await;
+            assert!(began.elapsed() < PATIENCE, "{css} reads {now:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Runs a script on the current page and returns its result.
