@@ -550,9 +550,16 @@ pub(super) async fn reconcile(
         only,
         verify: flag("verify", query.verify.as_deref())?,
     };
-    let report = app.sweep.run(&options).await;
-    report.map(Json).map_err(|error| match error {
-        SweepError::Db(error) => error.into(),
-        SweepError::Failure(failure) => Problem::new(ErrorCode::GithubUnavailable, failure.message),
-    })
+    Ok(Json(app.sweep.run(&options).await?))
+}
+
+impl From<SweepError> for Problem {
+    fn from(error: SweepError) -> Self {
+        match error {
+            SweepError::Db(error) => error.into(),
+            SweepError::Failure(failure) => {
+                Self::new(ErrorCode::GithubUnavailable, failure.message)
+            }
+        }
+    }
 }

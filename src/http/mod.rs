@@ -117,7 +117,10 @@ pub fn router(app: AppState) -> Router {
         .route("/videos/{video_id}", get(page::videos::detail))
         .route("/videos/{video_id}/file", get(page::videos::file))
         .route("/videos/{video_id}/retry", post(page::videos::retry))
+        .route("/videos/{video_id}/check", post(page::videos::check))
+        .route("/videos/retry", post(page::videos::retry_all))
         .route("/deliveries", get(page::deliveries::list))
+        .route("/deliveries/{guid}", get(page::deliveries::detail))
         .layer(middleware::from_fn_with_state(
             app.clone(),
             page::sign_in::require_session,

@@ -61,6 +61,11 @@ impl<T: Clone> Cached<T> {
 }
 
 impl Cached<Overview> {
+    /// The next page shows what an operator has just changed.
+    pub(super) async fn forget(&self) {
+        *self.0.lock().await = None;
+    }
+
     pub(super) async fn get(&self, db: &Db) -> Result<Overview, DbError> {
         self.get_or_query(OVERVIEW_AGE_MAX, db.overview()).await
     }

@@ -8,9 +8,11 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
 use uuid::Uuid;
 use video_ingest::domain::generation::GenerationStatus;
+use video_ingest::domain::ids::VideoKey;
 use video_ingest::domain::state::VideoState::{Failed, Queued, Ready, Running, Waiting};
 
 use crate::scenario;
+use crate::support::fake_github::Fault;
 use crate::support::scenario::{ADMIN_TOKEN, AppRow, Backend, Scenario, TRUNCATED, Video};
 
 /// A client like a browser without JavaScript: it sends its cookie and `Origin`, and follows no redirects.
@@ -68,6 +70,14 @@ impl Browser {
         let request = self.client.post(format!("{}{path}", self.url));
         let request = request.headers(self.headers()).header("origin", from);
         request.send().await.unwrap()
+    }
+
+    /// Sends a form.
+    async fn submit(&self, path: &str, from: &str, form: &'static str) -> Response {
+        let request = self.client.post(format!("{}{path}", self.url));
+        let request = request.headers(self.headers()).header("origin", from);
+        let request = request.header("content-type", "application/x-www-form-urlencoded");
+        request.body(form).send().await.unwrap()
     }
 
     async fn sign_in(&self, token: &str, headers: &[(&str, &str)]) -> Response {
@@ -241,6 +251,187 @@ scenario! {
         let answer = browser.post(&retry, &t.url).await;
         assert_eq!(answer.status(), 303);
         assert_eq!(t.video(&video).await["state"], "queued");
+    }
+
+    failures_of_one_kind_are_shown_and_retried_together(t) {
+        let videos = [TRUNCATED, TRUNCATED, TRUNCATED].map(Video::with);
+        for video in &videos {
+            t.row(video).await;
+            t.push(video).await;
+        }
+        t.work().await;
+        let browser = Browser::signed_in(t).await;
+        let list = browser.text("/").await;
+        for part in [
+            "<b>3 failed</b>",
+            "Render the video again, or copy it again in full",
+            // A retry alone cannot help.
+            "<button class=\"second\">Retry all 3",
+            "href=\"/?state=failed&amp;code=truncated\"",
+        ] {
+            assert!(list.contains(part), "{part}: {list}");
+        }
+        assert_eq!(list.matches("extends to byte").count(), 4, "once for the group");
+        let filtered = browser.text("/?state=failed&code=truncated").await;
+        assert!(filtered.contains("href=\"/?state=failed\"") && !filtered.contains("Needs attention"));
+        assert_eq!(browser.text("/?code=bad_metadata").await.matches("data-video").count(), 0);
+        let code = "code=truncated";
+        let answer = browser.submit("/videos/retry", "https://evil.example", code).await;
+        assert_eq!(answer.status(), 403);
+        assert_eq!(browser.submit("/videos/retry", &t.url, "code=all").await.status(), 404);
+        let answer = browser.submit("/videos/retry", &t.url, code).await;
+        assert_eq!(answer.headers()["location"], "/");
+        assert!(browser.text("/").await.contains("Nothing needs attention"));
+        for video in &videos {
+            assert_eq!(t.video(video).await["state"], "queued");
+        }
+    }
+
+    problems_of_the_whole_come_before_those_of_videos(t) {
+        let bad = Video::with(TRUNCATED);
+        t.row(&bad).await;
+        let delivery = t.push(&bad).await;
+        t.work().await;
+        t.later(Duration::from_secs(1));
+        let browser = Browser::signed_in(t).await;
+        let calm = browser.text("/deliveries").await;
+        assert!(!calm.contains("Refused and ignored"), "{calm}");
+        for _ in 0..2 {
+            t.post("/webhooks/github", &delivery.unsigned(), delivery.body().to_vec()).await;
+        }
+        let list = browser.text("/").await;
+        let refused = list.find("2 deliveries were refused").expect(&list);
+        assert!(refused < list.find("truncated").unwrap(), "{list}");
+        assert!(list.contains("<code>video-ingest webhook install --url"), "{list}");
+        let deliveries = browser.text("/deliveries").await;
+        let refused = deliveries.find("<b>2 refused</b>").expect(&deliveries);
+        assert!(refused < deliveries.find(&delivery.guid).unwrap(), "{deliveries}");
+        assert!(deliveries.contains("bad_signature"), "{deliveries}");
+    }
+
+    a_generating_video_says_what_it_waits_for(t) {
+        let (blocked, fresh) = (Video::good(), Video::good());
+        let conversation = Uuid::new_v4();
+        t.agent.conversation(conversation, "PAUSED", None);
+        t.rows(&[AppRow {
+            age: Duration::from_secs(3600),
+            conversation: Some(conversation),
+            ..AppRow::pending(blocked.key)
+        }])
+        .await;
+        t.row(&fresh).await;
+        let browser = Browser::signed_in(t).await;
+        let address = |video: &Video, form: &str| {
+            format!("/videos/{}{form}?lesson_id={}", video.id(), video.key.lesson_id)
+        };
+        // A sweep of this video only.
+        let answer = browser.post(&address(&blocked, "/check"), &t.url).await;
+        assert_eq!(answer.headers()["location"], address(&blocked, ""));
+        let page = browser.text(&address(&blocked, "")).await;
+        for part in [
+            ">blocked<",
+            "Waiting since",
+            "Last check",
+            "Deadline",
+            "the agent&#39;s sandbox was paused",
+            "Open the agent&#39;s conversation",
+            &conversation.simple().to_string(),
+            "Check again",
+        ] {
+            assert!(page.contains(part) || page.contains(&part.replace("&#39;", "'")), "{part}: {page}");
+        }
+        assert!(!page.contains("/retry"), "a retry would fail it: {page}");
+        let list = browser.text("/").await;
+        assert!(list.contains("1 agent needs a person"), "{list}");
+        assert!(list.contains("Generating <span class=\"count\">2</span>"), "{list}");
+        let page = browser.text(&address(&fresh, "")).await;
+        assert!(page.contains("the row has no conversation_id"), "{page}");
+
+        // Its webhook was lost.
+        t.commit(&fresh);
+        browser.post(&address(&fresh, "/check"), &t.url).await;
+        assert_eq!(t.video(&fresh).await["state"], "queued");
+        assert_eq!(t.video(&blocked).await["state"], "generating");
+        let foreign = browser.post(&address(&fresh, "/check"), "https://evil.example").await;
+        assert_eq!(foreign.status(), 403);
+    }
+
+    a_video_that_backs_off_shows_its_next_attempt(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        t.github.fault(
+            |call| call.path.contains("/git/blobs/"),
+            Fault::Status { code: 502, headers: vec![], body: String::new() },
+        );
+        t.push(&video).await;
+        t.work().await;
+        let browser = Browser::signed_in(t).await;
+        let path = format!("/videos/{}", video.id());
+        for page in ["/", "/?state=queued", &path] {
+            let text = browser.text(page).await;
+            assert!(text.contains(">backing off<"), "{page}: {text}");
+            assert!(text.contains("Next attempt"), "{page}: {text}");
+            assert!(!text.contains("WORKERS"), "{page}: {text}");
+        }
+        let page = browser.text(&path).await;
+        assert!(page.contains("<button>Retry now"), "it can help: {page}");
+        t.github.clear_faults();
+    }
+
+    one_id_under_two_lessons_has_two_pages(t) {
+        let ours = Video::good();
+        let other = Video::of(VideoKey { lesson_id: Uuid::new_v4(), ..ours.key });
+        t.row(&ours).await;
+        t.push(&ours).await;
+        t.push(&other).await;
+        t.work().await;
+        let browser = Browser::signed_in(t).await;
+        for (video, state) in [(&ours, "ready"), (&other, "failed")] {
+            let address = format!("/videos/{}?lesson_id={}", video.id(), video.key.lesson_id);
+            let link = format!("href=\"{address}\"");
+            assert!(browser.text("/").await.contains(&link), "{link}");
+            assert!(browser.text("/deliveries").await.contains(&link), "{link}");
+            let page = browser.text(&address).await;
+            assert!(page.contains(&format!("badge {state}")), "{page}");
+        }
+        let unknown = format!("/videos/{}?lesson_id={}", ours.id(), Uuid::new_v4());
+        assert_eq!(browser.get(&unknown).await.status(), 404);
+    }
+
+    a_delivery_has_its_own_page(t) {
+        let videos: Vec<_> = (0..8).map(|_| Video::good()).collect();
+        let before = t.github.head();
+        t.github.commit(|commit| videos.iter().fold(commit, |commit, video| video.write(commit)));
+        let delivery = t.github.push(before, t.github.head());
+        t.deliver(&delivery).await.expect_accepted();
+        let browser = Browser::signed_in(t).await;
+        let list = browser.text("/deliveries").await;
+        let page = format!("/deliveries/{}", delivery.guid);
+        assert!(list.contains(&format!("<a href=\"{page}\">and 3 more</a>")), "{list}");
+        let page = browser.text(&page).await;
+        for video in &videos {
+            assert!(page.contains(&video.id()), "{page}");
+        }
+        assert!(page.contains(&format!("href=\"/?commit={}\"", t.github.head())), "{page}");
+        assert_eq!(browser.get("/deliveries/no-such").await.status(), 404);
+    }
+
+    every_filter_of_the_api_is_kept_by_pagination(t) {
+        for _ in 0..51 {
+            let video = Video::with(TRUNCATED);
+            t.row(&video).await;
+            t.push(&video).await;
+        }
+        t.work().await;
+        let browser = Browser::signed_in(t).await;
+        let since = "since=2020-01-01T00%3A00%3A00Z";
+        let list = browser.text(&format!("/?state=failed&code=truncated&{since}")).await;
+        assert_eq!(list.matches("data-video").count(), 50);
+        let next = list.split("<p class=\"more\"><a href=\"").nth(1).expect(&list);
+        let next = next.split('"').next().unwrap().replace("&#38;", "&").replace("&amp;", "&");
+        assert!(next.starts_with(&format!("/?state=failed&code=truncated&{since}&cursor=")), "{next}");
+        assert_eq!(browser.text(&next).await.matches("data-video").count(), 1);
+        assert_eq!(browser.get("/?since=yesterday").await.status(), 400);
     }
 
     changes_are_sent_as_live_events(t) {

@@ -154,7 +154,12 @@ fn pages(videos: u32) -> Vec<(&'static str, String)> {
         ("search: beginning", format!("/?q={}", &video[..2])),
         ("one video", format!("/videos/{video}")),
         ("one generating", format!("/videos/{generating}")),
+        ("failed, one code", "/?state=failed&code=truncated".into()),
         ("deliveries", "/deliveries".into()),
+        (
+            "one delivery",
+            format!("/deliveries/{}", id("delivery", middle)),
+        ),
         ("deliveries, deep", format!("/deliveries?cursor={delivery}")),
         (
             "failed with a code",
@@ -173,6 +178,7 @@ fn pages(videos: u32) -> Vec<(&'static str, String)> {
         ("API: videos", "/api/videos".into()),
         ("API: one video", format!("/api/videos/{video}")),
         ("API: deliveries", "/api/deliveries".into()),
+        ("API: status", "/api/status".into()),
     ]
 }
 

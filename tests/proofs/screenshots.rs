@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use uuid::Uuid;
-use video_ingest::domain::generation::GenerationStatus;
 
 use crate::support::browser::{Browser, Settings};
-use crate::support::scenario::{AppRow, Backend, GOOD, Scenario, TRUNCATED, Video, metadata};
+use crate::support::scenario::{Backend, GOOD, Scenario, Video};
+use crate::support::states;
 
 const FOLDER: &str = "target/screenshots";
 
@@ -23,8 +23,7 @@ const HEIGHTS: [(u32, u32); 2] = [(1280, 1250), (390, 2300)];
 pub async fn take() {
     std::fs::create_dir_all(FOLDER).unwrap();
     let mut rng = fastrand::Rng::with_seed(1);
-    let t = Scenario::begin(Backend::Embedded).await;
-    let sign_in = ("sign-in", String::new());
+    let t = Scenario::begin_with(Backend::Embedded, states::configure).await;
     take_screenshots(
         &t,
         &[
@@ -43,76 +42,13 @@ pub async fn take() {
         }
         t.later(Duration::from_secs(3_600 - u64::from(ready) * 5));
     }
-    let (truncated, mismatched, rowless, unpushed) = (
-        video_from(&mut rng, TRUNCATED),
-        video_from(&mut rng, GOOD),
-        video_from(&mut rng, GOOD),
-        video_from(&mut rng, GOOD),
-    );
-    let other = serde_json::json!({"lesson_id": id(&mut rng)});
-    let mismatched = Video {
-        json: metadata(mismatched.key, other).into(),
-        ..mismatched
-    };
-    for video in [&truncated, &mismatched, &unpushed] {
-        t.row(video).await;
-    }
-    for video in [&truncated, &rowless, &mismatched] {
-        t.push(video).await;
-        t.later(Duration::from_secs(2));
-        t.work().await;
-        t.later(Duration::from_secs(150));
-    }
-    let ready = video_from(&mut rng, GOOD);
-    t.row(&ready).await;
-    t.push(&ready).await;
-    t.later(Duration::from_millis(2_400));
-    t.work().await;
+    let mut pages = states::create(&t, || id(&mut rng)).await;
+    pages.push(("sign-in", String::new()));
     t.sql(
         "update videos set size_bytes = 9000000 + abs(random()) % 30000000,
             duration_ms = 31000 + abs(random()) % 120000 where state = 'ready'",
     )
     .await;
-    t.later(Duration::from_secs(70));
-    let statuses = [
-        GenerationStatus::unknown("the agent's sandbox was paused"),
-        GenerationStatus::Finished,
-        GenerationStatus::Generating,
-    ];
-    let mut generating = Vec::new();
-    for (minutes, status) in [12, 7, 1].into_iter().zip(statuses) {
-        let video = video_from(&mut rng, GOOD);
-        let age = Duration::from_secs(minutes * 60);
-        t.rows(&[AppRow {
-            age,
-            ..AppRow::pending(video.key)
-        }])
-        .await;
-        let kept = (video.key, "c", &status);
-        t.db.keep_statuses(&[kept]).await.unwrap();
-        generating.push(video);
-    }
-    t.ask("/reconcile?wait=0").await;
-    let (running, queued) = (video_from(&mut rng, GOOD), video_from(&mut rng, GOOD));
-    for video in [&running, &queued] {
-        t.row(video).await;
-    }
-    t.push(&running).await;
-    t.db.claim(Duration::from_secs(600)).await.unwrap();
-    t.push(&queued).await;
-    let pages = [
-        ("videos", "/".into()),
-        ("failed", "/?state=failed".into()),
-        ("nothing", "/?q=nothing".into()),
-        ("not-found", "/videos/no-such".into()),
-        ("ready", format!("/videos/{}", ready.id())),
-        ("truncated", format!("/videos/{}", truncated.id())),
-        ("waiting", format!("/videos/{}", rowless.id())),
-        ("generating", format!("/videos/{}", generating[0].id())),
-        ("running", format!("/videos/{}", running.id())),
-        ("deliveries", "/deliveries".into()),
-        sign_in,
-    ];
     take_screenshots(&t, &pages).await;
     println!("screenshots are in {FOLDER}");
 }
@@ -145,6 +81,7 @@ async fn take_screenshots(t: &Scenario, pages: &[(&str, String)]) {
             let browser = Browser::signed_in(&t.url, settings).await;
             for (name, path) in pages {
                 if path.is_empty() {
+                    browser.go("/").await;
                     browser.press(".bar form button").await;
                     browser.sees("#token").await;
                 } else {

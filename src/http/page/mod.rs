@@ -2,6 +2,7 @@
 //! without JavaScript; with it, they update themselves.
 
 pub(super) mod deliveries;
+mod filters;
 pub(super) mod sign_in;
 pub(super) mod videos;
 mod views;

@@ -1,10 +1,10 @@
-//! The list of videos, and the page of one video.
+//! The list of videos with the diagnosis, and the page of one video.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use askama::Template;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Form, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
 use serde::Deserialize;
@@ -12,49 +12,90 @@ use serde_json::Value;
 use tower::ServiceExt as _;
 use tower_http::services::ServeFile;
 
-use super::views::{DayChart, LastAttempt, Moment, VideoRow, last_attempt};
+use super::filters::Filters;
+use super::views::{
+    DayChart, LastAttempt, Moment, VideoRow, is_retry_promising, last_attempt, video_href,
+};
 use super::{ErrorPage, render};
-use crate::db::{DbError, EventView, Filter, Overview};
+use crate::db::{EventView, GenerationView, Overview, VideoView};
+use crate::domain::failure::Code;
+use crate::domain::ids::VideoKey;
+use crate::domain::links::Links;
 use crate::domain::report::SweepCounts;
 use crate::domain::state::VideoState;
 use crate::format::{capitalized, elapsed};
+use crate::http::api::{LessonQuery, Video};
+use crate::http::status::{self, FailureGroup, ProblemView};
 use crate::http::{AppState, api, header_value, session};
+use crate::pipeline::checks::Mark;
+use crate::pipeline::sweep::SweepOptions;
 use crate::services::storage::{ObjectPath, Playable, VIDEO_MIME};
 
-/// The number of failed videos that the first page shows above the list.
-const ATTENTION_MAX: i64 = 5;
-
-/// If the oldest video in the queue waits longer, the first page says so.
-const QUEUE_AGE_MAX: Duration = Duration::from_secs(600);
+/// The number of problems, and of groups of failures, that the first page shows at once.
+const SHOWN_MAX: usize = 5;
 
 #[derive(Template)]
 #[template(path = "videos.html", config = "src/http/page/templates/askama.toml")]
 struct VideosPage {
     repository: Arc<str>,
-    q: String,
-    state: String,
+    filters: Filters,
     tabs: Vec<Tab>,
     /// `None` on pages that are filtered or not the first one.
     summary: Option<Summary>,
     videos: Vec<VideoRow>,
+    /// The address of the next page.
     next: Option<String>,
 }
 
 struct Tab {
-    name: &'static str,
+    url: String,
     label: String,
     count: Option<i64>,
+    is_current: bool,
 }
 
 struct Summary {
-    failed: Vec<VideoRow>,
-    /// The age of the oldest video in the queue, if it exceeds [`QUEUE_AGE_MAX`].
-    stuck: Option<String>,
+    /// The first [`SHOWN_MAX`] problems, and the others.
+    problems: [Vec<ShownProblem>; 2],
+    /// The first [`SHOWN_MAX`] groups, and the others.
+    failures: [Vec<Group>; 2],
     day: DayChart,
     queue: i64,
+    backing_off: i64,
     oldest: Option<String>,
     last_push: Option<Moment>,
     last_sweep: Option<(Moment, SweepCounts)>,
+    next_sweep: Option<Moment>,
+}
+
+impl Summary {
+    fn is_calm(&self) -> bool {
+        self.problems[0].is_empty() && self.failures[0].is_empty()
+    }
+}
+
+/// A problem of the server as a whole.
+struct ShownProblem {
+    mark: &'static str,
+    text: String,
+    /// The address of the page that shows more, and its name.
+    link: Option<(&'static str, &'static str)>,
+}
+
+/// The failed videos with the same code.
+struct Group {
+    failure: FailureGroup,
+    oldest: Moment,
+    /// The message of the most recent one.
+    message: String,
+    /// The page of the most recent one.
+    href: String,
+}
+
+impl Group {
+    fn is_retry_promising(&self) -> bool {
+        is_retry_promising(self.failure.code)
+    }
 }
 
 #[derive(Template)]
@@ -64,6 +105,10 @@ struct VideoPage {
     /// The scheme and the host that the browser uses.
     origin: String,
     row: VideoRow,
+    explanation: String,
+    /// Names and times of what happened and will happen.
+    times: Vec<(&'static str, Moment)>,
+    links: Links,
     playable: bool,
     attempt: Option<LastAttempt>,
     timeline: Vec<(Moment, EventView)>,
@@ -72,93 +117,121 @@ struct VideoPage {
     metadata: Vec<(String, String)>,
 }
 
-#[derive(Deserialize)]
-pub(in crate::http) struct ListQuery {
-    #[serde(default)]
-    state: String,
-    #[serde(default)]
-    q: String,
-    cursor: Option<String>,
-}
-
 /// `GET /`
 pub(in crate::http) async fn list(
     State(app): State<AppState>,
-    Query(ListQuery { state, q, cursor }): Query<ListQuery>,
+    Query(filters): Query<Filters>,
 ) -> Result<Response, ErrorPage> {
     let now = app.clock.now_ms();
-    let filter = Filter {
-        state: VideoState::parse(state.trim()),
-        q: Some(q.trim().to_owned()).filter(|q| !q.is_empty()),
-        cursor,
-        ..Filter::default()
-    };
     let overview = app.overview.get(&app.db).await?;
-    let summary = if filter.state.is_none() && filter.q.is_none() && filter.cursor.is_none() {
-        Some(summary(&app, &overview, now).await?)
+    let summary = if filters.is_first_page() {
+        let day = DayChart::new(&app.db.day().await?);
+        Some(summary(&app, &overview, day, now))
     } else {
         None
     };
-    let page = api::page(&app, &filter).await?;
-    let videos = page.items.into_iter();
+    let (items, next) = match filters.to_filter()? {
+        Some(filter) => {
+            let page = api::page(&app, &filter).await?;
+            (page.items, page.next)
+        }
+        None => (Vec::new(), None),
+    };
     Ok(render(&VideosPage {
         repository: app.repository,
-        q,
-        state,
-        tabs: tabs(&overview),
+        tabs: tabs(&filters, &overview),
+        next: next.map(|cursor| filters.next_page(cursor)),
         summary,
-        videos: videos.map(|video| VideoRow::new(video, now)).collect(),
-        next: page.next,
+        videos: items
+            .into_iter()
+            .map(|video| VideoRow::new(video, now))
+            .collect(),
+        filters,
     }))
 }
 
-fn tabs(overview: &Overview) -> Vec<Tab> {
-    let all = Tab {
-        name: "",
-        label: "All".to_owned(),
-        count: None,
+fn tabs(filters: &Filters, overview: &Overview) -> Vec<Tab> {
+    let tab = |name: &str, count| Tab {
+        url: filters.with_state(name),
+        label: capitalized(if name.is_empty() { "all" } else { name }),
+        count,
+        is_current: filters.state == name,
     };
-    let states = VideoState::ALL.iter().map(|state| Tab {
-        name: state.as_str(),
-        label: capitalized(state.as_str()),
-        // The overview counts records, and a generating video has none.
-        count: (*state != VideoState::Generating).then(|| overview.count(*state)),
-    });
-    std::iter::once(all).chain(states).collect()
+    let states = VideoState::ALL
+        .iter()
+        .map(|state| tab(state.as_str(), Some(overview.count(*state))));
+    std::iter::once(tab("", None)).chain(states).collect()
 }
 
-async fn summary(app: &AppState, overview: &Overview, now: i64) -> Result<Summary, DbError> {
-    let failed = Filter {
-        state: Some(VideoState::Failed),
-        limit: Some(ATTENTION_MAX),
-        ..Filter::default()
-    };
-    let failed = api::page(app, &failed).await?.items.into_iter();
-    let sweep = overview.last_sweep.clone();
-    Ok(Summary {
-        failed: failed.map(|video| VideoRow::new(video, now)).collect(),
-        stuck: overview
-            .oldest
-            .filter(|age| *age > QUEUE_AGE_MAX)
-            .map(elapsed),
-        day: DayChart::new(&app.db.day().await?),
+fn summary(app: &AppState, overview: &Overview, day: DayChart, now: i64) -> Summary {
+    let problems = status::problems(app, overview).into_iter().map(shown);
+    let failures = status::failures(overview).into_iter().map(|failure| Group {
+        oldest: Moment::parse(&failure.oldest_at, now),
+        message: capitalized(&failure.message),
+        href: video_href(
+            &VideoKey {
+                lesson_id: failure.lesson_id,
+                video_id: failure.video_id,
+            },
+            "",
+        ),
+        failure,
+    });
+    let sweep = overview.last_sweep.as_ref();
+    Summary {
+        problems: first_and_others(problems),
+        failures: first_and_others(failures),
+        day,
         queue: overview.count(VideoState::Queued) + overview.count(VideoState::Running),
-        oldest: overview.oldest.map(elapsed),
+        backing_off: status::backing_off(overview),
+        oldest: overview
+            .oldest_due_ms
+            .map(|due| elapsed(Duration::from_millis(now.saturating_sub(due).max(0) as u64))),
         last_push: overview.last_push_ms.map(|at| Moment::at(at, now)),
-        last_sweep: sweep.map(|(at, counts)| (Moment::at(at, now), counts)),
-    })
+        last_sweep: sweep.map(|(at, counts)| (Moment::at(*at, now), counts.clone())),
+        next_sweep: status::next_sweep_ms(app, overview).map(|at| Moment::at(at, now)),
+    }
+}
+
+fn first_and_others<T>(items: impl Iterator<Item = T>) -> [Vec<T>; 2] {
+    let mut first: Vec<T> = items.collect();
+    let others = first.split_off(first.len().min(SHOWN_MAX));
+    [first, others]
+}
+
+fn shown(problem: ProblemView) -> ShownProblem {
+    let link = match problem.id.split('.').next() {
+        Some("deliveries") => Some(("/deliveries", "Show the deliveries")),
+        Some("agents") => Some(("/?state=generating", "Show the generating videos")),
+        Some("videos") => Some(("/?state=queued", "Show the queue")),
+        _ => None,
+    };
+    ShownProblem {
+        mark: if problem.mark == Mark::Failed {
+            "failed"
+        } else {
+            "warning"
+        },
+        text: problem.text,
+        link,
+    }
 }
 
 /// `GET /videos/{video_id}`
 pub(in crate::http) async fn detail(
     State(app): State<AppState>,
     Path(video_id): Path<String>,
+    Query(lesson): Query<LessonQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ErrorPage> {
     let now = app.clock.now_ms();
-    let detail = api::find_video(&app, &video_id, &api::LessonQuery::default())
-        .await?
-        .detail;
+    let Video {
+        detail,
+        explanation,
+        links,
+    } = api::find_video(&app, &video_id, &lesson).await?;
+    let overview = app.overview.get(&app.db).await?;
+    let times = times(&detail.video, status::next_sweep_ms(&app, &overview), now);
     let attempt = last_attempt(&detail.timeline);
     let warnings = detail.warnings.as_array().into_iter().flatten();
     let metadata = detail.metadata.as_object().into_iter().flatten();
@@ -171,6 +244,9 @@ pub(in crate::http) async fn detail(
     Ok(render(&VideoPage {
         repository: app.repository,
         origin: origin(&headers),
+        explanation,
+        times,
+        links,
         // A row that was ready before this server was installed has no path in our record.
         playable: detail.video.storage_path.is_some() || detail.video.state == VideoState::Ready,
         attempt,
@@ -183,6 +259,43 @@ pub(in crate::http) async fn detail(
         metadata,
         row: VideoRow::new(detail.video, now),
     }))
+}
+
+/// The times that the explanation of the video mentions.
+fn times(video: &VideoView, next_sweep_ms: Option<i64>, now: i64) -> Vec<(&'static str, Moment)> {
+    let times = &video.times;
+    let changed = Some(times.updated_ms);
+    let is_asked = |g: &GenerationView| g.status != "not_asked";
+    let is_asked = video.generation.as_ref().is_some_and(is_asked);
+    let named = match video.state {
+        VideoState::Generating => vec![
+            ("Waiting since", times.row_created_ms.or(changed)),
+            ("Last check", times.checked_ms),
+            ("Next check", next_sweep_ms.filter(|_| is_asked)),
+            ("Deadline", times.deadline_ms),
+        ],
+        VideoState::Waiting if video.code == Some(Code::MetadataMissing) => vec![
+            ("Waiting since", changed),
+            ("Ingested without it", times.next_attempt_ms),
+        ],
+        VideoState::Waiting => vec![
+            ("Waiting since", changed),
+            ("Deadline", times.next_attempt_ms),
+        ],
+        VideoState::Queued if video.code.is_some() => vec![
+            ("Last attempt", changed),
+            ("Next attempt", times.next_attempt_ms),
+        ],
+        VideoState::Queued | VideoState::Running => {
+            vec![("Requested", times.requested_ms.or(changed))]
+        }
+        VideoState::Failed => vec![("Failed", changed), ("Next attempt", times.next_attempt_ms)],
+        VideoState::Ready => Vec::new(),
+    };
+    let named = named.into_iter();
+    named
+        .filter_map(|(name, ms)| Some((name, Moment::at(ms?, now))))
+        .collect()
 }
 
 /// The address of this server as the browser knows it, for commands to copy.
@@ -209,9 +322,10 @@ fn unquoted(value: &Value) -> String {
 pub(in crate::http) async fn file(
     State(app): State<AppState>,
     Path(video_id): Path<String>,
+    Query(lesson): Query<LessonQuery>,
     request: Request,
 ) -> Result<Response, ErrorPage> {
-    let video = api::find_video(&app, &video_id, &api::LessonQuery::default()).await?;
+    let video = api::find_video(&app, &video_id, &lesson).await?;
     let id = video.detail.video.video_id;
     let row = app
         .db
@@ -249,7 +363,47 @@ pub(in crate::http) async fn file(
 pub(in crate::http) async fn retry(
     State(app): State<AppState>,
     Path(video_id): Path<String>,
+    Query(lesson): Query<LessonQuery>,
 ) -> Result<Redirect, ErrorPage> {
-    let key = api::request_retry(&app, &video_id, &api::LessonQuery::default()).await?;
-    Ok(Redirect::to(&format!("/videos/{}", key.video_id)))
+    let key = api::request_retry(&app, &video_id, &lesson).await?;
+    app.overview.forget().await;
+    Ok(Redirect::to(&video_href(&key, "")))
+}
+
+/// `POST /videos/{video_id}/check`: a sweep of this video only, which asks OpenHands and looks for its files.
+pub(in crate::http) async fn check(
+    State(app): State<AppState>,
+    Path(video_id): Path<String>,
+    Query(lesson): Query<LessonQuery>,
+) -> Result<Redirect, ErrorPage> {
+    let key = api::find_video(&app, &video_id, &lesson)
+        .await?
+        .detail
+        .video
+        .key();
+    let options = SweepOptions {
+        dry_run: false,
+        wait: Duration::ZERO,
+        only: Some(key.video_id),
+        verify: false,
+    };
+    app.sweep.run(&options).await?;
+    app.overview.forget().await;
+    Ok(Redirect::to(&video_href(&key, "")))
+}
+
+#[derive(Deserialize)]
+pub(in crate::http) struct RetryAll {
+    code: String,
+}
+
+/// `POST /videos/retry`: retries the failed videos with this code.
+pub(in crate::http) async fn retry_all(
+    State(app): State<AppState>,
+    Form(RetryAll { code }): Form<RetryAll>,
+) -> Result<Redirect, ErrorPage> {
+    let code = Code::parse(&code).ok_or_else(ErrorPage::not_found)?;
+    api::request_retries(&app, Some(code)).await?;
+    app.overview.forget().await;
+    Ok(Redirect::to("/"))
 }

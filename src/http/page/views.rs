@@ -7,8 +7,10 @@ use askama::filters::HtmlSafe;
 use jiff::Timestamp;
 
 use crate::db::{Day, EventView, VideoView};
-use crate::domain::advice::advice;
+use crate::domain::failure::{Class, Code};
+use crate::domain::ids::VideoKey;
 use crate::domain::state::VideoState;
+use crate::domain::timeline::Step;
 use crate::format::{age, capitalized, elapsed, length, size};
 
 /// The width of both charts in SVG units. The style sheet scales them.
@@ -55,10 +57,10 @@ impl Moment {
     fn relative(&self) -> String {
         let ms = self.now.as_millisecond() - self.at.as_millisecond();
         let distance = age(Duration::from_millis(ms.unsigned_abs()));
-        if ms < 0 {
-            format!("in {distance}")
-        } else {
-            format!("{distance} ago")
+        match ms {
+            -999..=0 => "now".to_owned(),
+            ..=-1000 => format!("in {distance}"),
+            1.. => format!("{distance} ago"),
         }
     }
 
@@ -81,7 +83,7 @@ impl fmt::Display for Moment {
         let full = self.at.strftime("%F %T UTC");
         write!(
             f,
-            "<time datetime=\"{}\" title=\"{full}\">{} <small>· {}</small></time>",
+            "<time datetime=\"{}\" title=\"{full}\">{} <small><span class=\"dot\">· </span>{}</small></time>",
             self.at,
             self.relative(),
             self.clock()
@@ -92,7 +94,7 @@ impl fmt::Display for Moment {
 /// It consists of digits and fixed words.
 impl HtmlSafe for Moment {}
 
-fn millis(text: &str) -> Option<i64> {
+pub(super) fn millis(text: &str) -> Option<i64> {
     text.parse::<Timestamp>().ok().map(|t| t.as_millisecond())
 }
 
@@ -103,8 +105,8 @@ pub(super) struct VideoRow {
     pub length: String,
     pub changed: Moment,
     pub created: Moment,
-    /// What to do about the failure.
-    pub advice: Option<&'static str>,
+    /// When the server tries it again by itself.
+    pub next: Option<Moment>,
 }
 
 impl VideoRow {
@@ -112,24 +114,111 @@ impl VideoRow {
         let text = |value: Option<i64>, format: fn(u64) -> String| {
             value.map_or_else(String::new, |value| format(value.unsigned_abs()))
         };
+        let next = video.next_attempt_at.as_deref().and_then(millis);
         Self {
             size: text(video.size_bytes, size),
             length: text(video.duration_ms, length),
             changed: Moment::parse(&video.updated_at, now_ms),
             created: Moment::parse(&video.created_at, now_ms),
-            advice: video.code.map(advice),
+            next: next
+                .filter(|ms| *ms > now_ms)
+                .map(|ms| Moment::at(ms, now_ms)),
             video,
         }
     }
 
+    /// The page of the video. Two lessons can have a video with the same id.
+    pub(super) fn href(&self) -> String {
+        self.action("")
+    }
+
+    /// The address to which a form of the video is sent.
+    pub(super) fn action(&self, name: &str) -> String {
+        video_href(&self.video.key(), name)
+    }
+
+    /// The state, or what an operator needs to know about it.
+    pub(super) fn label(&self) -> &'static str {
+        match self.video.state {
+            VideoState::Queued if self.next.is_some() => "backing off",
+            VideoState::Generating if self.is_blocked() => "blocked",
+            state => state.as_str(),
+        }
+    }
+
+    /// The classes of the state's badge.
+    pub(super) fn class(&self) -> String {
+        format!("{} {}", self.video.state, self.label().replace(' ', "-"))
+    }
+
+    /// What happens at the time of the next attempt.
+    pub(super) fn next_label(&self) -> &'static str {
+        match (self.video.state, self.video.code) {
+            (VideoState::Waiting, Some(Code::MetadataMissing)) => "Ingested without it",
+            (VideoState::Waiting, _) => "Fails without it",
+            _ => "Next attempt",
+        }
+    }
+
+    /// Whether the agent needs a person.
+    pub(super) fn is_blocked(&self) -> bool {
+        let generation = self.video.generation.as_ref();
+        generation.is_some_and(|generation| generation.status == "blocked")
+    }
+
     /// The reason for the state, if there is one.
     pub(super) fn reason(&self) -> Option<String> {
-        let message = self.video.message.as_deref();
         if self.video.state == VideoState::Generating {
-            return Some(message.unwrap_or("No file has been pushed yet.").to_owned());
+            return self.video.generation.as_ref().map(|g| g.detail.clone());
         }
-        message.map(capitalized)
+        self.code()?;
+        self.video.message.as_deref().map(capitalized)
     }
+
+    /// The code of the failure. While a worker tries again, the last failure says nothing.
+    pub(super) fn code(&self) -> Option<Code> {
+        self.video
+            .code
+            .filter(|_| self.video.state != VideoState::Running)
+    }
+
+    /// What to do about the failure.
+    pub(super) fn advice(&self) -> Option<&'static str> {
+        self.code().and(self.video.advice)
+    }
+
+    /// Whether the agent's conversation is where to look next.
+    pub(super) fn needs_conversation(&self) -> bool {
+        self.video.state == VideoState::Generating
+            || matches!(
+                self.video.code,
+                Some(Code::GenerationFailed | Code::GenerationTimeout | Code::FinishedWithoutVideo)
+            )
+    }
+
+    /// Whether no attempt failed, so that another one only looks for changes.
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(self.video.state, VideoState::Ready | VideoState::Waiting)
+    }
+
+    /// Whether an attempt can succeed although nothing was pushed.
+    pub(super) fn is_retry_promising(&self) -> bool {
+        self.code().is_some_and(is_retry_promising)
+    }
+}
+
+/// Whether an attempt can succeed although nothing was pushed: the cause is outside of the files.
+pub(super) fn is_retry_promising(code: Code) -> bool {
+    matches!(code.class(), Class::Configuration | Class::Transient) || code == Code::GaveUp
+}
+
+/// The address of a video's page, or of the form `name` on it.
+pub(super) fn video_href(key: &VideoKey, name: &str) -> String {
+    let slash = if name.is_empty() { "" } else { "/" };
+    format!(
+        "/videos/{}{slash}{name}?lesson_id={}",
+        key.video_id, key.lesson_id
+    )
 }
 
 /// One hour of the chart, in SVG units.
@@ -212,13 +301,14 @@ pub(super) fn last_attempt(timeline: &[EventView]) -> Option<LastAttempt> {
         .rposition(|pair| begins(&pair[0]) && !begins(&pair[1]))?;
     let mut at = millis(&timeline[start].at).unwrap_or_default();
     let mut steps: Vec<(&str, i64)> = Vec::new();
+    let mut is_queued = true;
     for event in timeline[start + 1..].iter().take_while(|e| !begins(e)) {
         let ends = millis(&event.at).unwrap_or(at).max(at);
         let ms = ends - at;
         at = ends;
-        // The time before the first step began was spent in the queue.
+        // The time before the first step, and before the one after a failure, was spent in the queue.
         let queued = ms - event.ms.unwrap_or(ms);
-        if steps.is_empty() && queued > 0 {
+        if std::mem::replace(&mut is_queued, event.step == Step::Retry) && queued > 0 {
             steps.push(("queued", queued));
             steps.push((event.step.as_str(), ms - queued));
         } else {
@@ -251,7 +341,6 @@ pub(super) fn last_attempt(timeline: &[EventView]) -> Option<LastAttempt> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::timeline::Step;
 
     #[test]
     fn the_last_attempt_fills_the_width() {

@@ -8,3 +8,4 @@ pub mod fake_storage;
 pub mod fault_proxy;
 pub mod postgres;
 pub mod scenario;
+pub mod states;
