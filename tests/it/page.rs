@@ -673,3 +673,23 @@ async fn a_video_in_supabase_redirects_to_a_signed_url() {
     assert_eq!(played.bytes().await.unwrap(), video.mp4);
     t.finish().await;
 }
+
+/// Supabase only: the embedded database has no lessons.
+#[tokio::test]
+async fn titles_stand_beside_ids_if_the_role_may_read_them() {
+    let t = Scenario::begin(Backend::Supabase).await;
+    let video = Video::good();
+    t.row(&video).await;
+    let database = t.database.as_ref().unwrap();
+    database.run_script("lesson_titles.sql");
+    let browser = Browser::signed_in(&t).await;
+    for page in ["/", &format!("/videos/{}", video.id())] {
+        let text = browser.text(page).await;
+        let link = format!("href=\"/?q={}_\">", video.key.lesson_id);
+        assert!(
+            text.contains(&link) && text.contains("Photosynthesis</a>"),
+            "{text}"
+        );
+    }
+    t.finish().await;
+}

@@ -15,6 +15,11 @@ let updating = false;
 let updateAgain = false;
 let signedOut = false;
 
+// Screen readers announce each change.
+function say(text) {
+  if (status.textContent !== text) status.textContent = text;
+}
+
 async function update() {
   if (signedOut) return;
   if (updating) {
@@ -36,8 +41,9 @@ async function update() {
     // Moving an element takes its focus.
     if (focused && focused.isConnected && focused !== document.activeElement) focused.focus();
     document.title = fetched.title;
+    if (events && events.readyState === EventSource.OPEN) say('live');
   } catch {
-    status.textContent = 'disconnected';
+    say('disconnected');
   } finally {
     updating = false;
     if (updateAgain) {
@@ -132,10 +138,10 @@ function connect() {
   events.addEventListener('reload', scheduleUpdate);
   events.onopen = () => {
     failures = 0;
-    status.textContent = 'live';
+    say('live');
   };
   events.onerror = () => {
-    status.textContent = 'connecting…';
+    say('connecting…');
     // After another status than 200, such as a proxy's 502, the browser does not try again.
     if (events.readyState !== EventSource.CLOSED) return;
     reconnectTimer = setTimeout(connect, Math.min(RECONNECT_MIN_MS * 2 ** failures, RECONNECT_MAX_MS));
