@@ -37,10 +37,13 @@ pub async fn take() {
             let video = video_from(&mut rng, GOOD);
             t.row(&video).await;
             t.push(&video).await;
-            t.later(Duration::from_millis(rng.u64(900..9_000)));
+            t.later(Duration::from_millis(rng.u64(900..6_000)));
+            t.work().await;
+            // The first look at GitHub may be too early for the push.
+            t.later(Duration::from_secs(3));
             t.work().await;
         }
-        t.later(Duration::from_secs(3_600 - u64::from(ready) * 5));
+        t.later(Duration::from_secs(3_600 - u64::from(ready) * 7));
     }
     let mut pages = states::create(&t, || id(&mut rng)).await;
     pages.push(("sign-in", String::new()));

@@ -46,8 +46,11 @@ pub async fn create(t: &Scenario, mut id: impl FnMut() -> Uuid) -> Vec<(&'static
     });
     let delivery = t.github.push(before, t.github.head());
     t.deliver(&delivery).await.expect_accepted();
-    t.later(Duration::from_secs(3));
-    t.work().await;
+    for _ in 0..2 {
+        // The first look at GitHub may be too early for the push.
+        t.later(Duration::from_secs(3));
+        t.work().await;
+    }
     t.later(Duration::from_secs(1_500));
     let truncated = [video(TRUNCATED), video(TRUNCATED)];
     let mismatched = video(GOOD);
@@ -58,8 +61,10 @@ pub async fn create(t: &Scenario, mut id: impl FnMut() -> Uuid) -> Vec<(&'static
     for video in truncated.iter().chain([&mismatched]) {
         t.row(video).await;
         t.push(video).await;
-        t.later(Duration::from_secs(2));
-        t.work().await;
+        for _ in 0..2 {
+            t.later(Duration::from_secs(3));
+            t.work().await;
+        }
         t.later(Duration::from_secs(150));
     }
     let rowless = video(GOOD);
