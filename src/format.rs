@@ -270,7 +270,7 @@ impl fmt::Display for Unreachable {
         f.write_str(match self {
             Self::Name => "its host name cannot be resolved (DNS)",
             Self::Refused => {
-                "the connection was refused, because nothing listens at its host and port"
+                "the connection was refused; nothing is listening on that port, or a firewall rejects connections"
             }
             Self::NoRoute => "this machine has no route to its address",
             Self::TimedOut => "it did not respond in time",

@@ -1,5 +1,5 @@
 -- What: lets the service read the titles of lessons. Its status page, API and commands then show them beside
---       the lessons' ids. It can read the titles of all lessons.
+--       the lessons' ids. The service can then read the titles of all lessons.
 -- Who:  the owner of the app's tables. On Supabase, this is `postgres`, the user of the SQL editor.
 -- When: optional, after role.sql. Run it again whenever role.sql was run again.
 --

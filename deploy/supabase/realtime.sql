@@ -18,7 +18,7 @@ begin
     then
         alter publication supabase_realtime add table public.lesson_assets;
     end if;
-    -- A publication can be limited to other operations, and then the app never learns that a video is ready.
+    -- If the publication does not include updates, the app is not notified when a video becomes ready.
     if not (select pubupdate from pg_publication where pubname = 'supabase_realtime') then
         execute (
             select format('alter publication supabase_realtime set (publish = %L)', concat_ws(', ', 'update',

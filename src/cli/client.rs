@@ -430,7 +430,7 @@ fn address(video: VideoName, action: &str) -> (String, Vec<(&'static str, String
 fn next_step(code: &str) -> Option<&'static str> {
     Some(match code {
         "github_unavailable" => {
-            "Nothing was changed. Check https://www.githubstatus.com and run `video-ingest doctor` where the server runs, then run this command again; the server also sweeps by itself."
+            "Nothing was changed. Check https://www.githubstatus.com, run `video-ingest doctor` on the server's machine, then run this command again. Unless RECONCILE_INTERVAL is 0, the server's next automatic sweep also tries again."
         }
         "database_unavailable" => {
             "Nothing was changed. Check the server that DATABASE_URL points to, then run this command again."
@@ -466,7 +466,7 @@ impl Events {
             }
             let deadline = self.heard_at + EVENTS_SILENCE_MAX;
             let chunk = timeout_at(deadline, self.response.chunk()).await;
-            let chunk = chunk.context("The server sent nothing for too long.")?;
+            let chunk = chunk.context("The event stream timed out.")?;
             let chunk = chunk.map_err(reqwest::Error::without_url)?;
             self.received
                 .extend(chunk.context("The server closed the connection.")?);

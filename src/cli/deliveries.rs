@@ -20,7 +20,7 @@ pub(super) fn command() -> Command {
     let command = Command::new("deliveries")
         .about("List the deliveries that a running server has received or refused, newest first")
         .after_help(format!(
-            "A server remembers refused and ignored deliveries until it is restarted, and nothing of their content.\n{CLIENT_HELP}"
+            "Refused and ignored deliveries are kept in memory, without their content, until the server restarts.\n{CLIENT_HELP}"
         ))
         .args([
             Arg::new("guid")
@@ -154,7 +154,7 @@ fn merged(deliveries: &[Delivery], refused: &[Refused]) -> Vec<Line> {
 fn about(delivery: &Delivery) -> String {
     let mut parts = Vec::new();
     if delivery.scan {
-        parts.push("the whole branch was scanned".to_owned());
+        parts.push("the whole folder was scanned".to_owned());
     }
     for (count, what) in [
         (delivery.videos.len() as u64, "video(s)"),
@@ -210,7 +210,7 @@ fn shown(delivery: &Delivery) -> String {
         plain(&delivery.after)
     );
     if delivery.scan {
-        text += "The whole branch was scanned.\n";
+        text += "The whole folder was scanned.\n";
     }
     let field = |value: &Value, name: &str| plain(value[name].as_str().unwrap_or_default());
     for video in &delivery.videos {

@@ -83,14 +83,14 @@ pub fn command() -> Command {
             Arg::new("exit")
                 .long("exit")
                 .action(ArgAction::SetTrue)
-                .help("Exit when the demo is complete instead of waiting for Ctrl-C"),
+                .help("Exit after the first part of the demo, without pushing further videos"),
         )
         .arg(
             Arg::new("still")
                 .long("still")
                 .action(ArgAction::SetTrue)
                 .conflicts_with("exit")
-                .help("Push no further videos while the status page is open"),
+                .help("Do not push further videos after the first part of the demo"),
         )
         .arg(
             Arg::new("repo")
@@ -354,7 +354,7 @@ impl Demo {
         let Self { url, token, .. } = self;
         let link = self.link.issue(Clock::default().now_ms());
         print_line(&format!(
-            "\nThe server runs until you press Ctrl-C. This link signs in once, within ten minutes:\n\n  {url}{link}\n\n  status page  {url}/"
+            "\nThe server runs until you press Ctrl-C. This link signs you in; it works once and expires in ten minutes:\n\n  {url}{link}\n\n  status page  {url}/"
         ))?;
         print_line(&format!("  admin token  {token}\n"))?;
         print_line(&format!(

@@ -30,7 +30,7 @@ pub fn command() -> Command {
                 .long("url")
                 .value_name("URL")
                 .value_parser(super::webhook::receiver)
-                .help("URL at which GitHub should reach the server, such as https://videos.example.org; also checks that it does"),
+                .help("Public URL of the server, such as https://videos.example.org; also checks that it reaches a server with the same webhook secret"),
         )
         .arg(json_flag())
         .after_help("Exit codes: 0 no failed checks, 1 one or more failed checks (✗), 2 invalid configuration.");

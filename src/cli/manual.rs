@@ -59,13 +59,13 @@ pub(super) fn with_settings(command: Command, used: &[Setting]) -> Command {
 /// The command line of `completions`.
 pub(super) fn completions_command() -> Command {
     let command = Command::new("completions")
-        .about("Print the completion script of a shell")
+        .about("Print a shell completion script")
         .arg(
             Arg::new("shell")
                 .value_name("SHELL")
                 .required(true)
                 .value_parser(value_parser!(Shell))
-                .help("Shell to complete commands in"),
+                .help("Shell to generate the script for"),
         );
     let bash = "video-ingest completions bash | sudo tee /etc/bash_completion.d/video-ingest";
     with_examples(

@@ -68,7 +68,7 @@ pub(crate) fn command() -> Command {
             Arg::new("verify")
                 .long("verify")
                 .action(ArgAction::SetTrue)
-                .help("Also compare ready videos with the stored objects, and ingest videos that differ again"),
+                .help("Also compare ready videos with the stored objects, and re-ingest those that differ"),
         )
         .arg(
             Arg::new("video")
@@ -232,7 +232,12 @@ impl Sweep<'_> {
             .timestamp
             .parse()
             .context("The server's report has no valid timestamp.")?;
-        let changes = Changes::since(ended - began.elapsed());
+        let mut changes = Changes::since(ended - began.elapsed());
+        let queued = report
+            .videos
+            .iter()
+            .filter(|video| video.outcome == Outcome::Queued);
+        changes.follow(queued.map(|video| video.key()));
         Ok((report, changes))
     }
 
@@ -265,8 +270,8 @@ impl Sweep<'_> {
             "Every video is ready; nothing is pending.\n".to_owned()
         } else {
             format!(
-                "The sweep found nothing to do, but not every video is ready. Some are {}. To see why, run `video-ingest status`.\n",
-                unready.join(" or ")
+                "The sweep found nothing to do, but not every video is ready. Other states: {}. To see why, run `video-ingest status`.\n",
+                unready.join(", ")
             )
         })
     }
@@ -358,7 +363,7 @@ fn summary(report: &Report, dry_run: bool) -> String {
         (of(Outcome::Waiting), "waiting for another file or a row."),
         (
             of(Outcome::Unknown),
-            "not decided, because facts are missing.",
+            "not decided, because information is missing.",
         ),
     ];
     let mut text = String::new();
@@ -377,7 +382,7 @@ fn summary(report: &Report, dry_run: bool) -> String {
 fn service_error(error: &ServiceError) -> String {
     let (service, code) = (plain(&error.service), plain(&error.code));
     let text = match (service.as_str(), code.as_str()) {
-        ("database", "odd_row") => "A row in lesson_assets has an unusable value and was skipped. The server's log names it; correct it in the table.".to_owned(),
+        ("database", "odd_row") => "A row in lesson_assets has an invalid value and was skipped. Correct it; the server's log names the row and the column.".to_owned(),
         ("openhands", _) => format!("The OpenHands API is unavailable ({code}). Videos that are being generated keep their state, and the next sweep asks again. To check OPENHANDS_API_KEY, run `video-ingest doctor`."),
         _ => format!("The {service} is unavailable ({code}). What depends on it was not checked; the next sweep tries again. To find the cause, run `video-ingest doctor`."),
     };

@@ -20,7 +20,7 @@ pub(super) fn command() -> Command {
     let command = Command::new("status")
         .about("Show what needs attention on a running server, and what to do about it")
         .after_help(format!(
-            "Exit codes: 0 nothing needs attention, 1 something does, 2 invalid usage or configuration.\n{CLIENT_HELP}"
+            "Exit codes: 0 nothing needs attention, 1 something does or the command failed, 2 invalid usage or configuration.\n{CLIENT_HELP}"
         ))
         .args([url_flag(), json_flag()]);
     with_examples(
@@ -140,7 +140,10 @@ fn shown(status: &Status, now: Timestamp) -> String {
             .iter()
             .map(|group| row(group, now))
             .collect();
-        text += &format::table(&["FAILED WITH", "VIDEOS", "OLDEST", "LATEST"], &rows);
+        text += &format::table(
+            &["FAILED WITH", "VIDEOS", "FIRST FAILED", "LATEST VIDEO"],
+            &rows,
+        );
         text.push('\n');
     }
     text += &activity(status, now);
@@ -196,7 +199,7 @@ fn activity(status: &Status, now: Timestamp) -> String {
         ),
     )];
     if let Some(at) = &status.oldest_due_at {
-        lines.push(("longest wait", format!("queued {}", relative(at, now))));
+        lines.push(("longest wait", format!("due {}", relative(at, now))));
     }
     lines.push(("last push", since(&status.last_push_at)));
     let sweep = status.last_sweep.as_ref().map(|sweep| {
@@ -216,7 +219,7 @@ fn activity(status: &Status, now: Timestamp) -> String {
     let time = |ms: Option<u64>| ms.map(|ms| format::elapsed(Duration::from_millis(ms)));
     let mut day = format!("{} ready, {} failed", status.day.ready, status.day.failed);
     if let (Some(median), Some(p95)) = (time(status.day.median_ms), time(status.day.p95_ms)) {
-        day += &format!("; from push to ready: median {median}, 95th percentile {p95}");
+        day += &format!("; time to ready: median {median}, 95th percentile {p95}");
     }
     lines.push(("last 24 hours", day));
     let lines = lines.into_iter();
@@ -251,19 +254,19 @@ mod tests {
         let expected = "\
             ✗ webhook\n    \
             GitHub's webhooks are refused; check the secret.\n\n\
-            FAILED WITH    VIDEOS  OLDEST      LATEST\n\
-            github_denied  12      3 h ago     0beee2d2\n    \
+            FAILED WITH    VIDEOS  FIRST FAILED  LATEST VIDEO\n\
+            github_denied  12      3 h ago       0beee2d2\n    \
             GitHub denied access.\n    \
             → Check GITHUB_TOKEN.\n    \
             video-ingest videos retry --failed --code github_denied\n\
-            truncated      1       60 min ago  1beee2d2\n    \
+            truncated      1       60 min ago    1beee2d2\n    \
             It ends early; render it again.\n    \
             video-ingest videos list --code truncated\n\n\
             videos         0 generating, 0 queued, 0 running, 0 waiting, 3 ready, 13 failed\n\
             last push      none\n\
             last sweep     none\n\
             next sweep     in 5 min\n\
-            last 24 hours  2 ready, 1 failed; from push to ready: median 2.1 s, 95th percentile 12 s\n";
+            last 24 hours  2 ready, 1 failed; time to ready: median 2.1 s, 95th percentile 12 s\n";
         assert_eq!(text, expected);
     }
 

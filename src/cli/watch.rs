@@ -1,6 +1,6 @@
 //! `video-ingest videos watch`, and what it shares with `reconcile`: the videos that changed since a time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,6 +13,8 @@ use super::client::{Client, Events, Video, VideoName};
 use super::videos::{measured, message, pages, relative};
 use super::{print, print_line, until_interrupted};
 use crate::clock::Clock;
+use crate::domain::ids::VideoKey;
+use crate::domain::state::VideoState;
 use crate::format::plain;
 
 /// How often the videos are read again without an event: other replicas send their events to their own clients.
@@ -34,6 +36,9 @@ const NEWEST_MAX: usize = 200;
 
 /// Where changes begin if none of these has a reliable time.
 const NEWEST_AGE_MAX: Duration = Duration::from_secs(3600);
+
+/// How many queued and running videos are looked up at a time.
+const LOOKUPS_MAX: usize = 20;
 
 /// The fields of a single video that lists do not have.
 const DETAIL_FIELDS: [&str; 6] = [
@@ -68,6 +73,9 @@ impl Seen {
 pub(super) struct Changes {
     since: Option<Timestamp>,
     seen: HashMap<(String, String), Seen>,
+    /// The queued and running videos. If an attempt only confirms a failure, `updated_at` is still the time
+    /// of that failure, so the video is not among those that changed since then.
+    busy: VecDeque<VideoKey>,
 }
 
 impl Changes {
@@ -75,8 +83,13 @@ impl Changes {
     pub(super) fn since(since: Timestamp) -> Self {
         Self {
             since: Some(since),
-            seen: HashMap::new(),
+            ..Self::default()
         }
+    }
+
+    /// Also returns the next state of these videos, which are queued.
+    pub(super) fn follow(&mut self, queued: impl IntoIterator<Item = VideoKey>) {
+        self.busy.extend(queued);
     }
 
     /// Changes from now on.
@@ -106,6 +119,30 @@ impl Changes {
         let mut changed = Vec::new();
         for value in values.into_iter().rev() {
             let video: Video = serde_json::from_value(value.clone())?;
+            self.busy.retain(|busy| Some(*busy) != video.key());
+            if let Some(key) = video.key().filter(|_| is_busy(&video)) {
+                self.busy.push_back(key);
+            }
+            if self.is_new(&video) {
+                changed.push((video, value));
+            }
+        }
+        for _ in 0..LOOKUPS_MAX.min(self.busy.len()) {
+            let Some(key) = self.busy.pop_front() else {
+                break;
+            };
+            let name = VideoName {
+                lesson_id: Some(key.lesson_id),
+                video_id: key.video_id,
+            };
+            let Some(mut value) = client.find_video(name).await? else {
+                continue;
+            };
+            remove_details(&mut value);
+            let video: Video = serde_json::from_value(value.clone())?;
+            if is_busy(&video) {
+                self.busy.push_back(key);
+            }
             if self.is_new(&video) {
                 changed.push((video, value));
             }
@@ -135,6 +172,17 @@ impl Changes {
             self.since = self.since.max(Some(at));
         }
     }
+}
+
+/// Leaves the fields of the list.
+fn remove_details(video: &mut Value) {
+    if let Some(fields) = video.as_object_mut() {
+        fields.retain(|name, _| !DETAIL_FIELDS.contains(&name.as_str()));
+    }
+}
+
+fn is_busy(video: &Video) -> bool {
+    VideoState::parse(&video.state).is_some_and(VideoState::is_busy)
 }
 
 /// What is watched.
@@ -247,15 +295,12 @@ impl Watch<'_> {
         let mut pending = 0;
         for name in self.names {
             let Some(mut value) = self.client.find_video(*name).await? else {
-                eprintln!("The video {} does not exist any more.", name.video_id);
+                eprintln!("The video {} no longer exists.", name.video_id);
                 return Ok(Some(ExitCode::FAILURE));
             };
             let video: Video = serde_json::from_value(value.clone())?;
             if self.changes.is_new(&video) {
-                // The fields of the list, as without names.
-                if let Some(fields) = value.as_object_mut() {
-                    fields.retain(|name, _| !DETAIL_FIELDS.contains(&name.as_str()));
-                }
+                remove_details(&mut value);
                 self.print(&video, &value)?;
             }
             match video.state.as_str() {

@@ -94,7 +94,7 @@ pub fn command() -> Command {
             with_settings(
                 Command::new("status")
                     .about("Show the webhook and GitHub's most recent deliveries to it")
-                    .after_help("Exit codes: 0 every push was delivered, 1 a push was not or the webhook is disabled, 2 invalid configuration.")
+                    .after_help("Exit codes: 0 every push was delivered, 1 a push was not delivered, the webhook is disabled or the command failed, 2 invalid configuration.")
                     .arg(json_flag()),
                 &github,
             ),

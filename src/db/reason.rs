@@ -50,7 +50,7 @@ impl DbError {
         let error = match self {
             Self::Misconfigured(reason) => return reason.trim_end_matches('.').to_owned(),
             Self::Denied(cause) if cause.starts_with("permission denied for database") => {
-                return "the role may not connect to it. Run `grant connect on database … to …` as the owner of the database".to_owned();
+                return "the role is not allowed to connect to it. Run `grant connect on database … to …` as the owner of the database".to_owned();
             }
             Self::Denied(cause) => {
                 return format!("it denied access ({cause}). Run deploy/supabase/role.sql");
@@ -93,7 +93,7 @@ fn rejected(code: &str, message: &str) -> Option<&'static str> {
             "the role does not exist. Run deploy/supabase/role.sql, which creates the role video_ingest, or correct the user name in DATABASE_URL"
         }
         "28000" if message.contains("not permitted to log in") => {
-            "the role may not log in. Run `alter role … login`, or correct the user name in DATABASE_URL"
+            "the role is not allowed to log in. Run `alter role … login`, or correct the user name in DATABASE_URL"
         }
         "28000" => {
             "its pg_hba.conf does not allow this user to connect from this machine. Add a line for this user, database and address to pg_hba.conf, or change sslmode in DATABASE_URL"
@@ -132,7 +132,7 @@ fn unreachable(reason: Unreachable) -> String {
             "Set sslrootcert in DATABASE_URL to the certificate of that authority (for Supabase, download it from the dashboard under Database Settings > SSL Configuration)"
         }
         Unreachable::OtherHost => {
-            "Use the host name for which the certificate was issued in DATABASE_URL, or a certificate for this host"
+            "Use the host name that the certificate was issued for in DATABASE_URL, or install a certificate for the current host name"
         }
         Unreachable::Expired => {
             "Renew the certificate of the database server, and check this machine's clock"

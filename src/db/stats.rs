@@ -200,7 +200,7 @@ impl Db {
         Ok(overview)
     }
 
-    /// Counts the videos that are generated, unless the app's table cannot be read or is locked: the rest of
+    /// Counts the videos that are being generated, unless the app's table cannot be read or is locked: the rest of
     /// an overview does not depend on the app.
     async fn count_generating(&self, overview: &mut Overview) {
         let generating =

@@ -55,7 +55,7 @@ pub struct Filter {
     pub commit: Option<String>,
     /// Only videos that changed at or after this time, in milliseconds since the Unix epoch.
     pub since_ms: Option<i64>,
-    /// Only videos that changed before this time, in milliseconds since the Unix epoch.
+    /// Only videos that changed at or before this time, in milliseconds since the Unix epoch.
     pub until_ms: Option<i64>,
     /// [`Page::next`] of the previous page.
     pub cursor: Option<String>,

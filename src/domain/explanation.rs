@@ -58,8 +58,8 @@ impl Situation<'_> {
         let since = self.time(since);
         let waits = match self.agent {
             Some((GenerationStatus::Blocked { reason }, asked)) => format!(
-                "Waiting since {since} for the agent, which needs a person ({}): {reason}",
-                self.at(asked)
+                "Waiting since {since} for the agent, which needs a person to continue (as of {}): {reason}",
+                self.time(asked)
             ),
             Some((GenerationStatus::Finished, asked)) => format!(
                 "Waiting for the agent's push: OpenHands reported {} that the agent has finished",
@@ -122,16 +122,18 @@ impl Situation<'_> {
     fn failed(&self) -> String {
         let then = match (self.code.map(Code::class), self.next_attempt_ms) {
             (Some(Class::Configuration), Some(next)) => format!(
-                " It is tried again {}, or when a sweep finds that the cause has changed.",
+                " The video is retried {}, or when a sweep finds that the cause has changed.",
                 self.at(next)
             ),
-            (_, Some(next)) => format!(" It is tried again {}.", self.at(next)),
+            (_, Some(next)) => format!(" The video is retried {}.", self.at(next)),
             (Some(Class::Invalid), None) => {
-                " It is tried again when one of its files is pushed again.".to_owned()
+                " The video is retried when one of its files is pushed again.".to_owned()
             }
-            (Some(Class::Expired), None) => " It is tried again when it is pushed.".to_owned(),
+            (Some(Class::Expired), None) => {
+                " The video is retried when its files are pushed.".to_owned()
+            }
             (_, None) => {
-                " It is tried again when a sweep finds that the cause has changed.".to_owned()
+                " The video is retried when a sweep finds that the cause has changed.".to_owned()
             }
         };
         let reason = self.reason();
@@ -205,7 +207,7 @@ mod tests {
             (
                 Some(paused),
                 None,
-                "Waiting since 21:00 UTC for the agent, which needs a person (at 21:17 UTC): the agent's sandbox was paused; OpenHands is asked again at 21:22 UTC;",
+                "Waiting since 21:00 UTC for the agent, which needs a person to continue (as of 21:17 UTC): the agent's sandbox was paused; OpenHands is asked again at 21:22 UTC;",
             ),
             (
                 None,
@@ -276,19 +278,19 @@ mod tests {
                 Failed,
                 Some(Code::Truncated),
                 None,
-                "Failed at 21:00 UTC: The reason. It is tried again when one of its files is pushed again.",
+                "Failed at 21:00 UTC: The reason. The video is retried when one of its files is pushed again.",
             ),
             (
                 Failed,
                 Some(Code::BucketMissing),
                 next,
-                "Failed at 21:00 UTC: The reason. It is tried again at 21:25 UTC, or when a sweep finds that the cause has changed.",
+                "Failed at 21:00 UTC: The reason. The video is retried at 21:25 UTC, or when a sweep finds that the cause has changed.",
             ),
             (
                 Failed,
                 Some(Code::GenerationFailed),
                 None,
-                "Failed at 21:00 UTC: The reason. It is tried again when it is pushed.",
+                "Failed at 21:00 UTC: The reason. The video is retried when its files are pushed.",
             ),
         ] {
             assert_eq!(with(state, code, next), expected);

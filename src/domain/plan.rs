@@ -292,7 +292,7 @@ fn without_mp4(history: &History, is_ready: bool, has_json: bool, waits: Waits) 
                 let message = history.message.clone().unwrap_or_default();
                 Plan::Fail(Failure::new(code, message))
             }
-            _ if was_pushed => fail("The branch does not contain the MP4 any more; push it again."),
+            _ if was_pushed => fail("The branch no longer contains the MP4; push it again."),
             _ => fail("The branch does not contain the MP4; push it."),
         };
     }

@@ -341,7 +341,7 @@ fn not_pushed(facts: &Facts, deadline: Duration) -> Verdict {
                 Verdict::Fail(Code::GenerationFailed, status.failure())
             }
             GenerationStatus::Failed { .. } => Verdict::Unknown(format!(
-                "{} The next sweep will confirm it.",
+                "{} If the next sweep gets the same status, the video fails.",
                 status.sentence()
             )),
             GenerationStatus::Blocked { .. } | GenerationStatus::Unknown { .. } => {
@@ -638,7 +638,7 @@ mod tests {
         let generating = |why: &str| Verdict::Generating(why.into());
         let unknown = |why: &str| Verdict::Unknown(why.into());
         let awaited = || generating("The agent finished; its push has not arrived yet.");
-        let first = "It broke. The next sweep will confirm it.";
+        let first = "It broke. If the next sweep gets the same status, the video fails.";
         let fail = |code, why: &str| Verdict::Fail(code, why.into());
         let never_pushed = "The agent finished but did not push a video within 15 min.";
         let cases = [

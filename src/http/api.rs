@@ -176,7 +176,7 @@ fn complete(app: &AppState, video: &mut VideoView) {
 pub(super) struct Video {
     #[serde(flatten)]
     pub detail: VideoDetail,
-    /// What the video waits for, since when, until when, who was asked last and when next.
+    /// Why the video is in its state, since when, and what happens next.
     pub explanation: String,
     /// Web pages that show more.
     pub links: Links,
@@ -406,7 +406,7 @@ pub(super) struct Deliveries {
     refused: Vec<RefusalView>,
 }
 
-/// Deliveries that this process did not process for the same reason.
+/// Deliveries that this process refused or ignored for the same reason.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(super) struct RefusalView {
     /// `refused` or `ignored`.

@@ -22,7 +22,7 @@ use crate::pipeline::checks::{Finding, Mark};
 /// The state of the server and of all videos.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(super) struct Status {
-    /// What is wrong with the whole, failed checks first.
+    /// The problems of the server as a whole, failed checks first.
     pub problems: Vec<ProblemView>,
     /// The failed videos by code: those with a common cause first, then the most frequent ones.
     pub failures: Vec<FailureGroup>,
@@ -32,7 +32,7 @@ pub(super) struct Status {
     pub counts: BTreeMap<&'static str, i64>,
     /// The number of queued videos whose next attempt is later, at most 1,000.
     pub backing_off: i64,
-    /// When the video was due that has waited longest for a worker.
+    /// When the video that has waited longest for a worker became due.
     pub oldest_due_at: Option<String>,
     /// When the last push was accepted.
     pub last_push_at: Option<String>,

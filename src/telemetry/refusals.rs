@@ -13,7 +13,7 @@ const ENTRIES_MAX: usize = 100;
 /// Why a delivery was not processed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// It was refused. Nothing else is kept of it, because its sender may be a stranger.
+    /// It was refused. Nothing else is kept of it, because its sender may be unauthenticated.
     Refused(Reason),
     /// Its signature is valid, but it does not concern this server.
     Ignored(Ignored),

@@ -238,6 +238,8 @@ async fn a_watch_ends_when_its_videos_are_ready() {
 #[tokio::test]
 async fn a_watch_of_all_videos_shows_what_changes_until_ctrl_c() {
     let t = Scenario::begin(Backend::Embedded).await;
+    let old = ingested(&t, Video::with(TRUNCATED)).await;
+    t.later(Duration::from_secs(3600));
     ingested(&t, Video::good()).await;
     let mut child = client(&t, &t.url, &["videos", "watch"]).spawn().unwrap();
     let mut lines = Lines::of(&mut child);
@@ -250,6 +252,13 @@ async fn a_watch_of_all_videos_shows_what_changes_until_ctrl_c() {
         line = lines.next().await;
     }
     expect(&line, &[&failed.id(), "truncated: "]);
+    // A failure that is only confirmed.
+    t.ask(&format!("/api/videos/{}/retry", old.id())).await;
+    expect(&lines.next().await, &[&old.id(), "queued"]);
+    t.work().await;
+    while !line.contains(&old.id()) || !line.contains("failed") {
+        line = lines.next().await;
+    }
     let pid = child.id().unwrap().to_string();
     assert!(
         Command::new("kill")
@@ -314,7 +323,7 @@ async fn a_sweep_fails_only_for_videos_that_fail_in_it() {
     expect(
         &text,
         &[
-            "not every video is ready. Some are failed.",
+            "not every video is ready. Other states: failed.",
             "video-ingest status",
         ],
     );

@@ -99,7 +99,7 @@ scenario! {
         t.commit(&video);
         sweep(t).await;
         t.work().await;
-        expect_text(problem(&status(t).await, "deliveries.missing"), &["never delivered a push", "1 video", "video-ingest doctor"]);
+        expect_text(problem(&status(t).await, "deliveries.missing"), &["no record of a push", "1 video", "video-ingest doctor"]);
         let other = Video::good();
         t.row(&other).await;
         t.later(Duration::from_secs(1));
@@ -125,7 +125,7 @@ scenario! {
         expect_text(shown["explanation"].as_str().unwrap(), &["The last attempt failed, and the next one starts at", &next[11..16]]);
         let now = status(t).await;
         assert_eq!((&now["backing_off"], &now["oldest_due_at"]), (&json!(1), &Value::Null));
-        expect_text(problem(&now, "videos.retried"), &["1 video is tried again", "github_unavailable"]);
+        expect_text(problem(&now, "videos.retried"), &["1 video is being retried", "github_unavailable"]);
         assert_eq!(now["problems"].as_array().unwrap().len(), 1, "{now:#}");
         // Without a worker.
         t.later(2 * HOUR);

@@ -405,7 +405,7 @@ broken! {
         let push = s.github.push(s.github.head(), s.github.head());
         s.github.record(s.hook, &push, "timed out", 0);
     }
-    Embedded: deliveries_signed_with_another_secret(s) => ["hook.deliveries"] "another secret", "webhook install --url http://127.0.0.1" {
+    Embedded: deliveries_signed_with_another_secret(s) => ["hook.deliveries"] "a secret other than", "webhook install --url http://127.0.0.1" {
         let push = s.github.push(s.github.head(), s.github.head());
         s.github.record(s.hook, &push, "Invalid HTTP Response: 401", 401);
     }
@@ -493,7 +493,7 @@ broken! {
     Supabase: a_database_role_that_does_not_exist(s) => ["database.connect"] "the role does not exist", "role.sql" {
         s.reconnect("video_ingest@", "nobody@");
     }
-    Supabase: a_database_role_that_may_not_log_in(s) => ["database.connect"] "may not log in", "alter role" {
+    Supabase: a_database_role_that_may_not_log_in(s) => ["database.connect"] "not allowed to log in", "alter role" {
         s.reconnect("video_ingest@", "anon@");
     }
     Supabase: a_database_that_does_not_exist(s) => ["database.connect"] "no database of that name", "Correct the name" {
@@ -503,7 +503,7 @@ broken! {
         let user = format!("needs_password:{PASSWORD}@");
         s.reconnect("video_ingest@", &user);
     }
-    Supabase: a_database_to_which_the_role_may_not_connect(s) => ["database.connect"] "may not connect", "grant connect" {
+    Supabase: a_database_to_which_the_role_may_not_connect(s) => ["database.connect"] "not allowed to connect", "grant connect" {
         let name = s.database.as_ref().unwrap().name.clone();
         s.sql(&format!("revoke connect on database {name} from public")).await;
     }
@@ -557,7 +557,7 @@ broken! {
     Supabase: changes_that_realtime_does_not_send(s) => ["database.publication"] "not in the supabase_realtime publication", "realtime.sql" {
         s.sql("alter publication supabase_realtime drop table lesson_assets").await;
     }
-    Supabase: a_publication_without_updates(s) => ["database.publication"] "not its updates", "realtime.sql", "set (publish = " {
+    Supabase: a_publication_without_updates(s) => ["database.publication"] "does not publish updates", "realtime.sql", "set (publish = " {
         s.sql("alter publication supabase_realtime set (publish = 'insert, delete')").await;
     }
     Supabase: no_index_of_pending_videos(s) => [] "no index", "indexes.sql" {

@@ -308,6 +308,11 @@ async fn unfinished_bodies_take_little_memory() {
 async fn a_client_that_does_not_read_is_disconnected() {
     const ANSWERS_UNREAD_MAX: Duration = Duration::from_secs(60);
     let (_dir, _github, server, _push) = serving().await;
+    // Opens the connections to the database.
+    let mut first = TcpStream::connect(server.address()).await.unwrap();
+    let ask = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    first.write_all(ask).await.unwrap();
+    first.read_to_end(&mut Vec::new()).await.unwrap();
     let idle = server.open_files();
     let asks = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1_000_000);
     let mut stream = TcpStream::connect(server.address()).await.unwrap();

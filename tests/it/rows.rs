@@ -215,7 +215,7 @@ scenario! {
         t.work().await;
         assert_eq!(t.snapshot().await, before);
         let page = t.get(&format!("/videos/{}", video.id())).await.json.to_string();
-        assert!(!page.contains("<button>") && page.contains("Nothing to retry"), "{page}");
+        assert!(!page.contains("/retry") && page.contains("Check again"), "{page}");
         assert_eq!(t.video(&video).await["state"], "generating");
         // Generated again under the same id, after a failure.
         t.later(7 * HOUR);

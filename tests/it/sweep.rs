@@ -133,7 +133,7 @@ scenario! {
             (&unassigned, "generating: Nothing has been pushed yet."),
             (&working, "generating: The agent is working on it."),
             (&done, "generating: The agent finished; its push has not arrived yet."),
-            (&broken, "unknown: The agent stopped with an error. The next sweep will confirm it."),
+            (&broken, "unknown: The agent stopped with an error. If the next sweep gets the same status, the video fails."),
             (&forgotten, "unknown: OpenHands has no conversation with this ID."),
             (&late, "failed: No video was pushed within 6 h."),
             (&failed, "failed: out of credits"),

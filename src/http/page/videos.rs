@@ -276,7 +276,7 @@ fn times(video: &VideoView, next_sweep_ms: Option<i64>, now: i64) -> Vec<(&'stat
         ],
         VideoState::Waiting if video.code == Some(Code::MetadataMissing) => vec![
             ("Waiting since", changed),
-            ("Ingested without it", times.next_attempt_ms),
+            ("Ingested without JSON", times.next_attempt_ms),
         ],
         VideoState::Waiting => vec![
             ("Waiting since", changed),

@@ -154,8 +154,8 @@ impl VideoRow {
     /// What happens at the time of the next attempt.
     pub(super) fn next_label(&self) -> &'static str {
         match (self.video.state, self.video.code) {
-            (VideoState::Waiting, Some(Code::MetadataMissing)) => "Ingested without it",
-            (VideoState::Waiting, _) => "Fails without it",
+            (VideoState::Waiting, Some(Code::MetadataMissing)) => "Ingested without JSON",
+            (VideoState::Waiting, _) => "Deadline",
             _ => "Next attempt",
         }
     }

@@ -126,7 +126,7 @@ async fn look(
             Err(DbError::Denied(cause)) => {
                 if !report.has_failed_check("database.policies") {
                     let text = format!(
-                        "A policy on lesson_assets rejects every access of the server's role: {cause}. Add `to authenticated` to the app's policies, then run deploy/supabase/role.sql."
+                        "A policy on lesson_assets rejects every access by the server's role: {cause}. Add `to authenticated` to the app's policies, then run deploy/supabase/role.sql."
                     );
                     report.fail("database.policies", text);
                 }
@@ -240,7 +240,7 @@ fn app(config: &Config, facts: &AppFacts, report: &mut Report) {
         Published::Updates => report.ok(id, "Supabase Realtime publishes changes to lesson_assets."),
         Published::NoUpdates => report.fail(
             id,
-            "The supabase_realtime publication contains lesson_assets, but not its updates, so the app does not show new videos until it is reloaded. Run deploy/supabase/realtime.sql, or `alter publication supabase_realtime set (publish = 'insert, update, delete, truncate')`.",
+            "The supabase_realtime publication contains lesson_assets but does not publish updates, so the app does not show new videos until it is reloaded. Run deploy/supabase/realtime.sql, or `alter publication supabase_realtime set (publish = 'insert, update, delete, truncate')`.",
         ),
         Published::Not if is_supabase(config) => report.fail(
             id,
@@ -252,7 +252,7 @@ fn app(config: &Config, facts: &AppFacts, report: &mut Report) {
     if facts.lacks_index {
         report.warn(
             id,
-            "lesson_assets has no index of its pending videos, so the status page and each sweep read the whole table. Run deploy/supabase/indexes.sql.",
+            "lesson_assets has no index on its pending videos, so the status page and each sweep read the whole table. Run deploy/supabase/indexes.sql.",
         );
     } else {
         report.ok(id, "lesson_assets has an index of its pending videos.");
@@ -274,7 +274,7 @@ fn foreign(ForeignPolicy { name, effect }: &ForeignPolicy, report: &mut Report) 
         ),
         PolicyEffect::MayHide => report.warn(
             id,
-            format!("The restrictive policy {name} on lesson_assets also applies to the server's role and can hide rows from it. Unless that is intended: {}", fix.replacen("Run", "run", 1)),
+            format!("The restrictive policy {name} on lesson_assets also applies to the server's role and can hide rows from it. Unless this is intended, {}", fix.replacen("Run", "run", 1)),
         ),
     }
 }

@@ -464,10 +464,10 @@ fn cause_of(attempt: &HookDelivery, url: &str) -> String {
     let status = &attempt.status;
     match attempt.status_code {
         0 => format!(
-            "GitHub cannot connect to {url} ({status}). Check with `video-ingest doctor --url {url}`, and let the firewall admit GitHub"
+            "GitHub cannot connect to {url} ({status}). Run `video-ingest doctor --url {url}`, and check that the firewall allows connections from GitHub"
         ),
         401 => format!(
-            "GitHub signs deliveries with another secret than GITHUB_WEBHOOK_SECRET (status 401). Run `video-ingest webhook install --url {url}`"
+            "GitHub signs deliveries with a secret other than GITHUB_WEBHOOK_SECRET (status 401). Run `video-ingest webhook install --url {url}`"
         ),
         503 => format!(
             "The server at {url}, or its database, is unavailable (status 503). Check it with `video-ingest doctor --url {url}`"
@@ -479,7 +479,7 @@ fn cause_of(attempt: &HookDelivery, url: &str) -> String {
             "{url} is not the address of this server (status {code}). Run `video-ingest webhook install --url https://YOUR-HOST`"
         ),
         413 => format!(
-            "The proxy at {url} rejects large requests (status 413). Let it accept bodies of 25 MB"
+            "The proxy at {url} rejects large requests (status 413). Configure it to accept request bodies of up to 25 MB"
         ),
         code => {
             format!("The program at {url} rejected the delivery (status {code}). Check its log")

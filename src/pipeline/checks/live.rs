@@ -101,7 +101,7 @@ fn deliveries(facts: &Facts<'_>, report: &mut Report) {
                 facts.time(refusal.at_ms),
                 explained(refusal, facts.repository)
             );
-            // If pushes were accepted before, the refused requests may be those of a stranger.
+            // If pushes were accepted before, the refused requests may be those of unauthenticated clients.
             if verb == "refused" && last_push_ms.is_some() {
                 report.warn(id, text);
             } else {
@@ -118,7 +118,7 @@ fn deliveries(facts: &Facts<'_>, report: &mut Report) {
     {
         let videos = counted(count.unsigned_abs(), "video", "videos");
         let since = last_push_ms.map_or_else(
-            || "GitHub has never delivered a push to this server".to_owned(),
+            || "The server has no record of a push from GitHub".to_owned(),
             |push| format!("GitHub has delivered no push since {}", facts.time(push)),
         );
         let text = format!(
@@ -139,21 +139,21 @@ pub fn explained(refusal: &Refusal, repository: &str) -> String {
         Why::Refused(Reason::Busy) => "Too many large bodies were being received. Redeliver failed deliveries with `video-ingest webhook redeliver --failed`.".to_owned(),
         Why::Refused(Reason::WrongToken | Reason::ConnectionsFull) => "A client was rejected.".to_owned(),
         Why::Ignored(Ignored::Repository) => format!(
-            "They came from another repository ({}). If {repository} was renamed or transferred, set GITHUB_REPOSITORY to its new name and restart the server; otherwise, delete the other repository's webhook.",
+            "The payload names another repository ({}). If {repository} was renamed or transferred, set GITHUB_REPOSITORY to its new name and restart the server; otherwise, delete the other repository's webhook.",
             refusal.reason
         ),
         Why::Ignored(Ignored::Branch) => format!(
-            "They were for another branch ({}). If the videos are pushed there, set GITHUB_BRANCH and restart the server.",
+            "The pushed branch is not the one that this server watches ({}). If the videos are pushed to that branch, set GITHUB_BRANCH and restart the server.",
             refusal.reason
         ),
-        Why::Ignored(Ignored::Other) => format!("They do not concern this server: {}.", refusal.reason),
+        Why::Ignored(Ignored::Other) => format!("There was nothing to process: {}.", refusal.reason),
     }
 }
 
 fn sweeps(facts: &Facts<'_>, report: &mut Report) {
     if let Some(failed) = &facts.overview.failed_sweep {
         let text = format!(
-            "Sweeps have failed since {}, so videos of lost webhooks are not found. {}",
+            "Sweeps have failed since {}, so videos whose webhooks were lost are not found. {}",
             facts.time(failed.since_ms),
             failed.message
         );
@@ -167,7 +167,7 @@ fn sweeps(facts: &Facts<'_>, report: &mut Report) {
             ("openhands", "unauthorized" | "forbidden") => "OpenHands rejected OPENHANDS_API_KEY, so failed generations are detected only at their deadline. Create a new key in the OpenHands settings.".to_owned(),
             ("openhands", "html_answer" | "malformed") => "OPENHANDS_API_URL does not serve the configured API version. Check OPENHANDS_API_URL and OPENHANDS_API_VERSION.".to_owned(),
             ("openhands", _) => format!("OpenHands did not respond as expected ({code}), so failed generations are detected later."),
-            ("database", _) => "A row of lesson_assets has a value that the server cannot use. The log of the sweep names the row and the column.".to_owned(),
+            ("database", _) => "A row in lesson_assets has an invalid value and was skipped. Correct it; the server's log names the row and the column.".to_owned(),
             (service, code) => {
                 let advice = Code::parse(code).map_or("", advice);
                 format!("The {service} could not be checked ({code}). {advice}")
@@ -189,9 +189,9 @@ fn quota(facts: &Facts<'_>, report: &mut Report) {
     if rate.remaining >= rate.limit / QUOTA_DIVISOR || reset_ms <= facts.now_ms {
         return;
     }
-    let fix = "If this happens often, set GITHUB_TOKEN (60 requests an hour without it), and check what else uses the token.";
+    let fix = "If this happens often, set GITHUB_TOKEN (without it, the limit is 60 requests per hour); if it is set, check which other programs use the same token or account.";
     let text = format!(
-        "{} of {} GitHub API requests are left until {}. {fix}",
+        "{} of {} GitHub API requests remain until {}. {fix}",
         rate.remaining,
         rate.limit,
         facts.time(reset_ms)
@@ -208,7 +208,7 @@ fn outages(facts: &Facts<'_>, report: &mut Report) {
     for retried in &facts.overview.retried {
         let videos = counted(retried.count.unsigned_abs(), "video is", "videos are");
         let text = format!(
-            "{videos} tried again because of {}, since {}. {}",
+            "{videos} being retried because of {}, since {}. {}",
             retried.code,
             facts.time(retried.since_ms),
             advice(retried.code)

@@ -30,17 +30,17 @@ pub(super) async fn examine(config: &Config, url: Option<&Url>) -> Report {
     let local = reachable(config.listen);
     let behind = if receiver::is_listening(local).await {
         format!(
-            "a server is running on this machine at {local}, to which the proxy must forward requests"
+            "a server is running on this machine at {local}, so configure the proxy to forward requests to it"
         )
     } else {
         format!(
-            "no server is running on this machine at {local}: start it with `video-ingest serve`"
+            "no server is running on this machine at {local}, so start one with `video-ingest serve`"
         )
     };
     let text = match reached {
         Reached::Older => {
             let text = format!(
-                "{url} reaches a server of an older version, which cannot prove that it has this webhook secret. Install this version on it."
+                "The server at {url} runs an older version, which cannot prove that it has this webhook secret. Install this version there."
             );
             report.warn(id, text);
             return report;
@@ -71,7 +71,7 @@ pub(super) async fn examine(config: &Config, url: Option<&Url>) -> Report {
                     format!("Check the firewall and the proxy; {behind}")
                 }
                 Unreachable::Authority => {
-                    "GitHub requires a certificate of a public authority, with its intermediate certificates: install one, for example from Let's Encrypt".to_owned()
+                    "Install a certificate that GitHub trusts, with its intermediate certificates: one from a public certificate authority such as Let's Encrypt".to_owned()
                 }
                 Unreachable::OtherHost | Unreachable::Expired | Unreachable::Certificate => {
                     "Install a valid certificate for this host name on the proxy".to_owned()

@@ -142,7 +142,7 @@ async fn limits_of(
         ),
         Some(max) if max < wanted => report.warn(
             id,
-            format!("The bucket {bucket} accepts only objects of up to {max} bytes. Larger videos fail with too_large: raise the bucket's file size limit if there will be any."),
+            format!("The bucket {bucket} accepts only objects of up to {max} bytes. Larger videos fail with too_large; if you expect any, raise the bucket's file size limit."),
         ),
         Some(max) => report.ok(id, format!("The bucket accepts objects of up to {max} bytes.")),
         None => report.ok(id, "The bucket has no size limit of its own; the project's limit applies."),
@@ -151,7 +151,7 @@ async fn limits_of(
         "storage.mime",
         limits.mp4_allowed,
         "The bucket accepts video/mp4.",
-        format!("The bucket {bucket} does not accept video/mp4 (which `*/*` does not include). Run deploy/supabase/bucket.sql to add it to the allowed MIME types."),
+        format!("The bucket {bucket} does not accept video/mp4 (Storage does not support the wildcard `*/*`). Run deploy/supabase/bucket.sql to add it to the allowed MIME types."),
     );
     Some(limits)
 }

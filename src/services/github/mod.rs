@@ -364,7 +364,7 @@ impl Github {
         match status.as_u16() {
             200..=299 | 304 | 404 | 409 | 422 => Ok(()),
             401 => Err(denied(
-                "GitHub rejected GITHUB_TOKEN, because it is wrong, has expired or was revoked. Create a token with access to the repository (Contents: read) at https://github.com/settings/personal-access-tokens and set GITHUB_TOKEN to it.",
+                "GitHub rejected GITHUB_TOKEN because it is invalid, expired or revoked. Create a token with access to the repository (Contents: read) at https://github.com/settings/personal-access-tokens and set GITHUB_TOKEN to it.",
             )),
             403 | 429 => Err(self.refused(status, headers, seen, body)),
             _ => Err(unexpected_status(status)),
