@@ -180,6 +180,7 @@ impl App {
             event_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             wrong_tokens: Arc::default(),
             refusals: Arc::default(),
+            redactor: Redactor::new(config.secrets()),
             sites: Arc::new(sites(&config)),
             reconcile_interval: config.reconcile_interval,
             sign_in_link: sign_in_link.clone(),

@@ -97,10 +97,13 @@ pub fn table(heads: &[&str], rows: &[Row]) -> String {
     for row in rows {
         let mut before = String::new();
         for (cell, width) in row.cells.iter().zip(&widths) {
-            before += &format!("{cell:<width$}  ");
+            before += &format!("{:<width$}  ", plain(cell));
         }
-        let last = row.cells.last().map_or("", String::as_str);
-        for piece in wrap(last, WIDTH.saturating_sub(indent)) {
+        let last = row
+            .cells
+            .last()
+            .map_or_else(String::new, |cell| plain(cell));
+        for piece in wrap(&last, WIDTH.saturating_sub(indent)) {
             text += format!("{before}{piece}").trim_end();
             text.push('\n');
             before = " ".repeat(indent);
@@ -168,11 +171,17 @@ pub fn capitalized(text: &str) -> String {
         .unwrap_or_default()
 }
 
-/// Text from outside, safe to print: control characters, which could move the terminal's cursor,
-/// become spaces.
+/// Whether a character could move the terminal's cursor, or hide or reorder text.
+pub fn is_unprintable(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// Text from outside, safe to print: unprintable characters become spaces.
 pub fn plain(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| if is_unprintable(c) { ' ' } else { c })
         .collect()
 }
 
@@ -384,6 +393,7 @@ mod tests {
     #[test]
     fn text_from_outside_cannot_move_the_cursor() {
         assert_eq!(plain("a\x1b[2Jb\nc"), "a [2Jb c");
+        assert_eq!(plain("a\u{9b}b\u{7f}c\u{202e}d"), "a b c d");
     }
 
     #[test]

@@ -111,11 +111,11 @@ async fn list(client: &Client, limit: usize) -> anyhow::Result<Value> {
         if refused.is_null() {
             refused = page["refused"].take();
         }
-        if let Value::Array(items) = page["deliveries"].take() {
-            all.extend(items);
-        }
+        let items = page["deliveries"].as_array().cloned().unwrap_or_default();
+        let is_last = items.is_empty();
+        all.extend(items);
         let next = page["next"].take();
-        if next.is_null() || all.len() >= limit {
+        if is_last || next.is_null() || all.len() >= limit {
             all.truncate(limit);
             return Ok(json!({"deliveries": all, "refused": refused, "next": next}));
         }

@@ -4,7 +4,9 @@
 //! environment is read, so it cannot affect a production database.
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -163,6 +165,7 @@ impl Demo {
         // Kept at the end, so that the stored videos can be inspected.
         let data = tempfile::Builder::new()
             .prefix("video-ingest-demo-")
+            .permissions(Permissions::from_mode(0o700))
             .tempdir()?
             .keep();
         let listener = TcpListener::bind("127.0.0.1:0").await?;

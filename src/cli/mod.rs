@@ -28,6 +28,7 @@ use self::manual::{with_examples, with_settings};
 use crate::app::{self, App, Injected};
 use crate::clock::Clock;
 use crate::config::{self, Config, Problem, Sources, reachable};
+use crate::domain::advice::repeats;
 use crate::http;
 use crate::services;
 use crate::telemetry;
@@ -218,13 +219,6 @@ async fn until_interrupted(
     }
 }
 
-/// Whether a message already says what the advice says: one of its clauses begins with the same verb.
-fn repeats(message: &str, advice: &str) -> bool {
-    let verb = |text: &str| text.split_whitespace().next().map(str::to_lowercase);
-    let mut clauses = message.split(['.', ';', ',']);
-    verb(advice).is_some_and(|wanted| clauses.any(|clause| verb(clause).as_ref() == Some(&wanted)))
-}
-
 /// Writes to standard output; `print!` would panic on a closed pipe.
 fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
@@ -237,7 +231,16 @@ fn print_line(line: &str) -> anyhow::Result<()> {
 }
 
 fn print_json(value: &serde_json::Value) -> anyhow::Result<()> {
-    print_line(&format!("{value:#}"))
+    // JSON allows unprintable characters in strings. The line breaks are those between the members.
+    let mut text = String::new();
+    for c in format!("{value:#}").chars() {
+        if c != '\n' && crate::format::is_unprintable(c) {
+            text += &format!("\\u{:04x}", u32::from(c));
+        } else {
+            text.push(c);
+        }
+    }
+    print_line(&text)
 }
 
 fn json_flag() -> Arg {

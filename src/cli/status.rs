@@ -12,7 +12,7 @@ use super::manual::{CLIENT_HELP, with_examples};
 use super::videos::relative;
 use super::{json_flag, print, print_json, repeats};
 use crate::clock::Clock;
-use crate::domain::failure::Class;
+use crate::domain::failure::{Class, Code};
 use crate::format::{self, Row, plain};
 
 /// The command line of `status`.
@@ -154,7 +154,9 @@ fn row(group: &Group, now: Timestamp) -> Row {
     let message = group.message.as_deref().unwrap_or_default();
     let advice = (!repeats(message, &group.advice)).then(|| format!("→ {}", plain(&group.advice)));
     // A new attempt with the same files would fail again.
-    let command = if Class::Invalid.as_str() == group.class {
+    let is_promising = Class::parse(&group.class) == Some(Class::Configuration)
+        || Code::parse(&group.code) == Some(Code::GaveUp);
+    let command = if !is_promising {
         "list"
     } else {
         "retry --failed"

@@ -315,7 +315,12 @@ pub(super) async fn pages(
         query.push(("limit", page_rows.to_string()));
         query.extend(next.as_str().map(|cursor| ("cursor", cursor.to_owned())));
         let mut page = client.get("/api/videos", &query).await?;
-        next = page["next"].take();
+        let before = std::mem::replace(&mut next, page["next"].take());
+        if !next.is_null() && next == before {
+            anyhow::bail!(
+                "The server returned the same page twice. Check that the URL is that of a video-ingest server."
+            );
+        }
         match page["videos"].take() {
             Value::Array(items) if !items.is_empty() => videos.extend(items),
             _ => return Ok((videos, Value::Null)),

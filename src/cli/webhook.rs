@@ -22,6 +22,7 @@ use crate::config::{
     Sources,
 };
 use crate::domain::signature::sign;
+use crate::format::plain;
 use crate::services::client;
 use crate::services::github::{Github, Hook, HookDelivery, RECEIVER_PATH, failed_guids};
 
@@ -356,8 +357,8 @@ async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
         let active = if hook.active { "active" } else { "disabled" };
         print_line(&format!(
             "{}  ({active}; {})\n",
-            hook.config.url,
-            hook.events.join(", ")
+            plain(&hook.config.url),
+            plain(&hook.events.join(", "))
         ))?;
         for delivery in deliveries.iter().take(SHOWN_MAX) {
             let mark = if delivery.succeeded() { '✓' } else { '✗' };
@@ -368,14 +369,18 @@ async fn status(config: &Config, as_json: bool) -> anyhow::Result<ExitCode> {
                 status,
                 ..
             } = delivery;
-            print_line(&format!(
-                "{mark} {delivered_at}  {event:5} {guid}  {status}"
-            ))?;
+            let line = format!("{delivered_at}  {event:5} {guid}  {status}");
+            print_line(&format!("{mark} {}", plain(&line)))?;
         }
         print_line(&match failed.len() {
+            0 if !hook.active => "\nThe webhook is disabled. Run `video-ingest webhook install --url <URL>`, which enables it.".to_owned(),
             0 => format!(
                 "\nDeliveries in the last three days: {}. Every push was delivered.",
                 deliveries.len()
+            ),
+            n if deliveries.iter().any(|delivery| delivery.status_code == 401) => format!(
+                "\n{n} push(es) were not delivered, because the server uses a different GITHUB_WEBHOOK_SECRET. Run `video-ingest webhook install --url {}`, then `video-ingest webhook redeliver --failed`.",
+                plain(hook.config.url.trim_end_matches("/webhooks/github"))
             ),
             n => format!(
                 "\n{n} push(es) were not delivered. To redeliver them, run `video-ingest webhook redeliver --failed`."
@@ -395,7 +400,7 @@ async fn redeliver(config: &Config, guid: Option<&String>) -> anyhow::Result<Exi
     }
     let asked = redeliver_failed(&github, &hook).await?;
     for guid in &asked {
-        print_line(&format!("Requested redelivery of {guid}."))?;
+        print_line(&format!("Requested redelivery of {}.", plain(guid)))?;
     }
     if asked.is_empty() {
         print_line("Every push from the last three days was delivered.")?;

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::{Claim, Db, DbError, Dialect, Unit, duration};
 use crate::domain::failure::{Class, Code, Failure};
 use crate::domain::ids::VideoKey;
-use crate::domain::plan::{End, Published};
+use crate::domain::plan::{End, Published, Waited};
 use crate::domain::report::SweepCounts;
 use crate::domain::state::VideoState;
 
@@ -107,6 +107,9 @@ pub struct Failures {
 pub struct FailedSweep {
     /// When the first one failed, in milliseconds since the Unix epoch.
     pub since_ms: i64,
+    /// When the last one failed, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub at_ms: i64,
     /// Why the last one failed, as a sentence for people.
     pub message: String,
 }
@@ -330,6 +333,7 @@ impl Db {
         let known: Option<FailedSweep> = known.and_then(|value| serde_json::from_str(&value).ok());
         let failed = FailedSweep {
             since_ms: known.map_or_else(|| self.clock.now_ms(), |known| known.since_ms),
+            at_ms: self.clock.now_ms(),
             message: message.to_owned(),
         };
         self.set_mark(FAILED_SWEEP, &json!(failed).to_string())
@@ -438,7 +442,10 @@ fn failures_of(row: &AnyRow) -> Option<Failures> {
 /// Whether the video failed for another reason than before. A retry of a configuration failure is not
 /// counted again.
 fn is_new_failure(claim: &Claim, failure: &Failure) -> bool {
-    claim.history.code != Some(failure.code)
+    let history = &claim.history;
+    // A video that waits has the code of what is missing, and fails with the same one.
+    let has_waited = history.waited != Waited::default();
+    has_waited || history.code != Some(failure.code)
 }
 
 /// The histogram bucket of a duration.

@@ -90,7 +90,7 @@ pub struct VideoView {
     pub conversation_id: Option<String>,
     /// The web page of the agent's conversation.
     pub conversation_url: Option<String>,
-    /// `null` unless the app's row is pending.
+    /// `null` unless the video is being generated.
     pub generation: Option<GenerationView>,
     pub updated_at: String,
     pub created_at: String,
@@ -598,7 +598,8 @@ fn video_view(row: &AnyRow) -> VideoView {
     let text = |column| row.get::<Option<String>, _>(column);
     let state = super::state(row);
     let code = text("code").as_deref().and_then(Code::parse);
-    let generation = (row.get::<i64, _>("is_pending") == 1).then(|| generation_view(row));
+    let is_generating = state == VideoState::Generating && row.get::<i64, _>("is_pending") == 1;
+    let generation = is_generating.then(|| generation_view(row));
     let mut message = text("message");
     if state == VideoState::Generating {
         let status = generation.as_ref().and_then(|g| g.reported.as_ref());
@@ -623,7 +624,10 @@ fn video_view(row: &AnyRow) -> VideoView {
         advice: code.map(advice),
         source: text("source").as_deref().and_then(Source::parse),
         attempts: row.get("attempts"),
-        next_attempt_at: next_attempt_ms.map(timestamp),
+        // Without its row or its MP4, the video fails then.
+        next_attempt_at: next_attempt_ms
+            .filter(|_| state != VideoState::Waiting || code == Some(Code::MetadataMissing))
+            .map(timestamp),
         size_bytes: row.get("size_bytes"),
         duration_ms: row.get("duration_ms"),
         storage_path: row.get("storage_path"),

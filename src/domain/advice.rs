@@ -75,6 +75,13 @@ pub const fn advice(code: Code) -> &'static str {
     }
 }
 
+/// Whether a message already says what the advice says: one of its clauses begins with the same verb.
+pub fn repeats(message: &str, advice: &str) -> bool {
+    let verb = |text: &str| text.split_whitespace().next().map(str::to_lowercase);
+    let mut clauses = message.split(['.', ';', ',']);
+    verb(advice).is_some_and(|wanted| clauses.any(|clause| verb(clause).as_ref() == Some(&wanted)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -35,7 +35,14 @@ pub struct Situation<'a> {
     pub not_asked: Option<&'a str>,
     /// When the next sweep asks it.
     pub next_sweep_ms: Option<i64>,
+    /// Why the server may not see what is pushed, in sentences; `None` if it does.
+    pub unseen_pushes: Option<&'a str>,
+    /// Whether no video is being processed.
+    pub has_idle_queue: bool,
 }
+
+/// If no video is being processed, a worker claims a due video earlier.
+const IDLE_MAX_MS: i64 = 60_000;
 
 impl Situation<'_> {
     /// The sentence.
@@ -81,10 +88,20 @@ impl Situation<'_> {
             (None, Some(next)) => format!("; OpenHands is asked again {}", self.at(next)),
             (None, None) => String::new(),
         };
-        let until = self.deadline_ms.map_or_else(String::new, |deadline| {
-            format!("; without a push, the video fails {}", self.at(deadline))
+        let until = match self.deadline_ms {
+            None => String::new(),
+            Some(deadline) if deadline > self.now_ms => {
+                format!("; without a push, the video fails {}", self.at(deadline))
+            }
+            Some(deadline) => format!(
+                "; its deadline was {}, and the next successful sweep marks it as failed",
+                self.at(deadline)
+            ),
+        };
+        let unseen = self.unseen_pushes.map_or_else(String::new, |problem| {
+            format!("The server may not see what was pushed: {problem} ")
         });
-        format!("{waits}{asks}{until}.")
+        format!("{unseen}{waits}{asks}{until}.")
     }
 
     fn queued(&self) -> String {
@@ -93,6 +110,10 @@ impl Situation<'_> {
             (Some(next), Some(reason)) => format!(
                 "The last attempt failed, and the next one starts {}: {reason}",
                 self.at(next)
+            ),
+            _ if self.has_idle_queue && self.now_ms - requested > IDLE_MAX_MS => format!(
+                "Queued since {}, but no worker has taken it; check that a server with WORKERS greater than 0 is running.",
+                self.time(requested)
             ),
             _ => format!(
                 "Queued since {}; the next free worker processes it.",

@@ -113,6 +113,17 @@ impl FileLists {
         self.videos.is_empty() && self.others.is_empty() && !self.too_many_videos
     }
 
+    /// The first path whose name is that of a video's file, if the lists were read with an empty prefix.
+    pub(super) fn first_video_path(&self) -> Option<String> {
+        let is_video = |path: &&String| {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            VideoKey::parse_file_name(name).is_some()
+        };
+        let root = || Some(self.videos.keys().next()?.file_name(FileKind::Video));
+        let path = self.others.keys().find(is_video);
+        path.map(|path| echo(path)).or_else(root)
+    }
+
     /// Splits the changes into the videos to request, sorted, the other files, sorted, and whether a scan is
     /// required because the lists do not tell what the branch contains. `after`: the head after the push.
     ///

@@ -150,8 +150,12 @@ pub enum Decision {
 pub enum Ignored {
     /// The repository: the webhook of another one, or the watched one was renamed or transferred.
     Repository,
-    /// The branch.
+    /// The branch, and videos were pushed to it.
     Branch,
+    /// The folder of the videos.
+    Folder,
+    /// The name of a pushed MP4.
+    Name,
     /// The event, or the push contains no change of a watched file.
     Other,
 }
@@ -184,20 +188,32 @@ pub fn decide(
     branch: Option<&str>,
     videos_dir: &str,
 ) -> Result<Decision, Malformed> {
-    if let Some((kind, reason)) = not_ours(push, repository, branch) {
-        return Ok(Decision::Ignored { kind, reason });
-    }
     let prefix = folder_prefix(videos_dir);
     let payload = &push.payload;
-    let lists = match payload.commits {
-        Some(commits) => FileLists::read(commits.get(), &prefix)?,
-        None => FileLists::default(),
+    let lists = |prefix: &str| match payload.commits {
+        Some(commits) => FileLists::read(commits.get(), prefix),
+        None => Ok(FileLists::default()),
     };
+    if let Some((mut kind, reason)) = not_ours(push, repository, branch) {
+        // Pushes to other branches are common, but not those of videos.
+        if kind == Ignored::Branch && lists(&prefix).is_ok_and(|lists| lists.is_empty()) {
+            kind = Ignored::Other;
+        }
+        return Ok(Decision::Ignored { kind, reason });
+    }
+    let lists = lists(&prefix)?;
     let is_empty = lists.is_empty();
     let (videos, ignored, unclear) = lists.settle(&prefix, payload.after);
     let scan = unclear || push.before().is_none() || is_true(payload.forced);
     if is_empty && !scan {
-        let (kind, reason) = (Ignored::Other, format!("no files in {prefix} were changed"));
+        let elsewhere = payload.commits.and_then(|commits| {
+            let all = FileLists::read(commits.get(), "").ok()?;
+            all.first_video_path()
+        });
+        let (kind, reason) = match elsewhere {
+            Some(path) => (Ignored::Folder, format!("{path} is not in {prefix}")),
+            None => (Ignored::Other, format!("no files in {prefix} were changed")),
+        };
         return Ok(Decision::Ignored { kind, reason });
     }
     Ok(Decision::Accepted(Intake {

@@ -5,6 +5,8 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
+use crate::format::is_unprintable;
+
 /// Replaces a credential.
 const REDACTED: &str = "[redacted]";
 
@@ -38,13 +40,18 @@ impl Redactor {
         Self { forms }
     }
 
+    /// `text` without the known secrets.
+    pub fn without_secrets(&self, text: &str) -> String {
+        let known = |text: String, form: &String| text.replace(form, REDACTED);
+        self.forms.iter().fold(text.to_owned(), known)
+    }
+
     /// `text` in one line without credentials: the known secrets, user, password and query of URLs, and long
     /// runs of letters and digits.
     pub fn redact(&self, text: &str) -> String {
         let text: String = text.chars().filter_map(printable).collect();
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let known = |text: String, form: &String| text.replace(form, REDACTED);
-        let text = self.forms.iter().fold(text, known);
+        let text = self.without_secrets(&text);
         let ends_url = |c: char| c.is_whitespace() || "\"'`<>\\".contains(c);
         let words = text.split_inclusive(ends_url);
         without_keys(&words.map(without_url_credentials).collect::<String>())
@@ -70,9 +77,7 @@ pub fn cut(text: &str, chars: usize) -> String {
 fn printable(c: char) -> Option<char> {
     match c {
         _ if c.is_whitespace() => Some(' '),
-        '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' => None,
-        '\u{2060}'..='\u{206f}' | '\u{feff}' => None,
-        _ => (!c.is_control()).then_some(c),
+        _ => (!is_unprintable(c)).then_some(c),
     }
 }
 

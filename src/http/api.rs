@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::problem::ProblemBody;
-use super::status::next_sweep_ms;
+use super::status::{next_sweep_ms, report};
 use super::{AppState, ErrorCode, Problem};
 use crate::db::{DbError, DeliveryView, Filter, Page, VideoDetail, VideoView, timestamp};
 use crate::domain::explanation::Situation;
@@ -23,7 +23,7 @@ use crate::domain::links::Links;
 use crate::domain::report::SweepReport;
 use crate::domain::request::{Request, Source};
 use crate::domain::state::VideoState;
-use crate::pipeline::checks::live::explained;
+use crate::pipeline::checks::live::{explained, unseen_pushes};
 use crate::pipeline::sweep::{SweepError, SweepOptions};
 use crate::telemetry::refusals::{Refusal, Why};
 
@@ -159,6 +159,17 @@ pub(super) async fn page(app: &AppState, filter: &Filter) -> Result<Page<VideoVi
     Ok(page)
 }
 
+/// Why OpenHands is not asked about a video; `None` if it is.
+fn not_asked(app: &AppState, conversation_id: Option<&str>) -> Option<&'static str> {
+    if app.sweep.openhands.is_none() {
+        Some("OPENHANDS_API_KEY is not set")
+    } else if conversation_id.is_none() {
+        Some("the row has no conversation_id")
+    } else {
+        None
+    }
+}
+
 /// Adds what follows from the settings.
 fn complete(app: &AppState, video: &mut VideoView) {
     let conversation = video.conversation_id.as_deref();
@@ -168,6 +179,9 @@ fn complete(app: &AppState, video: &mut VideoView) {
         let deadline_ms = created_ms + app.sweep.generation_deadline.as_millis() as i64;
         video.times.deadline_ms = Some(deadline_ms);
         generation.deadline_at = Some(timestamp(deadline_ms));
+        if let (None, Some(reason)) = (&generation.reported, not_asked(app, conversation)) {
+            generation.detail = format!("OpenHands is not asked, because {reason}.");
+        }
     }
 }
 
@@ -234,8 +248,9 @@ pub(super) async fn retry(
     Ok((StatusCode::ACCEPTED, Json(body)).into_response())
 }
 
-/// Which videos to retry.
+/// Which videos to retry. Other members are rejected: a misspelt filter would retry all videos.
 #[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct RetryAll {
     /// `failed`
     state: String,
@@ -264,7 +279,10 @@ pub(super) async fn retry_all(
     State(app): State<AppState>,
     body: Result<Json<RetryAll>, JsonRejection>,
 ) -> Result<Response, Problem> {
-    let Json(RetryAll { state, code }) = body.map_err(|_| {
+    let Json(RetryAll { state, code }) = body.map_err(|rejection| {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            return Problem::new(ErrorCode::PayloadTooLarge, "The body is larger than 4 KiB.");
+        }
         Problem::malformed(
             "The body must be JSON such as {\"state\":\"failed\",\"code\":\"bucket_missing\"}.",
         )
@@ -332,13 +350,8 @@ pub(super) async fn find_video(
     complete(app, video);
     let overview = app.overview.get(&app.db).await?;
     let agent = video.generation.as_ref().and_then(|g| g.reported.as_ref());
-    let not_asked = if app.sweep.openhands.is_none() {
-        Some("OPENHANDS_API_KEY is not set")
-    } else if video.conversation_id.is_none() {
-        Some("the row has no conversation_id")
-    } else {
-        None
-    };
+    let is_busy = overview.count(VideoState::Running) > 0;
+    let problems = report(app, &overview);
     let situation = Situation {
         now_ms: app.clock.now_ms(),
         state: Some(video.state),
@@ -350,8 +363,10 @@ pub(super) async fn find_video(
         row_created_ms: video.times.row_created_ms,
         deadline_ms: video.times.deadline_ms,
         agent: agent.zip(video.times.checked_ms),
-        not_asked,
+        not_asked: not_asked(app, video.conversation_id.as_deref()),
         next_sweep_ms: next_sweep_ms(app, &overview),
+        unseen_pushes: unseen_pushes(&problems),
+        has_idle_queue: !is_busy,
     };
     let links = app.sites.links(
         video.key(),
@@ -432,11 +447,11 @@ pub(super) fn refusals(app: &AppState) -> Vec<RefusalView> {
         at: timestamp(refusal.at_ms),
         count: refusal.count,
         status: match refusal.why {
-            Why::Refused(_) => "refused",
+            Why::Refused(_) | Why::NotGithub(_) => "refused",
             Why::Ignored(_) => "ignored",
         },
         reason: match refusal.why {
-            Why::Refused(reason) => reason.as_str().to_owned(),
+            Why::Refused(reason) | Why::NotGithub(reason) => reason.as_str().to_owned(),
             Why::Ignored(_) => refusal.reason,
         },
     };

@@ -32,6 +32,7 @@ use tower_http::timeout::RequestBodyDeadlineLayer;
 use crate::clock::Clock;
 use crate::db::{Db, Overview};
 use crate::domain::links::Sites;
+use crate::domain::redact::Redactor;
 use crate::pipeline::intake::Intake;
 use crate::pipeline::sweep::Sweep;
 use crate::services::github::Github;
@@ -82,6 +83,8 @@ pub struct AppState {
     pub wrong_tokens: Arc<WrongTokens>,
     /// The deliveries that this process refused or ignored.
     pub refusals: Arc<Refusals>,
+    /// Removes the secrets of the configuration from names that others chose.
+    pub redactor: Redactor,
     /// The web pages of the configured services.
     pub sites: Arc<Sites>,
     /// The interval of this process's sweeps; `None` if it makes none.
@@ -111,7 +114,9 @@ pub fn router(app: AppState) -> Router {
         .route("/api/status", get(status::get))
         .route("/api/events", get(events::stream))
         .route("/api/openapi.json", get(openapi::document))
-        .layer(middleware::from_fn_with_state(app.clone(), admin_only));
+        .layer(middleware::from_fn_with_state(app.clone(), admin_only))
+        .layer(DefaultBodyLimit::max(page::FORM_BYTES_MAX))
+        .layer(RequestBodyDeadlineLayer::new(page::FORM_TIMEOUT));
     let page = Router::new()
         .route("/", get(page::videos::list))
         .route("/videos/{video_id}", get(page::videos::detail))

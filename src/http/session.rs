@@ -175,9 +175,13 @@ pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     match (text("sec-fetch-site"), text("origin"), text("host")) {
         (Some(site), _, _) => site == "same-origin",
         // Browsers omit Sec-Fetch-Site over plain HTTP.
-        (None, Some(origin), Some(host)) => origin
-            .split_once("://")
-            .is_some_and(|(_, authority)| authority == host),
+        (None, Some(origin), Some(host)) => {
+            origin.split_once("://").is_some_and(|(scheme, authority)| {
+                // A proxy that terminates TLS may not say so.
+                let is_same_scheme = scheme == "https" || scheme == "http" && !is_https(headers);
+                is_same_scheme && authority == host
+            })
+        }
         _ => false,
     }
 }

@@ -17,7 +17,7 @@ use crate::domain::advice::advice;
 use crate::domain::failure::{Class, Code};
 use crate::domain::state::VideoState;
 use crate::pipeline::checks::live::{self, Facts};
-use crate::pipeline::checks::{Finding, Mark};
+use crate::pipeline::checks::{Finding, Mark, Report};
 
 /// The state of the server and of all videos.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -165,15 +165,23 @@ pub(super) async fn get(State(app): State<AppState>) -> Result<Json<Status>, Pro
 
 /// What is wrong with the server as a whole, failed checks first.
 pub(super) fn problems(app: &AppState, overview: &Overview) -> Vec<ProblemView> {
-    let report = live::problems(&Facts {
+    let view = |Finding { id, mark, text }| ProblemView { id, mark, text };
+    report(app, overview)
+        .findings
+        .into_iter()
+        .map(view)
+        .collect()
+}
+
+/// The same as a report.
+pub(super) fn report(app: &AppState, overview: &Overview) -> Report {
+    live::problems(&Facts {
         now_ms: app.clock.now_ms(),
         overview,
         refusals: &app.refusals.newest_first(),
         rate_limit: app.github.rate_limit(),
         repository: &app.repository,
-    });
-    let view = |Finding { id, mark, text }| ProblemView { id, mark, text };
-    report.findings.into_iter().map(view).collect()
+    })
 }
 
 /// The failed videos by code.
@@ -200,6 +208,8 @@ pub(super) fn backing_off(overview: &Overview) -> i64 {
 /// here sweeps by itself.
 pub(super) fn next_sweep_ms(app: &AppState, overview: &Overview) -> Option<i64> {
     let interval = app.reconcile_interval?;
-    let (last_ms, _) = overview.last_sweep.as_ref()?;
+    let succeeded = overview.last_sweep.as_ref().map(|(at_ms, _)| *at_ms);
+    let failed = overview.failed_sweep.as_ref().map(|failed| failed.at_ms);
+    let last_ms = succeeded.max(failed)?;
     Some((last_ms + interval.as_millis() as i64).max(app.clock.now_ms()))
 }

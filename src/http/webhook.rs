@@ -42,14 +42,19 @@ pub async fn receive(
     request: Request,
 ) -> Response {
     let started = Instant::now();
+    let is_github = request.headers().contains_key("x-github-event");
     let result = handle(&app, &connection, request).await;
     if let Err(problem) = &result
         && let Some(reason) = problem.code().refusal()
     {
         // Without the GUID, which an unauthenticated client may have invented.
         refused(reason);
-        app.refusals
-            .add(Why::Refused(reason), "", app.clock.now_ms());
+        let why = if is_github {
+            Why::Refused(reason)
+        } else {
+            Why::NotGithub(reason)
+        };
+        app.refusals.add(why, "", app.clock.now_ms());
     }
     let response = result.into_response();
     metrics::delivery(response.status().as_u16(), started.elapsed());
@@ -144,12 +149,23 @@ fn pong(app: &AppState, payload: &[u8]) -> Value {
 }
 
 fn ignored<'h>(app: &AppState, kind: Ignored, reason: &str) -> Event<'h> {
+    // Everybody who can push chooses names of branches and files, and one may contain a secret by mistake.
+    let reason = &app.redactor.without_secrets(reason);
     app.refusals
         .add(Why::Ignored(kind), reason, app.clock.now_ms());
     Event::Other(json!({"status": "ignored", "reason": reason}))
 }
 
 async fn record(app: &AppState, guid: &str, intake: push::Intake) -> Result<Response, Problem> {
+    let ignored = json!(intake.ignored).to_string();
+    let ignored = app.redactor.without_secrets(&ignored);
+    let mut others = intake.ignored.iter();
+    if let Some(mp4) = others.find(|file| file.path.ends_with(".mp4")) {
+        let reason = format!("{} is {}", mp4.path, mp4.reason);
+        let reason = app.redactor.without_secrets(&reason);
+        let why = Why::Ignored(Ignored::Name);
+        app.refusals.add(why, &reason, app.clock.now_ms());
+    }
     let delivery = Delivery {
         guid: guid.to_owned(),
         event: "push".to_owned(),
@@ -157,7 +173,7 @@ async fn record(app: &AppState, guid: &str, intake: push::Intake) -> Result<Resp
         after: intake.after,
         scan: intake.scan,
         videos: intake.videos,
-        ignored: json!(intake.ignored),
+        ignored: serde_json::from_str(&ignored).unwrap_or_default(),
     };
     let videos: Vec<_> = delivery
         .videos

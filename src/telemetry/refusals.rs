@@ -15,6 +15,9 @@ const ENTRIES_MAX: usize = 100;
 pub enum Why {
     /// It was refused. Nothing else is kept of it, because its sender may be unauthenticated.
     Refused(Reason),
+    /// It was refused and does not have the headers of GitHub's deliveries, so it says nothing about the
+    /// webhook.
+    NotGithub(Reason),
     /// Its signature is valid, but it does not concern this server.
     Ignored(Ignored),
 }

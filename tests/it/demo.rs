@@ -121,6 +121,8 @@ async fn a_sign_in_link_works_once_for_ten_minutes() {
     assert_eq!(open(&guess).await, 401, "a normal server has no link");
     assert_eq!(open("/sign-in?once=").await, 401);
     let first = app.sign_in_link.issue(now_ms());
+    let preview = client().head(format!("{url}{first}")).send().await.unwrap();
+    assert!(preview.headers().get(SET_COOKIE).is_none());
     let link = app.sign_in_link.issue(now_ms());
     assert_eq!(link.len(), guess.len(), "128 bits");
     assert_eq!(open(&first).await, 401, "only the last one is valid");

@@ -9,7 +9,7 @@ use video_ingest::pipeline::sweep::SweepOptions;
 
 use crate::scenario;
 use crate::support::fake_github::Fault;
-use crate::support::scenario::{AppRow, SECOND, Scenario, TRUNCATED, Video};
+use crate::support::scenario::{AppRow, SECOND, SECRET, Scenario, TRUNCATED, Video};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -41,7 +41,8 @@ async fn sweep(t: &Scenario) {
 scenario! {
     refused_deliveries_are_a_problem_until_a_push_is_accepted(t) {
         for _ in 0..3 {
-            t.post("/webhooks/github", &[], b"{}".to_vec()).await.expect_problem(401, "bad_signature");
+            let headers = [("x-github-event", "push".to_owned())];
+            t.post("/webhooks/github", &headers, b"{}".to_vec()).await.expect_problem(401, "bad_signature");
         }
         let refused = t.get("/api/deliveries").await.json["refused"].take();
         let only = &refused.as_array().unwrap()[..];
@@ -58,6 +59,26 @@ scenario! {
         assert_eq!(status(t).await["problems"], json!([]));
     }
 
+    requests_of_strangers_are_shown_and_are_no_problem(t) {
+        t.post("/webhooks/github", &[], b"x".to_vec()).await.expect_problem(401, "bad_signature");
+        let refused = t.get("/api/deliveries").await.json["refused"].take();
+        assert_eq!((&refused[0]["status"], &refused[0]["reason"]), (&json!("refused"), &json!("bad_signature")));
+        assert_eq!(status(t).await["problems"], json!([]));
+    }
+
+    secrets_in_names_that_were_pushed_are_not_shown(t) {
+        let head = t.github.head();
+        t.github.commit(|c| c.write(format!("videos/{SECRET}.txt"), "x"));
+        let pushed = t.deliver(&t.github.push(head, t.github.head())).await;
+        let branch = format!("refs/heads/{SECRET}");
+        let ignored = t.deliver(&t.github.push_to(&branch, head, head)).await;
+        let shown = [pushed.json, ignored.json, t.get("/api/deliveries").await.json, status(t).await];
+        for text in shown.map(|json| json.to_string()) {
+            assert!(!text.contains(SECRET), "{text}");
+        }
+        t.work().await;
+    }
+
     pushes_of_a_renamed_repository_are_a_problem(t) {
         let head = t.github.head();
         let mut delivery = t.github.push(GitSha::from_bytes([0; 20]), head);
@@ -69,14 +90,79 @@ scenario! {
 
     pushes_to_another_branch_are_a_problem_if_there_are_no_others(t) {
         let head = t.github.head();
-        t.deliver(&t.github.push_to("refs/heads/release", head, head)).await;
-        expect_text(problem(&status(t).await, "deliveries.ignored"), &["branch release", "set GITHUB_BRANCH"]);
+        // Without videos.
+        let before = t.github.head();
+        t.github.commit(|c| c.write("docs/notes.md", "x"));
+        t.deliver(&t.github.push_to("refs/heads/docs", before, t.github.head())).await;
+        assert_eq!(status(t).await["problems"], json!([]));
+        t.commit(&Video::good());
+        let pushed = t.github.head();
+        t.deliver(&t.github.push_to("refs/heads/release", head, pushed)).await;
+        expect_text(problem(&status(t).await, "deliveries.ignored"), &["branch release", "GITHUB_BRANCH"]);
         let video = Video::good();
         t.row(&video).await;
         t.later(Duration::from_secs(1));
         t.push(&video).await;
         t.work().await;
-        t.deliver(&t.github.push_to("refs/heads/release", head, head)).await;
+        t.deliver(&t.github.push_to("refs/heads/release", head, pushed)).await;
+        assert_eq!(status(t).await["problems"], json!([]));
+    }
+
+    videos_in_another_folder_or_under_another_name_are_a_problem(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        let before = t.github.head();
+        t.github.commit(|c| c.write(format!("renders/{}", video.mp4_path().rsplit('/').next().unwrap()), video.mp4.clone()));
+        t.deliver(&t.github.push(before, t.github.head())).await;
+        let now = status(t).await;
+        expect_text(problem(&now, "deliveries.ignored"), &["renders/", "GITHUB_VIDEOS_DIR"]);
+        expect_text(t.video(&video).await["explanation"].as_str().unwrap(), &["The server may not see what was pushed", "GITHUB_VIDEOS_DIR"]);
+        t.later(48 * HOUR);
+        let before = t.github.head();
+        t.github.commit(|c| c.write(format!("videos/{}.mp4", video.id()), video.mp4.clone()));
+        t.deliver(&t.github.push(before, t.github.head())).await.expect_accepted();
+        let now = status(t).await;
+        expect_text(problem(&now, "deliveries.ignored"), &["1 delivery was ignored in part", &video.id(), "<lesson_id>_<video_id>.mp4"]);
+        t.work().await;
+    }
+
+    a_queued_video_without_a_worker_says_so(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        t.push(&video).await;
+        expect_text(t.video(&video).await["explanation"].as_str().unwrap(), &["the next free worker processes it"]);
+        t.later(Duration::from_secs(61));
+        expect_text(problem(&status(t).await, "server.workers"), &["WORKERS"]);
+        expect_text(t.video(&video).await["explanation"].as_str().unwrap(), &["no worker has taken it"]);
+        t.work().await;
+    }
+
+    a_video_whose_wait_ends_is_counted_as_failed(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        let before = t.github.head();
+        t.github.commit(|c| c.write(video.json_path(), video.json.clone()));
+        t.deliver(&t.github.push(before, t.github.head())).await;
+        t.work().await;
+        let waiting = t.video(&video).await;
+        assert_eq!((&waiting["state"], &waiting["next_attempt_at"]), (&json!("waiting"), &Value::Null));
+        t.later(7 * HOUR);
+        t.work().await;
+        assert_eq!(t.video(&video).await["code"], "video_missing");
+        assert_eq!(status(t).await["day"]["failed"], 1);
+    }
+
+    a_video_that_a_delivery_named_is_announced(t) {
+        let video = Video::good();
+        t.row(&video).await;
+        t.github.fault(|_| true, Fault::Status { code: 401, headers: vec![], body: String::new() });
+        t.push(&video).await;
+        t.work().await;
+        assert_eq!(t.video(&video).await["code"], "github_denied");
+        t.github.clear_faults();
+        sweep(t).await;
+        t.work().await;
+        assert_eq!(t.video(&video).await["state"], "ready");
         assert_eq!(status(t).await["problems"], json!([]));
     }
 
@@ -145,7 +231,7 @@ scenario! {
         assert_eq!((&groups[0]["code"], &groups[0]["class"], &groups[0]["count"]), (&json!("truncated"), &json!("invalid"), &json!(3)));
         assert!(groups[0]["advice"].as_str().unwrap().contains("push"));
         let retry = async |body: Value| t.send("/api/videos/retry", &body).await;
-        for wrong in [json!({"state": "ready"}), json!({"state": "failed", "code": "soon"}), json!([])] {
+        for wrong in [json!({"state": "ready"}), json!({"state": "failed", "code": "soon"}), json!({"state": "failed", "codes": "truncated"}), json!([])] {
             retry(wrong).await.expect_problem(400, "malformed");
         }
         let none = retry(json!({"state": "failed", "code": "too_large"})).await;

@@ -536,7 +536,10 @@ async fn wrong_sign_ins_are_slowed_and_the_right_token_always_works() {
 async fn over_https_the_cookie_belongs_to_this_host_only() {
     let t = Scenario::begin(Backend::Embedded).await;
     let mut browser = Browser::new(&t);
-    let https = [("x-forwarded-proto", "https")];
+    let https = [
+        ("x-forwarded-proto", "https"),
+        ("sec-fetch-site", "same-origin"),
+    ];
     let plain = cookie(&browser.sign_in(ADMIN_TOKEN, &[]).await);
     assert!(plain.starts_with("video_ingest_session="), "{plain}");
     let answer = browser.sign_in(ADMIN_TOKEN, &https).await;

@@ -37,7 +37,7 @@ pub(in crate::http) async fn require_session(
         Ok(false) => {}
         Err(problem) => return problem.into_response(),
     }
-    if request.method() != Method::GET {
+    if !request.method().is_safe() {
         if session::is_same_origin(request.headers()) {
             // A button on a page whose session has ended: after signing in, the page is shown again.
             let page = header_value(request.headers(), "referer").and_then(path_of);
@@ -84,9 +84,12 @@ pub(in crate::http) struct FormQuery {
 /// `GET /sign-in`
 pub(in crate::http) async fn form(
     State(app): State<AppState>,
+    method: Method,
     headers: HeaderMap,
     Query(FormQuery { next, once }): Query<FormQuery>,
 ) -> Response {
+    // A HEAD request must not use the link up.
+    let once = once.filter(|_| method == Method::GET);
     let Some((once, admin_token)) = once.zip(app.admin_token.as_ref()) else {
         return render(&SignInPage { next, error: None });
     };

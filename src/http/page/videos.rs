@@ -18,6 +18,7 @@ use super::views::{
 };
 use super::{ErrorPage, render};
 use crate::db::{EventView, GenerationView, Overview, VideoView};
+use crate::domain::advice::repeats;
 use crate::domain::failure::Code;
 use crate::domain::ids::VideoKey;
 use crate::domain::links::Links;
@@ -93,6 +94,12 @@ struct Group {
 }
 
 impl Group {
+    /// What to do, unless the message says so.
+    fn advice(&self) -> Option<&'static str> {
+        let advice = self.failure.advice;
+        (!repeats(&self.failure.message, advice)).then_some(advice)
+    }
+
     fn is_retry_promising(&self) -> bool {
         is_retry_promising(self.failure.code)
     }

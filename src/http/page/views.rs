@@ -7,6 +7,7 @@ use askama::filters::HtmlSafe;
 use jiff::Timestamp;
 
 use crate::db::{Day, EventView, VideoView};
+use crate::domain::advice::repeats;
 use crate::domain::failure::{Class, Code};
 use crate::domain::ids::VideoKey;
 use crate::domain::state::VideoState;
@@ -184,7 +185,9 @@ impl VideoRow {
 
     /// What to do about the failure.
     pub(super) fn advice(&self) -> Option<&'static str> {
-        self.code().and(self.video.advice)
+        let message = self.video.message.as_deref().unwrap_or_default();
+        let advice = self.code().and(self.video.advice);
+        advice.filter(|advice| !repeats(message, advice))
     }
 
     /// Whether the agent's conversation is where to look next.

@@ -11,6 +11,7 @@ use crate::db::Overview;
 use crate::domain::advice::advice;
 use crate::domain::failure::Code;
 use crate::domain::push::Ignored;
+use crate::domain::state::VideoState;
 use crate::format::elapsed;
 use crate::services::github::RateLimit;
 use crate::telemetry::refusals::{Refusal, Why};
@@ -19,11 +20,17 @@ use crate::telemetry::refused::Reason;
 /// A video that is overdue for longer is not processed by any worker.
 const OVERDUE_MAX: Duration = Duration::from_secs(600);
 
+/// The same if no video is running: an idle worker looks for due videos every five seconds.
+const OVERDUE_IDLE_MAX: Duration = Duration::from_secs(60);
+
 /// For how long a refused or ignored delivery is a problem.
 const REFUSAL_SHOWN: Duration = Duration::from_secs(24 * 3600);
 
 /// From this part of the rate limit on, a warning is shown: 1/10.
 const QUOTA_DIVISOR: u64 = 10;
+
+/// GitHub's limit without a token, in requests per hour. Source: GitHub, "Rate limits for the REST API".
+const ANONYMOUS_LIMIT: u64 = 60;
 
 /// What a running server knows about itself. Times are in milliseconds since the Unix epoch.
 #[derive(Debug)]
@@ -46,6 +53,13 @@ pub fn not_ready(database: bool) -> Option<&'static str> {
         .then_some("The database is unavailable. Check the server that DATABASE_URL points to.")
 }
 
+/// Why the server may not see what is pushed; `None` if it does.
+pub fn unseen_pushes(report: &Report) -> Option<&str> {
+    let hides = |id: &str| id.starts_with("deliveries.") || id == "sweeps.failing";
+    let problem = report.findings.iter().find(|finding| hides(finding.id));
+    problem.map(|finding| finding.text.as_str())
+}
+
 /// The problems, failed checks first. Contains no finding that is correct.
 pub fn problems(facts: &Facts<'_>) -> Report {
     let mut report = Report::default();
@@ -66,7 +80,14 @@ fn workers(facts: &Facts<'_>, report: &mut Report) {
         return;
     };
     let overdue = facts.ago(due_ms);
-    if overdue > OVERDUE_MAX {
+    let is_idle = facts.overview.count(VideoState::Running) == 0;
+    if overdue
+        > if is_idle {
+            OVERDUE_IDLE_MAX
+        } else {
+            OVERDUE_MAX
+        }
+    {
         let text = format!(
             "No worker has processed a video that was due {} ago. Check that a server with WORKERS greater than 0 is running, then check its log.",
             elapsed(overdue)
@@ -77,36 +98,37 @@ fn workers(facts: &Facts<'_>, report: &mut Report) {
 
 fn deliveries(facts: &Facts<'_>, report: &mut Report) {
     let last_push_ms = facts.overview.last_push_ms;
-    for refusal in facts.refusals {
-        let is_recent = facts.ago(refusal.at_ms) < REFUSAL_SHOWN;
-        // A later push that was accepted shows that the webhook is correct.
-        let is_current = last_push_ms.is_none_or(|push| push < refusal.at_ms);
-        let is_problem = match refusal.why {
-            Why::Ignored(Ignored::Repository) => true,
-            // Pushes to other branches are common.
-            Why::Ignored(Ignored::Branch) => {
-                last_push_ms.is_none_or(|push| push < refusal.first_ms)
-            }
-            Why::Ignored(Ignored::Other) | Why::Refused(Reason::WrongToken) => false,
-            Why::Refused(_) => is_current,
+    // One problem for all reasons of a kind: everybody who can push chooses names of branches.
+    let mut kinds: Vec<(Refusal, u64)> = Vec::new();
+    for refusal in facts.refusals.iter().filter(|r| facts.is_problem(r)) {
+        match kinds
+            .iter_mut()
+            .find(|(newest, _)| newest.why == refusal.why)
+        {
+            Some((_, count)) => *count += refusal.count,
+            None => kinds.push((refusal.clone(), refusal.count)),
+        }
+    }
+    for (newest, count) in kinds {
+        let is_refused = matches!(newest.why, Why::Refused(_));
+        let (id, verb) = if is_refused {
+            ("deliveries.refused", "refused")
+        } else {
+            ("deliveries.ignored", "ignored")
         };
-        if is_problem && is_recent {
-            let (id, verb) = match refusal.why {
-                Why::Refused(_) => ("deliveries.refused", "refused"),
-                Why::Ignored(_) => ("deliveries.ignored", "ignored"),
-            };
-            let text = format!(
-                "{} {verb}, the last one at {}. {}",
-                counted(refusal.count, "delivery was", "deliveries were"),
-                facts.time(refusal.at_ms),
-                explained(refusal, facts.repository)
-            );
-            // If pushes were accepted before, the refused requests may be those of unauthenticated clients.
-            if verb == "refused" && last_push_ms.is_some() {
-                report.warn(id, text);
-            } else {
-                report.fail(id, text);
-            }
+        let is_name = newest.why == Why::Ignored(Ignored::Name);
+        let verb = if is_name { "ignored in part" } else { verb };
+        let text = format!(
+            "{} {verb}, the last one at {}. {}",
+            counted(count, "delivery was", "deliveries were"),
+            facts.time(newest.at_ms),
+            explained(&newest, facts.repository)
+        );
+        // If pushes were accepted before, the refused requests may be those of unauthenticated clients.
+        if is_name || is_refused && last_push_ms.is_some() {
+            report.warn(id, text);
+        } else {
+            report.fail(id, text);
         }
     }
     if let Some((found_ms, count)) = facts.overview.unannounced
@@ -132,18 +154,26 @@ fn deliveries(facts: &Facts<'_>, report: &mut Report) {
 /// What a refused or ignored delivery means, and what to do.
 pub fn explained(refusal: &Refusal, repository: &str) -> String {
     match refusal.why {
-        Why::Refused(Reason::BadSignature) => "The signature did not match GITHUB_WEBHOOK_SECRET, or the request did not come from GitHub. If GitHub's recent deliveries show status 401, run `video-ingest webhook install --url <URL>`, which sets the secret.".to_owned(),
-        Why::Refused(Reason::Malformed) => "The body or a header was not in the form that GitHub sends. Check what the webhook's URL points to and that no proxy changes requests.".to_owned(),
-        Why::Refused(Reason::UnsupportedMediaType) => "The content type is not supported. Set the webhook's content type to application/json.".to_owned(),
-        Why::Refused(Reason::TooLarge) => "The body was larger than the limit. GitHub does not send such deliveries.".to_owned(),
-        Why::Refused(Reason::Busy) => "Too many large bodies were being received. Redeliver failed deliveries with `video-ingest webhook redeliver --failed`.".to_owned(),
-        Why::Refused(Reason::WrongToken | Reason::ConnectionsFull) => "A client was rejected.".to_owned(),
+        Why::Refused(Reason::BadSignature) | Why::NotGithub(Reason::BadSignature) => "The signature did not match GITHUB_WEBHOOK_SECRET, or the request did not come from GitHub. If GitHub's recent deliveries show status 401, run `video-ingest webhook install --url <URL>`, which sets the secret.".to_owned(),
+        Why::Refused(Reason::Malformed) | Why::NotGithub(Reason::Malformed) => "The body or a header was not in the form that GitHub sends. Check what the webhook's URL points to and that no proxy changes requests.".to_owned(),
+        Why::Refused(Reason::UnsupportedMediaType) | Why::NotGithub(Reason::UnsupportedMediaType) => "The content type is not supported. Set the webhook's content type to application/json.".to_owned(),
+        Why::Refused(Reason::TooLarge) | Why::NotGithub(Reason::TooLarge) => "The body was larger than the limit. GitHub does not send such deliveries.".to_owned(),
+        Why::Refused(Reason::Busy) | Why::NotGithub(Reason::Busy) => "Too many large bodies were being received. Redeliver failed deliveries with `video-ingest webhook redeliver --failed`.".to_owned(),
+        Why::Refused(_) | Why::NotGithub(_) => "A client was rejected.".to_owned(),
         Why::Ignored(Ignored::Repository) => format!(
             "The payload names another repository ({}). If {repository} was renamed or transferred, set GITHUB_REPOSITORY to its new name and restart the server; otherwise, delete the other repository's webhook.",
             refusal.reason
         ),
         Why::Ignored(Ignored::Branch) => format!(
             "The pushed branch is not the one that this server watches ({}). If the videos are pushed to that branch, set GITHUB_BRANCH and restart the server.",
+            refusal.reason
+        ),
+        Why::Ignored(Ignored::Folder) => format!(
+            "Videos were pushed to another folder ({}). Push them to the right one, or set GITHUB_VIDEOS_DIR and restart the server.",
+            refusal.reason
+        ),
+        Why::Ignored(Ignored::Name) => format!(
+            "An MP4 in the videos folder has another name than <lesson_id>_<video_id>.mp4 ({}). If it is a video, rename it.",
             refusal.reason
         ),
         Why::Ignored(Ignored::Other) => format!("There was nothing to process: {}.", refusal.reason),
@@ -189,7 +219,11 @@ fn quota(facts: &Facts<'_>, report: &mut Report) {
     if rate.remaining >= rate.limit / QUOTA_DIVISOR || reset_ms <= facts.now_ms {
         return;
     }
-    let fix = "If this happens often, set GITHUB_TOKEN (without it, the limit is 60 requests per hour); if it is set, check which other programs use the same token or account.";
+    let fix = if rate.limit <= ANONYMOUS_LIMIT {
+        "Set GITHUB_TOKEN, which raises the limit to 5,000 requests per hour."
+    } else {
+        "Until then, pushed videos wait. Check what else uses the token."
+    };
     let text = format!(
         "{} of {} GitHub API requests remain until {}. {fix}",
         rate.remaining,
@@ -234,6 +268,20 @@ fn counted(count: u64, one: &str, many: &str) -> String {
 }
 
 impl Facts<'_> {
+    /// Whether deliveries of this kind are a problem. `refusals` is sorted, the newest first.
+    fn is_problem(&self, refusal: &Refusal) -> bool {
+        let last_push_ms = self.overview.last_push_ms;
+        let is_one = match refusal.why {
+            Why::Ignored(Ignored::Repository | Ignored::Folder | Ignored::Name) => true,
+            // Pushes to other branches are common.
+            Why::Ignored(Ignored::Branch) => last_push_ms.is_none(),
+            // A later push that was accepted shows that the webhook is correct.
+            Why::Refused(_) => last_push_ms.is_none_or(|push| push < refusal.at_ms),
+            Why::Ignored(Ignored::Other) | Why::NotGithub(_) => false,
+        };
+        is_one && self.ago(refusal.at_ms) < REFUSAL_SHOWN
+    }
+
     fn ago(&self, ms: i64) -> Duration {
         Duration::from_millis(u64::try_from(self.now_ms - ms).unwrap_or(0))
     }

@@ -226,7 +226,11 @@ impl Sweep {
         let mut unannounced = 0;
         for (key, verdict) in self.verdicts(snapshot, listed, &HashMap::new()) {
             if let Verdict::Request(reason) = verdict {
-                unannounced += usize::from([NEW_FILES, CHANGED_FILES].contains(&reason));
+                // An attempt that a delivery requested may have ended before it listed the files.
+                let record = snapshot.records.get(&key);
+                let is_unknown = record.is_none_or(|record| record.observed != (None, None));
+                let is_found = [NEW_FILES, CHANGED_FILES].contains(&reason);
+                unannounced += usize::from(is_found && is_unknown);
                 writes.request(key, reason, false);
             }
         }
