@@ -30,7 +30,7 @@ use crate::cli::client::{Client, Detail};
 use crate::clock::Clock;
 use crate::config::{Config, LogConfig, LogFormat};
 use crate::db::{Db, RowOwner};
-use crate::domain::advice::advice;
+use crate::domain::advice::{advice, repeats};
 use crate::domain::failure::Code;
 use crate::domain::ids::{FileKind, GitSha, VideoKey};
 use crate::domain::lfs::{POINTER_BYTES_MAX, Pointer};
@@ -605,7 +605,9 @@ impl Demo {
         let video = &detail.video;
         let code = video.code.as_deref().unwrap_or_default();
         let message = video.message.as_deref().unwrap_or_default();
-        let advice = Code::parse(code).map(|code| format!("→ {}", advice(code)));
+        let advice = Code::parse(code).map(advice);
+        let advice = advice.filter(|advice| !repeats(message, advice));
+        let advice = advice.map(|advice| format!("→ {advice}"));
         let reason = [format!("{code}: {}", plain(message))];
         let paragraphs: Vec<String> = reason.into_iter().chain(advice).collect();
         print_line(indented(&paragraphs, INDENT.len()).trim_end())

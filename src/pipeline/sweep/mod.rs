@@ -149,7 +149,9 @@ impl Sweep {
     /// # Errors
     /// The branch cannot be listed, or the database is unavailable.
     pub async fn run(&self, options: &SweepOptions) -> Result<SweepReport, SweepError> {
-        let result = for_purpose(Purpose::Sweep, self.run_once(options)).await;
+        // On the heap: a sweep has a large future, and many tasks and handlers contain one.
+        let sweep = Box::pin(self.run_once(options));
+        let result = for_purpose(Purpose::Sweep, sweep).await;
         if !options.dry_run {
             metrics::swept(result.as_ref().ok());
             if let Err(SweepError::Failure(failure)) = &result {
