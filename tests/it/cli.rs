@@ -113,7 +113,7 @@ fn the_demo_succeeds_and_reads_no_settings() {
             "ready",
             "of the pushed bytes",
             "truncated",
-            "→ Render",
+            "render the video again",
         ],
     );
     assert!(!text.contains('\x1b'), "no colours in a pipe");
