@@ -53,10 +53,11 @@ pub fn not_ready(database: bool) -> Option<&'static str> {
         .then_some("The database is unavailable. Check the server that DATABASE_URL points to.")
 }
 
-/// Why the server may not see what is pushed; `None` if it does.
+/// Why the server may not see what is pushed; `None` if no check of that has failed.
 pub fn unseen_pushes(report: &Report) -> Option<&str> {
     let hides = |id: &str| id.starts_with("deliveries.") || id == "sweeps.failing";
-    let problem = report.findings.iter().find(|finding| hides(finding.id));
+    let mut failed = report.findings.iter().filter(|f| f.mark == Mark::Failed);
+    let problem = failed.find(|finding| hides(finding.id));
     problem.map(|finding| finding.text.as_str())
 }
 
