@@ -41,6 +41,8 @@ alter role video_ingest connection limit 40;
 alter role video_ingest set search_path = public;
 alter role video_ingest set statement_timeout = '10s';
 alter role video_ingest set idle_in_transaction_session_timeout = '15s';
+-- The statements are short, so compiling them takes longer than running them.
+alter role video_ingest set jit = off;
 
 -- The service's own schema. No API role, including service_role, has access to it.
 create schema if not exists video_ingest;

@@ -312,10 +312,11 @@ impl Db {
         let commit = match filter.commit {
             None => "true",
             Some(_) => {
-                "(commit_sha between $13 and $14 or video_id in (
-                    select k.value ->> 'video_id'
+                "video_id in (
+                    select c.video_id from video_ingest.videos as c where c.commit_sha between $13 and $14
+                    union all select k.value ->> 'video_id'
                     from video_ingest.deliveries as d, {each}(d.videos{jsonb}) as k
-                    where d.after_sha between $13 and $14))"
+                    where d.after_sha between $13 and $14)"
             }
         };
         let before = if has_cursor {

@@ -25,8 +25,9 @@ const LARGE: u32 = 1_000_000;
 /// Videos that are being generated.
 const GENERATING: u32 = 100;
 
-/// The most rows that a page may read of tables that grow with the videos.
-const ROWS_MAX: u64 = 200;
+/// The most rows that a page may read of tables that grow with the videos. The first page also counts the videos
+/// that are being generated.
+const ROWS_MAX: u64 = 400;
 
 /// The most rows that a page may read of other tables: hourly counts, counts, marks, and the statuses of
 /// generating videos.
